@@ -1,0 +1,38 @@
+import json
+
+import pytest
+import torch
+
+from train.schedules import per_optimizer_step, sgdr, warmup_linear
+
+
+def test_sgdr_equals_the_reference_in_every_epoch(shared):
+    reference = shared / "reference" / "tfsepnet_golden" / "sgdr_factor_per_epoch.json"
+    factors = json.loads(reference.read_text())["factor"]
+    assert len(factors) == 150
+    assert [sgdr(epoch) for epoch in range(150)] == pytest.approx(factors, abs=1e-9)
+
+
+@pytest.mark.parametrize("first_cycle, cycle_factor", [(10, 2), (3, 1), (4, 3)])
+def test_sgdr_equals_torch(first_cycle, cycle_factor):
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, first_cycle, cycle_factor)
+    for epoch in range(60):
+        assert sgdr(epoch, first_cycle, cycle_factor) == pytest.approx(schedule.get_last_lr()[0], abs=1e-9)
+        optimizer.step()
+        schedule.step()
+
+
+def test_warmup_linear_has_the_published_values():
+    factors = [warmup_linear(epoch, num_epochs=30) for epoch in range(30)]
+    assert factors[:4] == pytest.approx([0.022, 0.060, 0.287, 0.732], abs=5e-4)
+    assert factors[4] == 1.0
+    assert factors[29] == pytest.approx(0.043, abs=5e-4)
+    assert factors[4:] == sorted(factors[4:], reverse=True)
+
+
+@pytest.mark.parametrize("steps_per_epoch", [1, 7, 28])
+def test_the_factor_is_constant_within_an_epoch(steps_per_epoch):
+    by_step = per_optimizer_step(sgdr, steps_per_epoch)
+    for step in range(40 * steps_per_epoch):
+        assert by_step(step) == sgdr(step // steps_per_epoch)
