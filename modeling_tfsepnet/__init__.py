@@ -1,0 +1,27 @@
+"""TF-SepNet for acoustic scene classification: configuration, feature extractor, model and pipeline.
+
+Importing this package makes the `Auto` classes and `pipeline("audio-classification")` of transformers know TF-SepNet.
+"""
+
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from .configuration_tfsepnet import *
+from .feature_extraction_tfsepnet import *
+from .modeling_tfsepnet import *
+from .pipeline_tfsepnet import *
+
+
+AutoConfig.register(TFSepNetConfig.model_type, TFSepNetConfig)
+AutoFeatureExtractor.register(TFSepNetConfig, TFSepNetFeatureExtractor)
+AutoModel.register(TFSepNetConfig, TFSepNetModel)
+AutoModelForAudioClassification.register(TFSepNetConfig, TFSepNetForAudioClassification)
+
+# Saved folders carry this code, so that they load where the package is not installed.
+TFSepNetConfig.register_for_auto_class()
+TFSepNetFeatureExtractor.register_for_auto_class()
+TFSepNetModel.register_for_auto_class("AutoModel")
+TFSepNetForAudioClassification.register_for_auto_class("AutoModelForAudioClassification")
+
+# For feature extractors that do not resample by themselves this class behaves like the one it replaces.
+PIPELINE_REGISTRY.supported_tasks["audio-classification"]["impl"] = SceneClassificationPipeline

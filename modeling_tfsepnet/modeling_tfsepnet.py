@@ -1,0 +1,312 @@
+"""TF-SepNet: time-frequency separable convolutions for acoustic scenes, with at most 128,000 parameters."""
+
+import math
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_tfsepnet import TFSepNetConfig
+from .pipeline_tfsepnet import SceneClassificationPipeline
+
+
+class TFSepNetConvUnit(nn.Module):
+    """Convolution without bias, batch normalisation, ReLU.
+
+    Args:
+        in_channels (`int`): Input channels.
+        out_channels (`int`): Output channels.
+        kernel_size (`tuple[int, int]`): Extent over (frequency, time), odd; the padding keeps the size at stride 1.
+        stride (`int`, *optional*, defaults to 1): Stride over both axes.
+        groups (`int`, *optional*, defaults to 1): Channel groups.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: tuple[int, int], stride: int = 1, groups: int = 1
+    ) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride=stride,
+            padding=(kernel_size[0] // 2, kernel_size[1] // 2),
+            groups=groups,
+            bias=False,
+        )
+        self.normalization = nn.BatchNorm2d(out_channels)
+
+    def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
+        """Maps (batch, in_channels, frequency, time) to (batch, out_channels, frequency / stride, time / stride)."""
+        return self.normalization(self.convolution(hidden_state)).relu()
+
+
+class TFSepNetResidualNorm(nn.Module):
+    """`scale * x + (x - mean) / sqrt(variance + eps)`, per clip and frequency bin (report, section 3.2).
+
+    Mean and unbiased variance are taken over channels and time. There are no parameters and no running statistics.
+    """
+
+    def __init__(self, scale: float, eps: float) -> None:
+        super().__init__()
+        self.scale = scale
+        self.eps = eps
+
+    def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
+        """Maps (batch, channels, frequency, time) to the same shape."""
+        variance, mean = torch.var_mean(hidden_state, dim=(1, 3), keepdim=True)
+        inverse_deviation = (variance + self.eps).rsqrt()
+        return torch.addcmul(-mean * inverse_deviation, hidden_state, inverse_deviation + self.scale)
+
+
+class TFSepNetPath(nn.Module):
+    """One half of a block: what a depthwise convolution along one axis finds, averaged over that axis.
+
+    Args:
+        channels (`int`): Channels of the half block.
+        kernel_size (`int`): Extent along `axis`.
+        axis (`int`): 2 for the frequency path, 3 for the time path.
+        dropout (`float`): Dropout probability of the correction.
+    """
+
+    def __init__(self, channels: int, kernel_size: int, axis: int, dropout: float) -> None:
+        super().__init__()
+        self.axis = axis
+        kernel = (kernel_size, 1) if axis == 2 else (1, kernel_size)
+        self.depthwise = TFSepNetConvUnit(channels, channels, kernel, groups=channels)
+        self.pointwise = TFSepNetConvUnit(channels, channels, (1, 1))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
+        """Maps (batch, channels, frequency, time) to the same shape; the correction is constant along `axis`."""
+        correction = self.depthwise(hidden_state).mean(dim=self.axis, keepdim=True)
+        return hidden_state + self.dropout(self.pointwise(correction))
+
+
+class TFSepNetBlock(nn.Module):
+    """Time-frequency separable convolutions (report, section 3.2): transition, shuffle, one path per half.
+
+    A pointwise convolution unit changes the width where `in_channels` and `out_channels` differ. The channels are then
+    shuffled (the two halves interleaved); the first half goes through the frequency path, the second through the
+    time path.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, dropout: float) -> None:
+        super().__init__()
+        half = out_channels // 2
+        self.transition = (
+            TFSepNetConvUnit(in_channels, out_channels, (1, 1)) if in_channels != out_channels else nn.Identity()
+        )
+        self.shuffle = nn.ChannelShuffle(2)
+        self.frequency_path = TFSepNetPath(half, kernel_size, axis=2, dropout=dropout)
+        self.time_path = TFSepNetPath(half, kernel_size, axis=3, dropout=dropout)
+
+    def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
+        """Maps (batch, in_channels, frequency, time) to (batch, out_channels, frequency, time)."""
+        frequency, time = self.shuffle(self.transition(hidden_state)).chunk(2, dim=1)
+        return torch.cat([self.frequency_path(frequency), self.time_path(time)], dim=1)
+
+
+class TFSepNetStage(nn.Module):
+    """Blocks of one width: max-pooling where `downsample`, then `num_blocks` blocks, then the residual norm."""
+
+    def __init__(
+        self, config: TFSepNetConfig, in_channels: int, out_channels: int, num_blocks: int, downsample: bool
+    ) -> None:
+        super().__init__()
+        self.pooling = nn.MaxPool2d(2) if downsample else nn.Identity()
+        self.blocks = nn.ModuleList(
+            TFSepNetBlock(in_channels if i == 0 else out_channels, out_channels, config.kernel_size, config.dropout)
+            for i in range(num_blocks)
+        )
+        self.normalization = TFSepNetResidualNorm(config.residual_norm_scale, config.residual_norm_eps)
+
+    def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
+        """Maps (batch, in_channels, frequency, time) to (batch, out_channels, frequency, time), halved if pooled."""
+        hidden_state = self.pooling(hidden_state)
+        for block in self.blocks:
+            hidden_state = block(hidden_state)
+        return self.normalization(hidden_state)
+
+
+class TFSepNetPreTrainedModel(PreTrainedModel):
+    """What the models share: configuration, names, and initialisation (PyTorch's defaults, as in the public code)."""
+
+    config_class = TFSepNetConfig
+    base_model_prefix = "tfsepnet"
+    main_input_name = "input_values"
+    input_modalities = ("audio",)
+    _no_split_modules = ("TFSepNetBlock",)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Conv2d):
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            if module.bias is not None:
+                bound = 1 / math.sqrt(module.weight[0].numel())
+                init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.BatchNorm2d):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+            init.zeros_(module.running_mean)
+            init.ones_(module.running_var)
+            init.zeros_(module.num_batches_tracked)
+
+
+def check_shapes(input_values: torch.Tensor, attention_mask: torch.Tensor | None) -> None:
+    """Refuses inputs that are not (batch, windows, mel bins, frames) with a mask (batch, windows)."""
+    if input_values.ndim != 4:
+        raise ValueError(
+            f"input_values has shape {tuple(input_values.shape)}, but has to be (batch, windows, mel bins, frames); "
+            "a clip of one second has one window."
+        )
+    if attention_mask is not None and attention_mask.shape != input_values.shape[:2]:
+        raise ValueError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}, but has to be (batch, windows), here "
+            f"{tuple(input_values.shape[:2])}."
+        )
+
+
+def mean_over_windows(values: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """Average of (batch, windows, channels) over the windows that the mask (batch, windows; 1 = real) keeps."""
+    if attention_mask is None:
+        return values.mean(dim=1)
+    weight = attention_mask.to(values.dtype)
+    return torch.einsum("bwc,bw->bc", values, weight / weight.sum(dim=1, keepdim=True).clamp(min=1))
+
+
+class TFSepNetModel(TFSepNetPreTrainedModel):
+    """TF-SepNet without its classifier (report, Table 2).
+
+    Two strided convolutions, then four stages of time-frequency separable blocks. The residual norm stands after the
+    convolutions and after every stage, before the pooling: five times, at depth 16 as at depth 17.
+    """
+
+    def __init__(self, config: TFSepNetConfig) -> None:
+        super().__init__(config)
+        width = config.base_channels
+        widths = [2 * width, width, int(1.5 * width), 2 * width, int(2.5 * width)]
+        self.stem = nn.Sequential(
+            TFSepNetConvUnit(1, width // 2, (3, 3), stride=2),
+            TFSepNetConvUnit(width // 2, widths[0], (3, 3), stride=2, groups=width // 2),
+            TFSepNetResidualNorm(config.residual_norm_scale, config.residual_norm_eps),
+        )
+        self.stages = nn.ModuleList(
+            TFSepNetStage(config, in_channels, out_channels, num_blocks, downsample)
+            for in_channels, out_channels, num_blocks, downsample in zip(
+                widths[:-1], widths[1:], (2, 2, 2, 3), (False, True, True, config.depth == 17), strict=True
+            )
+        )
+        self.post_init()
+
+    def encode(self, windows: torch.Tensor) -> list[torch.Tensor]:
+        """Maps log-mel windows (windows, mel_bins, frames) to the outputs of the stem and of every stage.
+
+        Without gradients the windows are processed a few at a time: the working set then stays in the processor's
+        cache, which is twice as fast as one pass over a large batch, and memory does not grow with the batch.
+        """
+        hidden_state = windows.unsqueeze(1)
+        hidden_states = []
+        for stage in (self.stem, *self.stages):
+            hidden_state = stage(hidden_state)
+            hidden_states.append(hidden_state)
+        return hidden_states
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> BaseModelOutputWithPooling:
+        """Encodes log-mel windows.
+
+        Args:
+            input_values (`torch.Tensor` of shape `(batch, windows, mel_bins, frames)`):
+                Normalised log-mel energies of one-second windows, as [`TFSepNetFeatureExtractor`] makes them. At least
+                17 mel bins and 17 frames, so that something is left after the poolings.
+            attention_mask (`torch.Tensor` of shape `(batch, windows)`, *optional*):
+                1 for windows of the clip, 0 for padding.
+            output_hidden_states (`bool`, *optional*):
+                Whether to return the output of the stem and of every stage.
+            return_dict (`bool`, *optional*):
+                Whether to return a [`~transformers.utils.ModelOutput`] rather than a tuple.
+
+        Returns:
+            `last_hidden_state` of shape `(batch, windows, 2.5 * base_channels, mel_bins / 32, frames / 32)` at depth
+            17, `pooler_output` of shape `(batch, 2.5 * base_channels)`, its mean over frequency, time and real windows,
+            and `hidden_states`, a tuple of five tensors `(batch, windows, channels, frequency, time)`.
+
+        Raises:
+            ValueError: `input_values` or `attention_mask` has the wrong shape.
+        """
+        check_shapes(input_values, attention_mask)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        batch_size = input_values.shape[0]
+        hidden_states = [state.unflatten(0, (batch_size, -1)) for state in self.encode(input_values.flatten(0, 1))]
+        return BaseModelOutputWithPooling(
+            last_hidden_state=hidden_states[-1],
+            pooler_output=mean_over_windows(hidden_states[-1].mean(dim=(3, 4)), attention_mask),
+            hidden_states=tuple(hidden_states) if output_hidden_states else None,
+        )
+
+
+class TFSepNetForAudioClassification(TFSepNetPreTrainedModel):
+    """TF-SepNet with its classifier: a pointwise convolution, then the mean over frequency and time.
+
+    A clip of several windows gets the mean of its windows' logits.
+    """
+
+    pipeline_class = SceneClassificationPipeline
+    """What `transformers.pipeline(..., pipeline_class=…)` needs to read audio files without further programs."""
+
+    def __init__(self, config: TFSepNetConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.tfsepnet = TFSepNetModel(config)
+        self.classifier = nn.Conv2d(int(2.5 * config.base_channels), config.num_labels, 1)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> SequenceClassifierOutput:
+        """Classifies clips.
+
+        Args:
+            input_values (`torch.Tensor` of shape `(batch, windows, mel_bins, frames)`):
+                Normalised log-mel energies of one-second windows, as [`TFSepNetFeatureExtractor`] makes them.
+            attention_mask (`torch.Tensor` of shape `(batch, windows)`, *optional*):
+                1 for windows of the clip, 0 for padding.
+            labels (`torch.Tensor` of shape `(batch,)`, *optional*):
+                Class indices, for a cross-entropy loss.
+            output_hidden_states (`bool`, *optional*):
+                Whether to return the output of the stem and of every stage.
+            return_dict (`bool`, *optional*):
+                Whether to return a [`~transformers.utils.ModelOutput`] rather than a tuple.
+
+        Returns:
+            `logits` of shape `(batch, num_labels)`, `loss` if there are labels, `hidden_states` if asked for.
+
+        Raises:
+            ValueError: `input_values` or `attention_mask` has the wrong shape.
+        """
+        outputs = self.tfsepnet(input_values, attention_mask, output_hidden_states)
+        batch_size = input_values.shape[0]
+        logits = self.classifier(outputs.last_hidden_state.flatten(0, 1)).mean(dim=(2, 3))
+        logits = mean_over_windows(logits.unflatten(0, (batch_size, -1)), attention_mask)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels, logits, self.config)
+        return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
+
+
+__all__ = ["TFSepNetForAudioClassification", "TFSepNetModel", "TFSepNetPreTrainedModel"]

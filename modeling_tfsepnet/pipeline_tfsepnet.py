@@ -1,0 +1,89 @@
+"""The audio-classification pipeline, reading files with soundfile and resampling in the feature extractor."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import AudioClassificationPipeline, BatchFeature
+
+
+class SceneClassificationPipeline(AudioClassificationPipeline):
+    """`pipeline("audio-classification")` without the ffmpeg program and without torchaudio.
+
+    Takes what the [`~transformers.AudioClassificationPipeline`] takes: arrays at the feature extractor's rate, dicts
+    `{"array" or "raw": …, "sampling_rate": …}` of any rate, paths and URLs of WAV, FLAC, OGG and MP3 files, their bytes,
+    dicts `{"path": …, "bytes": …}` as an undecoded `datasets.Audio` column holds them, and lists, generators and columns
+    of these. Several channels are averaged. With feature extractors that do not resample by themselves it behaves
+    like its parent.
+
+    Raises:
+        FileNotFoundError: The path does not exist.
+        ValueError: The bytes are no audio file, or the audio is empty or not finite.
+    """
+
+    def __call__(self, inputs: Any, **kwargs: Any) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
+        """Classifies one input, or each of several (`top_k`, `function_to_apply`, `batch_size` as in the parent)."""
+        if isinstance(inputs, Path):
+            inputs = str(inputs)
+        elif isinstance(inputs, Sequence) and not isinstance(inputs, (str, bytes, list)):
+            inputs = list(inputs)  # a column of a dataset
+        return super().__call__(inputs, **kwargs)
+
+    def preprocess(self, inputs: Any) -> BatchFeature:
+        """Turns one input into the model's input."""
+        if not getattr(self.feature_extractor, "accepts_any_sampling_rate", False):
+            return super().preprocess(inputs)
+        audio, sampling_rate = self.read(inputs)
+        features = self.feature_extractor([audio], sampling_rate=sampling_rate, return_tensors="pt")
+        return features.to(dtype=self.dtype) if self.dtype is not None else features
+
+    def read(self, inputs: Any) -> tuple[np.ndarray, int]:
+        """Returns the waveform, (samples,) or (channels, samples), and its rate in Hz."""
+        if isinstance(inputs, dict):
+            array = inputs.get("array", inputs.get("raw"))
+            if array is not None:
+                if "sampling_rate" not in inputs:
+                    raise ValueError('The dict has no "sampling_rate": give the rate of its array, in Hz.')
+                return array, inputs["sampling_rate"]
+            inputs = inputs["bytes"] if inputs.get("bytes") is not None else inputs.get("path")
+            if inputs is None:
+                raise ValueError('The dict needs "array" and "sampling_rate", or "bytes", or "path".')
+        if isinstance(inputs, (str, Path)):
+            inputs = read_bytes(str(inputs))
+        if isinstance(inputs, (bytes, bytearray)):
+            return decode(bytes(inputs))
+        return inputs, self.feature_extractor.sampling_rate
+
+
+def read_bytes(location: str) -> bytes:
+    """Contents of a local file or of an http(s) URL."""
+    if location.startswith(("http://", "https://")):
+        from huggingface_hub import get_session
+
+        response = get_session().get(location, follow_redirects=True)
+        response.raise_for_status()
+        return response.content
+    path = Path(location)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no audio file {location}.")
+    return path.read_bytes()
+
+
+def decode(contents: bytes) -> tuple[np.ndarray, int]:
+    """Decodes an audio file to a float32 waveform, (samples,) or (channels, samples), and its rate in Hz."""
+    try:
+        import soundfile
+    except ImportError as error:
+        raise ImportError("Reading audio files needs soundfile: pip install soundfile") from error
+    try:
+        audio, sampling_rate = soundfile.read(io.BytesIO(contents), dtype="float32")
+    except soundfile.LibsndfileError as error:
+        raise ValueError(
+            f"These {len(contents)} bytes are not an audio file that libsndfile reads (WAV, FLAC, OGG, MP3): {error}"
+        ) from None
+    return audio.T, sampling_rate
+
+
+__all__ = ["SceneClassificationPipeline"]
