@@ -56,9 +56,7 @@ def load_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
     except (SafetensorError, RuntimeError, EOFError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is not a readable checkpoint: {error}") from None
     except Exception as error:  # torch.load reports refused pickles by its own exception type
-        raise ValueError(
-            f"{path} holds more than tensors and was refused; save its state dict alone (torch.save(model.state_dict()))."
-        ) from error
+        raise ValueError(f"{path} holds more than tensors and was refused; save its state dict alone.") from error
     if isinstance(state_dict, dict) and isinstance(state_dict.get("state_dict"), dict):
         state_dict = state_dict["state_dict"]
     if not isinstance(state_dict, dict) or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
@@ -129,8 +127,8 @@ def convert_state_dict(
             raise ValueError(f"The checkpoint's key {key} belongs to no layer of a TF-SepNet of depth {config.depth}.")
         if value.shape != expected[name].shape:
             raise ValueError(
-                f"The checkpoint's {key} has shape {tuple(value.shape)}, but TF-SepNet-{config.base_channels} of depth "
-                f"{config.depth} needs {tuple(expected[name].shape)}."
+                f"The checkpoint's {key} has shape {tuple(value.shape)}, but TF-SepNet-{config.base_channels} of "
+                f"depth {config.depth} needs {tuple(expected[name].shape)}."
             )
         converted[name] = value
     missing = [name for name in expected if name not in converted]

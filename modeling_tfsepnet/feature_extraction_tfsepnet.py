@@ -13,8 +13,8 @@ from transformers.utils import TensorType
 
 # Frames whose spectra are held at a time: small enough for a processor's cache, large enough to hide the loop.
 FRAMES_PER_CHUNK = 256
-# Mel bands whose weights are multiplied as one dense block. A band overlaps its neighbours only, so blocks of this many
-# keep nearly all of the zeros of the 512 x 2049 bank out of the product.
+# Mel bands whose weights are multiplied as one dense block. A band overlaps its neighbours only, so blocks of this
+# many keep nearly all of the zeros of the 512 x 2049 bank out of the product.
 BANDS_PER_BLOCK = 32
 
 
@@ -26,8 +26,8 @@ class TFSepNetFeatureExtractor(SequenceFeatureExtractor):
     states a hop of 16 ms; its input of 512 x 64 belongs to the public code's hop of 500 samples, which is used here,
     as are the pre-emphasis and the scaling, of which the report is silent.
 
-    Policy for other lengths: a longer clip is cut into one-second windows from its start; the last one is moved back to
-    end with the clip, and a remainder shorter than one hop is dropped. The model averages the windows' logits. A
+    Policy for other lengths: a longer clip is cut into one-second windows from its start; the last one is moved back
+    to end with the clip, and a remainder shorter than one hop is dropped. The model averages the windows' logits. A
     shorter clip is repeated until it fills a second, which keeps the statistics of a scene, where zeros would not.
 
     Args:
@@ -259,7 +259,7 @@ def to_mono(clip: Any, name: str) -> torch.Tensor:
         raise ValueError(f"{name} is empty (shape {tuple(clip.shape)}).")
     if clip.ndim == 2 and clip.shape[0] > clip.shape[1]:
         raise ValueError(
-            f"{name} has shape {tuple(clip.shape)}: more channels than samples. Pass it transposed, (channels, samples)."
+            f"{name} has shape {tuple(clip.shape)}: more channels than samples. Pass (channels, samples)."
         )
     if not clip.is_floating_point():
         full_scale = 2.0 ** (torch.iinfo(clip.dtype).bits - 1)

@@ -13,10 +13,10 @@ class SceneClassificationPipeline(AudioClassificationPipeline):
     """`pipeline("audio-classification")` without the ffmpeg program and without torchaudio.
 
     Takes what the [`~transformers.AudioClassificationPipeline`] takes: arrays at the feature extractor's rate, dicts
-    `{"array" or "raw": …, "sampling_rate": …}` of any rate, paths and URLs of WAV, FLAC, OGG and MP3 files, their bytes,
-    dicts `{"path": …, "bytes": …}` as an undecoded `datasets.Audio` column holds them, and lists, generators and columns
-    of these. Several channels are averaged. With feature extractors that do not resample by themselves it behaves
-    like its parent.
+    `{"array" or "raw": …, "sampling_rate": …}` of any rate, paths and URLs of WAV, FLAC, OGG and MP3 files, their
+    bytes, dicts `{"path": …, "bytes": …}` as an undecoded `datasets.Audio` column holds them, and lists, generators
+    and columns of these. Several channels are averaged. With feature extractors that do not resample by themselves
+    it behaves like its parent.
 
     Raises:
         FileNotFoundError: The path does not exist.
