@@ -1,1 +1,23 @@
+"""TAU Urban Acoustic Scenes 2022 Mobile for `datasets`: builder, checks, teacher logits, waveforms, demo corpus."""
 
+from dataset_script.clips import decode_clip
+from dataset_script.logits import push_logits, read_logits, write_logits
+from dataset_script.splits import CITIES, DEVICES, PERCENTAGES, SCENES, SUBSETS
+from dataset_script.tau_urban_2022 import TAUUrban2022, load_scenes
+from dataset_script.waveforms import cache_waveforms
+
+
+__all__ = [
+    "CITIES",
+    "DEVICES",
+    "PERCENTAGES",
+    "SCENES",
+    "SUBSETS",
+    "TAUUrban2022",
+    "cache_waveforms",
+    "decode_clip",
+    "load_scenes",
+    "push_logits",
+    "read_logits",
+    "write_logits",
+]

@@ -1,0 +1,34 @@
+"""Check a corpus folder: `python -m dataset_script.check --data_dir D`.
+
+Prints a line for every check. Exits with 1 at the first fault, which it names.
+"""
+
+import argparse
+import sys
+
+from dataset_script.tau_urban_2022 import TAUUrban2022
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the checks; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m dataset_script.check", description=__doc__.splitlines()[0])
+    parser.add_argument("--data_dir", required=True, help="folder with the corpus extracted, or with its archives")
+    parser.add_argument(
+        "--config",
+        default="full",
+        choices=[config.name for config in TAUUrban2022.BUILDER_CONFIGS],
+        help="configuration whose clips are checked, by default all clips of meta.csv; tables are checked in any case",
+    )
+    args = parser.parse_args(arguments)
+    builder = TAUUrban2022(config_name=args.config, data_dir=args.data_dir)
+    try:
+        builder.read_splits(report=lambda title, summary: print(f"ok    {title}: {summary}"))
+    except (OSError, ValueError) as error:
+        print(f"FAIL  {error}")
+        return 1
+    print("The corpus is in order.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

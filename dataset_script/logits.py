@@ -1,0 +1,268 @@
+"""Logits of a teacher as a dataset of their own: a Parquet file and its card, keyed by file name.
+
+They hold no audio, so they can be shared where TAU itself may not be.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from datasets import ClassLabel, DatasetInfo, Features, List, Value
+from datasets.info import DatasetInfosDict
+from datasets.utils.metadata import MetadataConfigs
+from huggingface_hub import DatasetCard, DatasetCardData, HfApi, snapshot_download
+
+from dataset_script.splits import SCENES
+
+
+PARQUET_FILE = "data/train-00000-of-00001.parquet"
+
+CARD = """\
+---
+{metadata}
+---
+
+# Logits of {teacher}
+{synthetic}
+Logits that the teacher `{teacher}` (revision `{revision}`) gives for {rows:,} clips, for knowledge \
+distillation. There is no audio in this dataset.
+
+| column | content |
+|---|---|
+| `filename` | the clip, as in the tables of the corpus, each once |
+| `logits` | {classes} values (float32) before the softmax, in the order of the names below |
+| `prediction` | the class of the largest logit; its names are the classes in the order of the logits |
+| `teacher`, `revision` | the model and the state of it that gave the logits |
+
+Classes: {label_names}.
+
+Join them to the clips by `filename`, never by the order of rows:
+
+```python
+from dataset_script import load_scenes
+
+scenes = load_scenes("split25", data_dir="…", teacher_logits={{"name": "path or id of this dataset"}})
+```
+
+By the rules of DCASE, a teacher may have seen no clips but those of the subset that its student is trained on.
+{licence}"""
+
+SYNTHETIC_NOTE = "\n> The clips are **synthetic**: the demo corpus of this code, generated from a seed.\n"
+TAU_LICENCE_NOTE = """
+The logits are derived from TAU Urban Acoustic Scenes 2022 Mobile (Copyright (c) 2022 Tampere University and its
+licensors), whose audio and metadata are for experimental and non-commercial use only.
+"""
+
+
+@dataclass
+class TeacherLogits:
+    """The rows of a logits dataset.
+
+    Attributes:
+        filenames: The clips, each once.
+        values: Logits, float32 of shape `(rows, classes)`.
+        teacher: Name or id of the model.
+        revision: State of the model, such as a commit hash.
+    """
+
+    filenames: list[str]
+    values: np.ndarray
+    teacher: str
+    revision: str
+
+
+def write_logits(
+    folder: str | os.PathLike,
+    filenames: Sequence[str],
+    logits: np.ndarray,
+    *,
+    teacher: str,
+    revision: str,
+    label_names: Sequence[str] = SCENES,
+    synthetic: bool = False,
+) -> None:
+    """Write a logits dataset, replacing the one in `folder` if there is one.
+
+    Args:
+        folder: Where `data/` and the card `README.md` go.
+        filenames: The clips, as in the column `filename`.
+        logits: Array of shape `(len(filenames), len(label_names))`, values before the softmax.
+        teacher: Name or id of the model.
+        revision: State of the model, such as a commit hash.
+        label_names: The classes in the order of the logits, from the `id2label` of the model.
+        synthetic: Whether the clips are those of the demo corpus, which the card then says.
+
+    Raises:
+        ValueError: The shapes do not fit together, a value is not finite, or a clip occurs twice.
+    """
+    filenames, label_names = list(filenames), list(label_names)
+    values = np.asarray(logits, dtype=np.float32)
+    if values.shape != (len(filenames), len(label_names)) or not filenames:
+        raise ValueError(
+            f"logits have the shape {values.shape}, but there are {len(filenames)} file names and "
+            f"{len(label_names)} label names: give one row a clip and one column a class."
+        )
+    _check_rows("logits", filenames, values)
+    features = Features(
+        {
+            "filename": Value("string"),
+            "logits": List(Value("float32"), length=len(label_names)),
+            "prediction": ClassLabel(names=label_names),
+            "teacher": Value("string"),
+            "revision": Value("string"),
+        }
+    )
+    table = pa.table(
+        {
+            "filename": filenames,
+            "logits": pa.FixedSizeListArray.from_arrays(values.ravel(), len(label_names)),
+            "prediction": values.argmax(1),
+            "teacher": [teacher] * len(filenames),
+            "revision": [revision] * len(filenames),
+        }
+    ).cast(features.arrow_schema)
+    metadata = DatasetCardData(
+        pretty_name=f"Logits of {teacher}",
+        task_categories=["audio-classification"],
+        tags=["knowledge-distillation", "acoustic-scene-classification", *(["synthetic"] if synthetic else [])],
+        **({"license": "cc0-1.0"} if synthetic else {"license": "other", "license_name": "tau-non-commercial"}),
+    )
+    DatasetInfosDict(default=DatasetInfo(features=features)).to_dataset_card_data(metadata)
+    data_files = [{"split": "train", "path": "data/train-*"}]
+    MetadataConfigs(default={"data_files": data_files}).to_dataset_card_data(metadata)
+    card = CARD.format(
+        metadata=metadata.to_yaml(),
+        teacher=teacher,
+        revision=revision,
+        rows=len(filenames),
+        classes=len(label_names),
+        label_names=", ".join(f"`{name}`" for name in label_names),
+        synthetic=SYNTHETIC_NOTE if synthetic else "",
+        licence="" if synthetic else TAU_LICENCE_NOTE,
+    )
+    folder = Path(folder)
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    part = folder / "data" / ".part"
+    pq.write_table(table, part)
+    os.replace(part, folder / PARQUET_FILE)
+    DatasetCard(card).save(folder / "README.md")
+
+
+def read_logits(path_or_id: str | os.PathLike, label_names: Sequence[str] = SCENES) -> TeacherLogits:
+    """Read a logits dataset, and check every row of it.
+
+    Args:
+        path_or_id: Folder written by `write_logits`, or the id of a dataset on the Hub that was pushed from one.
+        label_names: The classes that are wanted, in the order that is wanted.
+
+    Raises:
+        FileNotFoundError: There is no logits dataset.
+        ValueError: It is of other classes or of another order of them, or a row is wrong; the message names the row.
+    """
+    folder = Path(path_or_id)
+    if not folder.is_dir():
+        folder = _download(str(path_or_id))
+    files = sorted(folder.glob("data/*.parquet"))
+    if not files or not (folder / "README.md").is_file():
+        raise FileNotFoundError(f"{path_or_id} has no data/*.parquet with a card: write it with write_logits.")
+    info = DatasetInfosDict.from_dataset_card_data(DatasetCard.load(folder / "README.md").data).get("default")
+    prediction = info and info.features and info.features.get("prediction")
+    if not isinstance(prediction, ClassLabel):
+        raise ValueError(f"{path_or_id} does not say which classes its logits are of: write it with write_logits.")
+    if list(prediction.names) != list(label_names):
+        raise ValueError(
+            f"{path_or_id} has logits of the classes {prediction.names}, but {list(label_names)} are wanted in this "
+            "order: predict them with a model of these classes."
+        )
+    try:
+        table = pa.concat_tables([pq.read_table(file) for file in files], promote_options="permissive")
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path_or_id} is damaged ({error}): write or download it again.") from None
+    missing = {"filename", "logits", "prediction", "teacher", "revision"} - set(table.column_names)
+    if missing:
+        raise ValueError(f"{path_or_id} has no column {min(missing)!r}: write it with write_logits.")
+    filenames = table["filename"].to_pylist()
+    lengths = pc.fill_null(pc.list_value_length(table["logits"]), 0).to_numpy()
+    wrong = np.flatnonzero(lengths != len(label_names))
+    if wrong.size:
+        _refuse_row(path_or_id, filenames, wrong[0], f"has {lengths[wrong[0]]} logits instead of {len(label_names)}")
+    values = pc.list_flatten(table["logits"]).to_numpy().astype(np.float32).reshape(len(filenames), -1)
+    _check_rows(path_or_id, filenames, values)
+    moved = np.flatnonzero(values.argmax(1) != table["prediction"].to_numpy())
+    if moved.size:
+        largest = label_names[values[moved[0]].argmax()]
+        _refuse_row(path_or_id, filenames, moved[0], f"has its largest logit at {largest!r}, not at its prediction")
+    return TeacherLogits(filenames, values, table["teacher"][0].as_py(), table["revision"][0].as_py())
+
+
+def push_logits(folder: str | os.PathLike, repo_id: str, private: bool | None = None) -> str:
+    """Push a logits dataset to the Hub, after reading it once more; returns the address of the commit."""
+    read_logits(folder)
+    api = HfApi()
+    api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+    commit = api.upload_folder(
+        repo_id=repo_id,
+        repo_type="dataset",
+        folder_path=folder,
+        allow_patterns=["README.md", "data/*.parquet"],
+        commit_message="Upload teacher logits",
+    )
+    return commit.commit_url
+
+
+def join_logits(name: str, logits: TeacherLogits, filenames: Sequence[str], optional: bool = False) -> pa.Array:
+    """The logits of some clips, found by file name.
+
+    Args:
+        name: What the teacher is called in messages.
+        logits: Where to look.
+        filenames: The clips.
+        optional: Accept that not a single one of the clips has logits; all entries are null then.
+
+    Returns:
+        A `fixed_size_list<float>[classes]` array in the order of `filenames`.
+
+    Raises:
+        ValueError: A clip has no logits.
+    """
+    rows = pd.Index(logits.filenames).get_indexer(pd.Index(filenames))
+    classes = logits.values.shape[1]
+    absent = np.flatnonzero(rows < 0)
+    if optional and len(absent) == len(filenames):
+        return pa.nulls(len(filenames), pa.list_(pa.float32(), classes))
+    if absent.size:
+        raise ValueError(
+            f"The teacher logits {name!r} (of {logits.teacher}) have no row for {filenames[absent[0]]} and for "
+            f"{absent.size - 1:,} more of {len(filenames):,} clips: predict the logits of this split again."
+        )
+    return pa.FixedSizeListArray.from_arrays(pa.array(logits.values[rows].ravel()), classes)
+
+
+def _download(repo_id: str) -> Path:
+    try:
+        return Path(snapshot_download(repo_id, repo_type="dataset", allow_patterns=["README.md", "data/*.parquet"]))
+    except (OSError, ValueError) as error:  # the errors of the Hub, of the network and of malformed ids
+        reason = str(error).strip().splitlines()[0]
+        raise FileNotFoundError(
+            f"{repo_id} is neither a folder nor a dataset that the Hub gives out ({reason}): write it with "
+            "write_logits."
+        ) from None
+
+
+def _check_rows(source: str | os.PathLike, filenames: list[str], values: np.ndarray) -> None:
+    repeated = pd.Index(filenames).duplicated()
+    if repeated.any():
+        _refuse_row(source, filenames, repeated.argmax(), "occurs twice")
+    infinite = ~np.isfinite(values).all(1)
+    if infinite.any():
+        _refuse_row(source, filenames, infinite.argmax(), "has a logit that is not finite")
+
+
+def _refuse_row(source: str | os.PathLike, filenames: list[str], row: int, problem: str) -> None:
+    raise ValueError(f"{source}, row {row}: {filenames[row]} {problem}: predict the logits again.")

@@ -1,0 +1,228 @@
+"""Where a corpus comes from: an extracted folder, the archives as downloaded, or the official download."""
+
+import hashlib
+import http.client
+import os
+import shutil
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from contextlib import ExitStack
+from pathlib import Path, PurePosixPath
+
+from datasets.utils import tqdm
+from filelock import FileLock
+
+
+DEVELOPMENT = "TAU-urban-acoustic-scenes-2022-mobile-development"
+RECORD_URL = "https://zenodo.org/record/6337421/files"
+TABLES_URL = "https://github.com/CPJKU/dcase2024_task1_baseline/releases/download/files"
+
+ARCHIVES = {
+    f"{DEVELOPMENT}.{part}.zip": md5
+    for part, md5 in {
+        "doc": "9c4f610bdb5d3e3e72a17d393a26452a",
+        "meta": "419b6ff6570f1030730352dc80cd8d15",
+        "audio.1": "8be14bdbd844481dce059ab31fbd2239",
+        "audio.2": "e821abda49b069248bb75eab39df7575",
+        "audio.3": "9c7897f78bb42ca0008936daddf3f8f3",
+        "audio.4": "53ec3e37c0fc0be75f53c5abbc5300b8",
+        "audio.5": "528422c33c5d10263203d2c61cb1f3be",
+        "audio.6": "4759a9465c903e13e57d5e82e791fc28",
+        "audio.7": "6d545fc83a55a17856a9ccc1ac9aff6b",
+        "audio.8": "3a2916a9b5d3f43cc7a22a62b180b0d9",
+        "audio.9": "071f664c86639ad730f7be4e3c39d886",
+        "audio.10": "e0839d019e9b77ecbcbb0eff85965530",
+        "audio.11": "fc60f1c83726be3963ae14fbcb95eeb4",
+        "audio.12": "02246547f86c0a814dc63ec65d7033bb",
+        "audio.13": "88ae9ef884665140d1572d8061725e00",
+        "audio.14": "c3f400d74ae90e5190dc518cde43de47",
+        "audio.15": "85594c6fe4f91c10aa2a410f748103b8",
+        "audio.16": "6e2df8438c69f6789414aeba8cbad9d8",
+    }.items()
+}
+"""The official archives (25.6 GiB) and their MD5 sums."""
+
+FRUITLESS_ATTEMPTS = 3
+"""A download gives up after this many connections in a row that brought no byte."""
+
+
+def find_root(data_dir: Path, kind: str = "development") -> Path:
+    """The corpus folder in `data_dir`, after the archives that lie in it have been extracted.
+
+    Args:
+        data_dir: A folder that holds the corpus, or its official folder, or its archives as downloaded.
+        kind: "development" (known by its `meta.csv`) or "evaluation" (known by `evaluation_setup/fold1_test.csv`).
+
+    Raises:
+        FileNotFoundError: There is no corpus in the folder.
+        ValueError: An archive is damaged.
+    """
+    if not data_dir.is_dir():
+        raise FileNotFoundError(f"The folder {data_dir} does not exist: give the folder that holds the corpus.")
+    extract_archives(sorted(data_dir.glob(f"*-mobile-{kind}.*.zip")))
+    marker = "meta.csv" if kind == "development" else "evaluation_setup/fold1_test.csv"
+    roots = [folder for folder in (data_dir, *sorted(data_dir.iterdir())) if (folder / marker).is_file()]
+    if not roots:
+        raise FileNotFoundError(
+            f"{data_dir} holds no {marker}, neither directly nor in a folder or an archive *-mobile-{kind}.*.zip "
+            "within: give the folder that holds the corpus."
+        )
+    return roots[0]
+
+
+def extract_archives(archives: list[Path]) -> None:
+    """Extract zip archives beside themselves, whatever is not there yet.
+
+    A file appears under its name only when it is complete, so an interrupted extraction, also by another program, is
+    taken up where it stopped.
+
+    Raises:
+        ValueError: An archive is damaged; nothing is extracted then, as far as its table of contents tells.
+    """
+    with ExitStack() as stack:
+        opened = [stack.enter_context(_open_archive(path)) for path in archives]
+        if not _pending(opened):
+            return
+        with FileLock(archives[0].parent / ".extracting.lock"):
+            pending = _pending(opened)
+            total = sum(member.file_size for _, member, _ in pending)
+            with tqdm(total=total, unit="B", unit_scale=True, desc="Extracting") as progress:
+                for archive, member, target in pending:
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    part = target.with_name(target.name + ".part")
+                    try:
+                        with archive.open(member) as source, open(part, "wb") as sink:
+                            shutil.copyfileobj(source, sink)
+                    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+                        part.unlink(missing_ok=True)
+                        problem = f"{archive.filename} is damaged at {member.filename} ({error})"
+                        raise ValueError(f"{problem}: download the archive again.") from None
+                    os.replace(part, target)
+                    progress.update(member.file_size)
+
+
+def _open_archive(path: Path) -> zipfile.ZipFile:
+    try:
+        archive = zipfile.ZipFile(path)
+    except zipfile.BadZipFile:
+        raise ValueError(f"{path} is no complete zip archive: download it again.") from None
+    for name in archive.namelist():
+        if name.startswith("/") or ".." in PurePosixPath(name).parts:
+            raise ValueError(f"{path} holds {name}, a path out of its folder: it is not the official archive.")
+    return archive
+
+
+def _pending(archives: list[zipfile.ZipFile]) -> list[tuple[zipfile.ZipFile, zipfile.ZipInfo, Path]]:
+    pending = []
+    for archive in archives:
+        folder = Path(archive.filename).parent
+        for member in archive.infolist():
+            target = folder / member.filename
+            if not member.is_dir() and not (target.is_file() and target.stat().st_size == member.file_size):
+                pending.append((archive, member, target))
+    return pending
+
+
+def download_development(folder: Path, archives: dict[str, str] = ARCHIVES, url: str = RECORD_URL) -> Path:
+    """Download and extract the official development set (25.6 GiB of archives, 30 GB extracted).
+
+    Args:
+        folder: Where the archives and the extracted corpus go. The archives may be deleted afterwards.
+        archives: Names and MD5 sums of the files.
+        url: Address of the folder that the files are in.
+
+    Returns:
+        The corpus folder.
+    """
+    complete = folder / "complete"
+    if not complete.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".downloading.lock"):
+            for name, md5 in archives.items():
+                download(f"{url}/{name}?download=1", folder / name, md5)
+        find_root(folder)
+        complete.touch()
+    return find_root(folder)
+
+
+def fetch_table(name: str, folder: Path, url: str = TABLES_URL) -> Path:
+    """Download the table of a DCASE 2024 subset ("split5", …, "split100", "test") into `folder`, unless it is there.
+
+    Raises:
+        FileNotFoundError: The download failed; the message says what to do by hand.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".downloading.lock"):
+        try:
+            return download(f"{url}/{name}.csv", folder / f"{name}.csv")
+        except OSError as error:
+            raise FileNotFoundError(
+                f"The corpus has no {name}.csv, and {error} Put the file into the corpus folder, as "
+                f"split_setup/{name}.csv."
+            ) from None
+
+
+def download(url: str, path: Path, md5: str | None = None) -> Path:
+    """Download a file, unless it is there. What an interrupted download left is continued.
+
+    Raises:
+        ConnectionError: The server does not send the file; what has arrived is kept for the next attempt.
+        ValueError: The file has another MD5 sum; it is deleted.
+    """
+    if path.is_file():
+        return path
+    part = path.with_name(path.name + ".part")
+    fruitless, complete = 0, False
+    while not complete:
+        before, reason = _size(part), "the connection broke"
+        try:
+            complete = _receive(url, part)
+        except (OSError, http.client.HTTPException) as error:
+            reason = str(error)
+        fruitless = 0 if complete or _size(part) > before else fruitless + 1
+        if fruitless == FRUITLESS_ATTEMPTS:
+            raise ConnectionError(f"{url} could not be downloaded ({reason}).")
+    if md5 is not None and (found := _md5(part)) != md5:
+        part.unlink()
+        raise ValueError(f"{url} has the MD5 sum {found} instead of {md5}; it was deleted: download it again.")
+    os.replace(part, path)
+    return path
+
+
+def _receive(url: str, part: Path) -> bool:
+    """Append to `part` what is missing of a file; whether it is complete then."""
+    done = _size(part)
+    request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=60)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # nothing after `done`: all is there, or `part` is of another file
+            if error.headers.get("Content-Range") == f"bytes */{done}":
+                return True
+            part.unlink()
+        raise
+    with response:
+        if response.status != 206:
+            done = 0
+        length = response.headers.get("Content-Length")
+        total = None if length is None else done + int(length)
+        bar = tqdm(initial=done, total=total, unit="B", unit_scale=True, desc=part.stem)
+        with open(part, "ab" if done else "wb") as sink, bar:
+            while block := response.read(1 << 20):
+                sink.write(block)
+                bar.update(len(block))
+    return total is None or _size(part) == total
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _md5(path: Path) -> str:
+    digest = hashlib.md5()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,285 @@
+"""TAU Urban Acoustic Scenes 2022 Mobile as a `datasets` builder."""
+
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import datasets
+import pandas as pd
+import pyarrow as pa
+from datasets import Audio, ClassLabel, DatasetDict, Features, List, Value
+
+from dataset_script.clips import SAMPLE_RATE, check_clips
+from dataset_script.logits import TeacherLogits, join_logits, read_logits
+from dataset_script.make_demo import demo_corpus, is_synthetic
+from dataset_script.sources import download_development, fetch_table, find_root
+from dataset_script.splits import (
+    CITIES,
+    DEVICES,
+    PERCENTAGES,
+    SCENES,
+    TABLE_CHECKS,
+    find_table,
+    read_corpus,
+    read_table,
+)
+
+
+logger = logging.getLogger(__name__)
+
+HOMEPAGE = "https://zenodo.org/records/6337421"
+
+DESCRIPTION = """\
+One-second recordings of ten acoustic scenes in ten European cities by nine devices, with the training subsets of \
+DCASE 2024 Task 1 (5, 10, 25, 50 and 100 %)."""
+
+SYNTHETIC_DESCRIPTION = """\
+Synthetic scenes generated from a seed, in the layout of TAU Urban Acoustic Scenes 2022 Mobile: for trying the code \
+out. Results on them say nothing about real recordings."""
+
+CITATION = """\
+@inproceedings{heittola2020acoustic,
+  title     = {Acoustic scene classification in {DCASE} 2020 challenge: generalization across devices and low \
+complexity solutions},
+  author    = {Heittola, Toni and Mesaros, Annamaria and Virtanen, Tuomas},
+  booktitle = {Proceedings of the Detection and Classification of Acoustic Scenes and Events 2020 Workshop},
+  year      = {2020},
+  pages     = {56--60}
+}
+@misc{tau2022mobile,
+  title     = {{TAU} Urban Acoustic Scenes 2022 Mobile, development dataset},
+  author    = {Heittola, Toni and Mesaros, Annamaria and Virtanen, Tuomas},
+  publisher = {Zenodo},
+  year      = {2022},
+  doi       = {10.5281/zenodo.6337421}
+}"""
+
+LICENSE = """\
+Copyright (c) 2022 Tampere University and its licensors. All rights reserved. The audio and metadata of TAU Urban \
+Acoustic Scenes 2022 Mobile may be used and copied for experimental and non-commercial purposes only, provided that \
+the copyright notice appears in its entirety in all copies and that the source, the Audio Research Group at Tampere \
+University of Technology, is acknowledged in any publication. Any commercial use is strictly prohibited. The full \
+text is in the archive TAU-urban-acoustic-scenes-2022-mobile-development.doc.zip."""
+
+SYNTHETIC_LICENSE = "CC0 1.0"
+
+
+@dataclass
+class TAUConfig(datasets.BuilderConfig):
+    """Configuration of the builder.
+
+    Attributes:
+        subset: Table of the training clips ("split5" to "split100"), or None for those without subsets.
+        demo: Whether the demo corpus is made where no folder is given.
+        teacher_logits: Logits datasets (folders, or ids on the Hub), each under the name of its column.
+    """
+
+    subset: str | None = None
+    demo: bool = False
+    teacher_logits: dict[str, str] | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in self.teacher_logits or {}:
+            if not re.fullmatch(r"\w+", name):
+                raise ValueError(f"A teacher cannot be called {name!r}: use letters, digits and underscores.")
+
+
+def _configs() -> Iterator[TAUConfig]:
+    for percent in PERCENTAGES:
+        yield TAUConfig(
+            name=f"split{percent}",
+            subset=f"split{percent}",
+            description=f"train: {percent} % of the training clips; test: the test split",
+        )
+    yield TAUConfig(name="full", description="train: every labelled clip, those of the test split too")
+    yield TAUConfig(name="evaluation", description="test: the unlabelled clips of the challenge")
+    for percent in PERCENTAGES:
+        yield TAUConfig(
+            name="demo" if percent == 100 else f"demo{percent}",
+            subset=f"split{percent}",
+            demo=True,
+            description=f"split{percent} of the synthetic demo corpus",
+        )
+
+
+class TAUUrban2022(datasets.ArrowBasedBuilder):
+    """Builder of TAU Urban Acoustic Scenes 2022 Mobile, and of corpora in its layout.
+
+    The Arrow files refer to the clips by their paths. A corpus is therefore checked whenever it is prepared, also
+    when its Arrow files are there already; they are kept by the content of tables and logits.
+    """
+
+    VERSION = datasets.Version("1.0.0")
+    BUILDER_CONFIG_CLASS = TAUConfig
+    BUILDER_CONFIGS: ClassVar = list(_configs())
+    DEFAULT_CONFIG_NAME = "demo"
+
+    def _info(self) -> datasets.DatasetInfo:
+        features = {"audio": Audio(sampling_rate=SAMPLE_RATE, decode=False), "filename": Value("string")}
+        if self.config.name != "evaluation":
+            features |= {
+                "label": ClassLabel(names=list(SCENES)),
+                "device": ClassLabel(names=list(DEVICES)),
+                "city": ClassLabel(names=list(CITIES)),
+                "location": Value("int32"),
+                "segment": Value("int32"),
+            }
+        for name in self.config.teacher_logits or {}:
+            features[f"teacher_logits_{name}"] = List(Value("float32"), length=len(SCENES))
+        return datasets.DatasetInfo(
+            description=DESCRIPTION,
+            citation=CITATION,
+            homepage=HOMEPAGE,
+            license=LICENSE,
+            features=Features(features),
+        )
+
+    def read_splits(self, report: Callable[[str, str], None] = logger.debug) -> dict[str, pa.Table]:
+        """Find the corpus, check it, and list its clips.
+
+        Args:
+            report: Called with the title and the summary of every check that was passed.
+
+        Returns:
+            The rows of each split.
+
+        Raises:
+            FileNotFoundError: There is no corpus, or it lacks a clip or a table.
+            ValueError: The corpus, an archive of it or a logits dataset has a fault; the message names the first one.
+        """
+        teachers = {name: read_logits(source) for name, source in (self.config.teacher_logits or {}).items()}
+        root = self._find_root()
+        if is_synthetic(root):
+            self.info.description, self.info.license = SYNTHETIC_DESCRIPTION, SYNTHETIC_LICENSE
+            self.info.homepage = self.info.citation = ""
+        report("folder", str(root))
+        if self.config.name == "evaluation":
+            table = read_table(root / "evaluation_setup" / "fold1_test.csv", ("filename",))
+            splits = {"test": table.set_index("filename")}
+        else:
+            splits = self._labelled_splits(root, report)
+        report("clips", check_clips(root, pd.concat(list(splits.values())).index))
+        return {split: self._table(root, split, clips, teachers) for split, clips in splits.items()}
+
+    def _find_root(self) -> Path:
+        cache = Path(self._cache_dir_root) / self.name
+        if self.config.data_dir is not None:
+            kind = "evaluation" if self.config.name == "evaluation" else "development"
+            return find_root(Path(self.config.data_dir).expanduser().absolute(), kind)
+        if self.config.demo:
+            return demo_corpus(cache)
+        if self.config.name == "evaluation":
+            raise ValueError("The evaluation set has to be downloaded by hand: give its folder as data_dir.")
+        return download_development(cache / "download")
+
+    def _labelled_splits(self, root: Path, report: Callable[[str, str], None]) -> dict[str, pd.DataFrame]:
+        needed = [self.config.subset, "test"] if self.config.subset else []
+        tables = Path(self._cache_dir_root) / self.name / "split_setup"
+        elsewhere = {name: fetch_table(name, tables) for name in needed if find_table(root, name) is None}
+        corpus = read_corpus(root, elsewhere)
+        report("labels and file names", f"{len(corpus.meta):,} clips in meta.csv")
+        for title, check in TABLE_CHECKS.items():
+            report(title, check(corpus))
+        if not needed:
+            return {"train": corpus.meta}
+        return {
+            split: corpus.meta.loc[corpus.tables[name]["filename"]]
+            for split, name in zip(("train", "test"), needed, strict=True)
+        }
+
+    def _table(self, root: Path, split: str, clips: pd.DataFrame, teachers: dict[str, TeacherLogits]) -> pa.Table:
+        paths = pa.array([str(root / filename) for filename in clips.index])
+        columns = {
+            "audio": pa.StructArray.from_arrays([pa.nulls(len(clips), pa.binary()), paths], ["bytes", "path"]),
+            "filename": clips.index,
+        }
+        if "label" in self.info.features:
+            for column, source in (("label", "scene_label"), ("device", "device"), ("city", "city")):
+                columns[column] = pd.Categorical(clips[source], categories=self.info.features[column].names).codes
+            columns |= {"location": clips["location"], "segment": clips["segment"]}
+        for name, logits in teachers.items():
+            # Students are trained on logits; the test clips of a split that has both need none.
+            optional = split == "test" and self.config.subset is not None
+            columns[f"teacher_logits_{name}"] = join_logits(name, logits, clips.index, optional)
+        return pa.table(columns).cast(self.info.features.arrow_schema)
+
+    def download_and_prepare(self, output_dir: str | None = None, **kwargs) -> None:
+        """Check the corpus and write its Arrow files, unless the same ones are in the cache.
+
+        Takes the arguments of `datasets.DatasetBuilder.download_and_prepare` and raises what `read_splits` raises.
+        """
+        self._splits = self.read_splits()
+        if output_dir is None:
+            output_dir = os.path.join(self._cache_dir, _content_key(self._splits))
+        super().download_and_prepare(output_dir, **kwargs)
+
+    def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:
+        return [datasets.SplitGenerator(split, gen_kwargs={"rows": [table]}) for split, table in self._splits.items()]
+
+    def _generate_tables(self, rows: list[pa.Table]) -> Iterator[tuple[int, pa.Table]]:
+        yield from enumerate(rows)
+
+
+def load_scenes(
+    config_name: str = "demo",
+    data_dir: str | os.PathLike | None = None,
+    teacher_logits: dict[str, str] | None = None,
+    cache_dir: str | os.PathLike | None = None,
+) -> DatasetDict:
+    """Load a configuration of TAU Urban Acoustic Scenes 2022 Mobile, or of the demo corpus.
+
+    The corpus is checked first, whatever the cache holds; see `TAUUrban2022`.
+
+    Args:
+        config_name: "split5", "split10", "split25", "split50" or "split100" (train: that subset; test: the test
+            split), "full" (train: every labelled clip), "evaluation" (test: unlabelled clips), or "demo5", "demo10",
+            "demo25", "demo50", "demo" (5 to 100 % of the synthetic demo corpus).
+        data_dir: A folder with the corpus extracted, or with its archives as downloaded, which are then extracted
+            there. Without it the demo corpus is made, and TAU is downloaded (25.6 GiB), into the cache.
+        teacher_logits: Logits datasets written by `write_logits`, folders or ids on the Hub; each gives a column
+            `teacher_logits_<name>`. In `test` it is null where a dataset has no test clip.
+        cache_dir: Cache, by default that of `datasets`.
+
+    Returns:
+        The splits, with the columns `audio` (bytes or path, see `decode_clip`), `filename`, `label`, `device`,
+        `city`, `location`, `segment` and those of the teachers.
+
+    Raises:
+        FileNotFoundError: There is no corpus, or it lacks a clip or a table.
+        ValueError: The configuration is unknown, or the corpus, an archive of it or a logits dataset has a fault; the
+            message names the first one.
+
+    Example:
+
+        >>> scenes = load_scenes("split25", data_dir="/data/TAU-urban-acoustic-scenes-2022-mobile-development")
+        >>> samples, sampling_rate = decode_clip(scenes["train"][0]["audio"])
+    """
+    names = [config.name for config in TAUUrban2022.BUILDER_CONFIGS]
+    if config_name not in names:
+        raise ValueError(f"There is no configuration {config_name!r}: choose one of {', '.join(names)}.")
+    options = {"teacher_logits": {name: str(path) for name, path in teacher_logits.items()}} if teacher_logits else {}
+    builder = TAUUrban2022(
+        config_name=config_name,
+        data_dir=None if data_dir is None else str(data_dir),
+        cache_dir=None if cache_dir is None else str(cache_dir),
+        **options,
+    )
+    builder.download_and_prepare()
+    return builder.as_dataset()
+
+
+def _content_key(splits: dict[str, pa.Table]) -> str:
+    digest = hashlib.sha256()
+    for split, table in splits.items():
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+        digest.update(split.encode())
+        digest.update(sink.getvalue())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,94 @@
+"""Resampled waveforms, made once and memory-mapped from then on."""
+
+import hashlib
+import os
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import datasets
+import numpy as np
+import soxr
+from datasets.utils import tqdm
+from filelock import FileLock
+
+from dataset_script.clips import decode_clip
+
+
+BLOCK = 64
+
+
+def cache_waveforms(
+    dataset: datasets.Dataset, sampling_rate: int, cache_dir: str | os.PathLike | None = None
+) -> np.ndarray:
+    """Resample every clip of a dataset to int16, or find the result of an earlier call.
+
+    The result is found again by its content: file names, file states (path, size, time of change; for embedded audio a
+    checksum) and rate. It appears under its name only when it is complete.
+
+    Args:
+        dataset: One split with the columns `audio` and `filename`; all its clips have the same duration.
+        sampling_rate: Rate in Hz, 32000 for the student and 16000 for BEATs.
+        cache_dir: Folder of the results, by default `waveforms` in the cache of `datasets`.
+
+    Returns:
+        A read-only memory map of shape `(rows, samples)`, int16, in the order of the rows; full scale is 32768.
+
+    Raises:
+        ValueError: A clip cannot be decoded, is not mono, or differs in duration from the first one.
+    """
+    clips = dataset.with_format(None).select_columns(["audio", "filename"])
+    clips = clips.cast_column("audio", datasets.Audio(decode=False))
+    folder = Path(cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "waveforms")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{sampling_rate}-{_content_key(clips)}.npy"
+    with FileLock(path.with_suffix(".lock")):
+        if not path.is_file():
+            part = path.with_suffix(".part")
+            _resample(clips, sampling_rate, part)
+            os.replace(part, path)
+    return np.load(path, mmap_mode="r")
+
+
+def _content_key(clips: datasets.Dataset) -> str:
+    digest = hashlib.sha256()
+    for batch in clips.iter(1000):
+        for audio, filename in zip(batch["audio"], batch["filename"], strict=True):
+            if audio["bytes"] is None:
+                status = os.stat(audio["path"])
+                state = f"{audio['path']}\t{status.st_size}\t{status.st_mtime_ns}"
+            else:
+                state = zlib.crc32(audio["bytes"])
+            digest.update(f"{filename}\t{state}\n".encode())
+    return digest.hexdigest()[:20]
+
+
+def _resample(clips: datasets.Dataset, sampling_rate: int, path: Path) -> None:
+    samples = len(_convert(clips[0]["audio"], sampling_rate))
+    rows = np.lib.format.open_memmap(path, mode="w+", dtype=np.int16, shape=(len(clips), samples))
+
+    def fill(start: int) -> int:
+        block = clips[start : start + BLOCK]
+        for row, audio, filename in zip(range(start, len(clips)), block["audio"], block["filename"], strict=False):
+            waveform = _convert(audio, sampling_rate)
+            if waveform.shape != (samples,):
+                raise ValueError(
+                    f"{filename} has the shape {waveform.shape} at {sampling_rate} Hz, but the first clip has "
+                    f"{samples} samples: all clips must be mono and of one duration."
+                )
+            rows[row] = waveform
+        return len(block["audio"])
+
+    with (
+        ThreadPoolExecutor(os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count()) as pool,
+        tqdm(total=len(clips), unit=" clips", desc=f"Resampling to {sampling_rate} Hz") as progress,
+    ):
+        for done in pool.map(fill, range(0, len(clips), BLOCK)):
+            progress.update(done)
+    rows.flush()
+
+
+def _convert(audio: dict, sampling_rate: int) -> np.ndarray:
+    samples, rate = decode_clip(audio)
+    waveform = soxr.resample(samples, rate, sampling_rate, quality="HQ")
+    return np.rint(waveform * 32_768).clip(-32_768, 32_767).astype(np.int16)
