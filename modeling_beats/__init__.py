@@ -1,0 +1,22 @@
+"""BEATs, the teacher: configuration, feature extractor and models.
+
+Importing this package makes the `Auto` classes of transformers know BEATs.
+"""
+
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification
+
+from .configuration_beats import *
+from .feature_extraction_beats import *
+from .modeling_beats import *
+
+
+AutoConfig.register(BeatsConfig.model_type, BeatsConfig)
+AutoFeatureExtractor.register(BeatsConfig, BeatsFeatureExtractor)
+AutoModel.register(BeatsConfig, BeatsModel)
+AutoModelForAudioClassification.register(BeatsConfig, BeatsForAudioClassification)
+
+# Saved folders carry this code, so that they load where the package is not installed.
+BeatsConfig.register_for_auto_class()
+BeatsFeatureExtractor.register_for_auto_class()
+BeatsModel.register_for_auto_class("AutoModel")
+BeatsForAudioClassification.register_for_auto_class("AutoModelForAudioClassification")

@@ -1,0 +1,153 @@
+"""Configuration of BEATs."""
+
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+
+class BeatsConfig(PreTrainedConfig):
+    r"""Configuration of [`BeatsModel`] and [`BeatsForAudioClassification`].
+
+    The defaults are the public base model (iteration 3+, pre-trained on AudioSet) of Chen et al., *BEATs: Audio
+    Pre-Training with Acoustic Tokenizers* (arXiv 2212.09058): 90,311,792 parameters.
+
+    Args:
+        num_mel_bins (`int`, *optional*, defaults to 128):
+            Mel bands of the input. The model sees `num_mel_bins // patch_size` rows of patches.
+        patch_size (`int`, *optional*, defaults to 16):
+            Side of the square, non-overlapping patches, in frames and in mel bands.
+        embedding_size (`int`, *optional*, defaults to 512):
+            Width of a patch embedding. Where it differs from `hidden_size`, a linear projection follows.
+        conv_bias (`bool`, *optional*, defaults to `False`):
+            Whether the patch convolution has a bias.
+        hidden_size (`int`, *optional*, defaults to 768):
+            Width of the Transformer.
+        num_hidden_layers (`int`, *optional*, defaults to 12):
+            Number of Transformer layers.
+        num_attention_heads (`int`, *optional*, defaults to 12):
+            Number of attention heads; divides `hidden_size`.
+        intermediate_size (`int`, *optional*, defaults to 3072):
+            Width of the feed-forward layers.
+        hidden_act (`str`, *optional*, defaults to `"gelu"`):
+            Activation of the feed-forward layers: a name known to transformers, or `"glu"` for a linear layer of twice
+            the width whose second half gates the first through SiLU.
+        layer_norm_eps (`float`, *optional*, defaults to 1e-5):
+            Added to the variance in the layer normalisations.
+        layer_norm_first (`bool`, *optional*, defaults to `False`):
+            `True` normalises before attention and feed-forward layers, `False` after them.
+        deep_norm (`bool`, *optional*, defaults to `True`):
+            Whether residuals are scaled by `(2 * num_hidden_layers) ** 0.25`, with initial weights to match (DeepNet,
+            arXiv 2203.00555). Needs `layer_norm_first=False`.
+        embedding_dropout (`float`, *optional*, defaults to 0.1):
+            Dropout probability of the patch embeddings.
+        hidden_dropout (`float`, *optional*, defaults to 0.1):
+            Dropout probability before the first layer, after attention and after the feed-forward layers.
+        attention_dropout (`float`, *optional*, defaults to 0.1):
+            Dropout probability of the attention weights.
+        activation_dropout (`float`, *optional*, defaults to 0.0):
+            Dropout probability inside the feed-forward layers.
+        classifier_dropout (`float`, *optional*, defaults to 0.1):
+            Dropout probability before the classification head.
+        layerdrop (`float`, *optional*, defaults to 0.05):
+            Probability with which a layer is skipped in training.
+        layer_wise_gradient_decay_ratio (`float`, *optional*, defaults to 1.0):
+            Factor on the gradient at the input of each layer: with `n` layers, layer `i` learns from
+            `ratio ** (n - 1 - i)` times its gradient, and everything before the layers from `ratio ** n` times.
+        num_conv_pos_embeddings (`int`, *optional*, defaults to 128):
+            Kernel size of the positional convolution, in patches.
+        num_conv_pos_embedding_groups (`int`, *optional*, defaults to 16):
+            Channel groups of the positional convolution; divides `hidden_size`.
+        relative_position_embedding (`bool`, *optional*, defaults to `True`):
+            Whether attention has a learned bias for the distance between query and key, shared by all layers.
+        num_buckets (`int`, *optional*, defaults to 320):
+            Number of distance classes, half of them for each direction; at least 4.
+        max_bucket_distance (`int`, *optional*, defaults to 800):
+            Distance, in patches, from which on all distances share the last class. Above `num_buckets // 4`.
+        gru_rel_pos (`bool`, *optional*, defaults to `True`):
+            Whether the bias is scaled by a gate computed from the query. Without effect if
+            `relative_position_embedding` is `False`.
+        initializer_range (`float`, *optional*, defaults to 0.02):
+            Standard deviation of the initial weights of the Transformer that `deep_norm` does not set.
+
+    Raises:
+        ValueError: a size is not a positive integer, a probability is not between 0 and 1, sizes do not divide each
+            other, or `deep_norm` is combined with `layer_norm_first`.
+
+    Example:
+
+    ```python
+    >>> from modeling_beats import BeatsConfig, BeatsModel
+
+    >>> model = BeatsModel(BeatsConfig())
+    >>> model.num_parameters()
+    90311792
+    ```
+    """
+
+    model_type = "beats"
+
+    num_mel_bins: int = 128
+    patch_size: int = 16
+    embedding_size: int = 512
+    conv_bias: bool = False
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-5
+    layer_norm_first: bool = False
+    deep_norm: bool = True
+    embedding_dropout: float | int = 0.1
+    hidden_dropout: float | int = 0.1
+    attention_dropout: float | int = 0.1
+    activation_dropout: float | int = 0.0
+    classifier_dropout: float | int = 0.1
+    layerdrop: float | int = 0.05
+    layer_wise_gradient_decay_ratio: float | int = 1.0
+    num_conv_pos_embeddings: int = 128
+    num_conv_pos_embedding_groups: int = 16
+    relative_position_embedding: bool = True
+    num_buckets: int = 320
+    max_bucket_distance: int = 800
+    gru_rel_pos: bool = True
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Checks the values."""
+        for name, field_type in BeatsConfig.__annotations__.items():
+            value = getattr(self, name)
+            if field_type is int and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} is {value!r}, but has to be a positive integer.")
+            if "drop" in name and not (isinstance(value, (int, float)) and 0 <= value < 1):
+                raise ValueError(f"{name} is {value!r}, but has to be a number of at least 0 and below 1.")
+        for name in ("num_attention_heads", "num_conv_pos_embedding_groups"):
+            if self.hidden_size % getattr(self, name):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, which does not divide hidden_size {self.hidden_size}."
+                )
+        if self.num_mel_bins < self.patch_size:
+            raise ValueError(
+                f"num_mel_bins is {self.num_mel_bins}, but has to be at least patch_size = {self.patch_size}."
+            )
+        if self.deep_norm and self.layer_norm_first:
+            raise ValueError("deep_norm is True, but it needs layer_norm_first=False.")
+        if self.relative_position_embedding and not self.max_bucket_distance > self.num_buckets // 4 >= 1:
+            raise ValueError(
+                f"num_buckets is {self.num_buckets} and max_bucket_distance {self.max_bucket_distance}, but the first "
+                "has to be at least 4, and the second above a quarter of the first."
+            )
+        super().__post_init__(**kwargs)
+
+    @property
+    def deep_norm_alpha(self) -> float:
+        """Factor on the residuals (DeepNet, encoder-only: alpha)."""
+        return (2 * self.num_hidden_layers) ** 0.25 if self.deep_norm else 1.0
+
+    @property
+    def deep_norm_beta(self) -> float:
+        """Gain of the initial weights inside the residual branches (DeepNet, encoder-only: beta)."""
+        return (8 * self.num_hidden_layers) ** -0.25
+
+
+__all__ = ["BeatsConfig"]

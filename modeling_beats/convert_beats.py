@@ -1,0 +1,212 @@
+"""Converts checkpoints of the original implementation to a model folder.
+
+```
+python -m modeling_beats.convert_beats BEATs_iter3_plus_AS2M.pt OUTPUT_FOLDER
+```
+"""
+
+import argparse
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .configuration_beats import BeatsConfig
+from .feature_extraction_beats import BeatsFeatureExtractor
+from .modeling_beats import BeatsForAudioClassification, BeatsModel, BeatsPreTrainedModel
+
+
+# Key of the original `cfg` -> (field of BeatsConfig, value where the key is missing: the original class's default,
+# which is not always the one of the public checkpoints).
+CFG_FIELDS = {
+    "input_patch_size": ("patch_size", None),
+    "embed_dim": ("embedding_size", 512),
+    "conv_bias": ("conv_bias", False),
+    "encoder_layers": ("num_hidden_layers", 12),
+    "encoder_embed_dim": ("hidden_size", 768),
+    "encoder_ffn_embed_dim": ("intermediate_size", 3072),
+    "encoder_attention_heads": ("num_attention_heads", 12),
+    "activation_fn": ("hidden_act", "gelu"),
+    "layer_wise_gradient_decay_ratio": ("layer_wise_gradient_decay_ratio", 1.0),
+    "layer_norm_first": ("layer_norm_first", False),
+    "deep_norm": ("deep_norm", False),
+    "dropout": ("hidden_dropout", 0.1),
+    "attention_dropout": ("attention_dropout", 0.1),
+    "activation_dropout": ("activation_dropout", 0.0),
+    "encoder_layerdrop": ("layerdrop", 0.0),
+    "dropout_input": ("embedding_dropout", 0.0),
+    "conv_pos": ("num_conv_pos_embeddings", 128),
+    "conv_pos_groups": ("num_conv_pos_embedding_groups", 16),
+    "relative_position_embedding": ("relative_position_embedding", False),
+    "num_buckets": ("num_buckets", 320),
+    "max_distance": ("max_bucket_distance", 1280),
+    "gru_rel_pos": ("gru_rel_pos", False),
+    "predictor_dropout": ("classifier_dropout", 0.1),
+}
+
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_accurate": "gelu_pytorch_tanh",
+    "gelu_fast": "gelu_pytorch_tanh",
+    "relu": "relu",
+    "tanh": "tanh",
+    "linear": "linear",
+    "glu": "glu",
+}
+
+# Start of a name here -> start of the original's name. The first that fits counts.
+PREFIXES = {
+    "embeddings.convolution.": "patch_embedding.",
+    "embeddings.layer_norm.": "layer_norm.",
+    "embeddings.projection.": "post_extract_proj.",
+    "encoder.pos_conv_embed.magnitude": "encoder.pos_conv.0.weight_g",
+    "encoder.pos_conv_embed.direction": "encoder.pos_conv.0.weight_v",
+    "encoder.pos_conv_embed.": "encoder.pos_conv.0.",
+    "classifier.": "predictor.",
+}
+
+
+def load_original(path: str | Path) -> dict[str, Any]:
+    """Reads a checkpoint file, `{"cfg": dict, "model": state dict[, "label_dict": dict]}`, without running its code.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no such checkpoint.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no checkpoint file {path}.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not a PyTorch checkpoint of plain tensors and values ({str(error).splitlines()[0]})."
+        ) from None
+    for entry in ("cfg", "model"):
+        if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(entry), dict):
+            raise ValueError(f'{path} has no dict "{entry}", so it is not a checkpoint of the original BEATs.')
+    return checkpoint
+
+
+def convert_config(checkpoint: dict[str, Any]) -> BeatsConfig:
+    """Translates the `cfg` of a checkpoint; keys without a meaning here are kept as `original_cfg`.
+
+    Raises:
+        ValueError: The patch size is missing, the activation is unknown, `label_dict` does not fit the number of
+            classes, or the values contradict each other.
+    """
+    cfg = dict(checkpoint["cfg"])
+    if "input_patch_size" not in cfg:
+        raise ValueError('The cfg has no "input_patch_size", and there is no default for it.')
+    fields = {field: cfg.pop(key, default) for key, (field, default) in CFG_FIELDS.items()}
+    if fields["hidden_act"] not in ACTIVATIONS:
+        raise ValueError(
+            f'The cfg has activation_fn "{fields["hidden_act"]}", but has to have one of {", ".join(ACTIVATIONS)}.'
+        )
+    fields["hidden_act"] = ACTIVATIONS[fields["hidden_act"]]
+    num_labels = cfg.pop("predictor_class", 527)
+    if cfg.pop("finetuned_model", False):
+        labels = {int(index): name for index, name in checkpoint.get("label_dict", {}).items()}
+        labels = labels or {index: f"LABEL_{index}" for index in range(num_labels)}
+        if sorted(labels) != list(range(num_labels)):
+            raise ValueError(
+                f"label_dict has {len(labels)} entries, but has to name the classes 0 to {num_labels - 1}."
+            )
+        fields |= {
+            "id2label": labels,
+            "label2id": {name: index for index, name in labels.items()},
+            "problem_type": "multi_label_classification",
+        }
+    if cfg:
+        fields["original_cfg"] = cfg
+    return BeatsConfig(**fields)
+
+
+def original_names(name: str, config: BeatsConfig) -> list[str]:
+    """Names that a parameter of [`BeatsModel`] or of [`BeatsForAudioClassification`] has in original checkpoints.
+
+    There is one, but for the table of relative position biases, of which every layer holds a copy.
+    """
+    name = name.removeprefix("beats.")
+    if name == "encoder.relative_position_bias.embedding.weight":
+        return [
+            f"encoder.layers.{layer}.self_attn.relative_attention_bias.weight"
+            for layer in range(config.num_hidden_layers)
+        ]
+    for prefix, original in PREFIXES.items():
+        if name.startswith(prefix):
+            return [original + name.removeprefix(prefix)]
+    return [
+        name.replace("feed_forward.fc1", "fc1.linear" if config.hidden_act == "glu" else "fc1").replace(
+            "feed_forward.", ""
+        )
+    ]
+
+
+def convert_state_dict(model: BeatsPreTrainedModel, original: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Translates the `model` entry of a checkpoint to the state dict of `model`.
+
+    Raises:
+        ValueError: A key is missing, unexpected or of the wrong shape, or the layers' position tables differ.
+    """
+    # The two names that newer versions of PyTorch give to the parts of a normalised weight.
+    original = {
+        re.sub(r"parametrizations\.weight\.original([01])", lambda match: f"weight_{'gv'[int(match[1])]}", key): value
+        for key, value in original.items()
+    }
+    if not model.config.relative_position_embedding:
+        # Gates of a bias that is switched off: they are in the original's checkpoints, and never used.
+        original = {key: value for key, value in original.items() if ".grep_" not in key}
+    names = {name: original_names(name, model.config) for name in model.state_dict()}
+    expected = {original_name for aliases in names.values() for original_name in aliases}
+    if missing := sorted(expected - original.keys()):
+        raise ValueError(f"The checkpoint lacks {len(missing)} weights that its cfg asks for: {', '.join(missing)}.")
+    if unexpected := sorted(original.keys() - expected):
+        raise ValueError(
+            f"The checkpoint has {len(unexpected)} weights that its cfg has no place for: {', '.join(unexpected)}."
+        )
+    for name, parameter in model.state_dict().items():
+        for alias in names[name]:
+            if original[alias].shape != parameter.shape:
+                raise ValueError(
+                    f"{alias} has shape {tuple(original[alias].shape)}, but the cfg asks for {tuple(parameter.shape)}."
+                )
+            if not torch.equal(original[alias], original[names[name][0]]):
+                raise ValueError(f"{alias} differs from {names[name][0]}, but all layers have to share one table.")
+    return {name: original[aliases[0]] for name, aliases in names.items()}
+
+
+def convert(checkpoint: dict[str, Any]) -> BeatsModel | BeatsForAudioClassification:
+    """Builds the model of a checkpoint of the original implementation (see [`load_original`]).
+
+    Returns:
+        [`BeatsForAudioClassification`] with multi-label classification if the checkpoint was fine-tuned, else
+        [`BeatsModel`]; in evaluation mode, float32.
+
+    Raises:
+        ValueError: `cfg`, `model` and `label_dict` do not fit together; the message names the key.
+    """
+    config = convert_config(checkpoint)
+    model = (BeatsForAudioClassification if config.problem_type else BeatsModel)(config)
+    model.load_state_dict(convert_state_dict(model, checkpoint["model"]))
+    return model.eval()
+
+
+def main() -> None:
+    """Command line: checkpoint file in, model folder out."""
+    parser = argparse.ArgumentParser(description="Convert a checkpoint of the original BEATs to a model folder.")
+    parser.add_argument("checkpoint", help="file of the original implementation, such as BEATs_iter3_plus_AS2M.pt")
+    parser.add_argument("output", help="folder to write")
+    arguments = parser.parse_args()
+    try:
+        model = convert(load_original(arguments.checkpoint))
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error))
+    model.save_pretrained(arguments.output)
+    BeatsFeatureExtractor(feature_size=model.config.num_mel_bins).save_pretrained(arguments.output)
+    print(f"{type(model).__name__} with {model.num_parameters():,} parameters is in {arguments.output}.")
+
+
+if __name__ == "__main__":
+    main()

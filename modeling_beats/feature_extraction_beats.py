@@ -1,0 +1,317 @@
+"""Front end of BEATs: Kaldi filter banks."""
+
+import math
+import numbers
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import BatchFeature, SequenceFeatureExtractor
+from transformers.utils import TensorType
+
+
+# Frames whose spectra are held at a time on a CPU: small enough for its cache, large enough to hide the loop.
+FRAMES_PER_CHUNK = 800
+# Mel bands whose weights are multiplied as one dense block. A band overlaps its neighbours only, so blocks of this
+# many keep most of the zeros of the 257 x 128 bank out of the product.
+BANDS_PER_BLOCK = 32
+
+
+class BeatsFeatureExtractor(SequenceFeatureExtractor):
+    r"""Turns audio of any rate and length into the normalised Kaldi filter banks that BEATs was trained on.
+
+    Per frame of 25 ms, every 10 ms, without padding at the ends (Kaldi's `snip-edges`): removal of the mean,
+    pre-emphasis 0.97, Povey window (a symmetric Hann window to the power 0.85), power spectrum of 512 points,
+    triangular mel bands from 20 Hz to the Nyquist frequency, `(ln(max(mel, 1.19e-7)) - mean) / (2 std)`. Samples are
+    scaled as 16-bit integers; there is no dither. A clip at 16 kHz has `1 + (samples - 400) // 160` frames.
+
+    Args:
+        feature_size (`int`, *optional*, defaults to 128):
+            Number of mel bands.
+        sampling_rate (`int`, *optional*, defaults to 16000):
+            Rate the network works at, in Hz. Audio of another rate is resampled (soxr, quality HQ).
+        padding_value (`float`, *optional*, defaults to 0.0):
+            Value of the frames that fill up the shorter clips of a batch; the attention mask leaves them out.
+        mean (`float`, *optional*, defaults to 15.41663):
+            Subtracted from the logarithm; the mean over AudioSet.
+        std (`float`, *optional*, defaults to 6.55582):
+            Half of what divides the logarithm after that; the standard deviation over AudioSet.
+        patch_size (`int`, *optional*, defaults to 16):
+            Frames that a clip has to have at least, one patch of the model.
+        return_attention_mask (`bool`, *optional*, defaults to `False`):
+            Whether to return the attention mask even if all clips of a batch have the same length.
+
+    Example:
+
+    ```python
+    >>> import numpy as np
+    >>> from modeling_beats import BeatsFeatureExtractor
+
+    >>> inputs = BeatsFeatureExtractor()(np.zeros(441_000), sampling_rate=44_100, return_tensors="pt")
+    >>> inputs["input_values"].shape
+    torch.Size([1, 998, 128])
+    ```
+    """
+
+    model_input_names = ("input_values", "attention_mask")
+    accepts_any_sampling_rate = True
+
+    def __init__(
+        self,
+        feature_size: int = 128,
+        sampling_rate: int = 16_000,
+        padding_value: float = 0.0,
+        mean: float = 15.41663,
+        std: float = 6.55582,
+        patch_size: int = 16,
+        return_attention_mask: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            feature_size=feature_size,
+            sampling_rate=sampling_rate,
+            padding_value=padding_value,
+            return_attention_mask=return_attention_mask,
+            **kwargs,
+        )
+        self.mean = mean
+        self.std = std
+        self.patch_size = patch_size
+
+    @property
+    def frame_length(self) -> int:
+        """Samples of a frame of 25 ms."""
+        return self.sampling_rate // 40
+
+    @property
+    def hop_length(self) -> int:
+        """Samples from frame to frame, 10 ms."""
+        return self.sampling_rate // 100
+
+    def num_frames(self, num_samples: int) -> int:
+        """Frames of a clip with `num_samples` samples at `sampling_rate`."""
+        return max(0, 1 + (num_samples - self.frame_length) // self.hop_length)
+
+    @torch.no_grad()
+    def fbank(self, waveform: torch.Tensor) -> torch.Tensor:
+        """Normalised filter banks of a batch of waveforms, on the waveforms' device.
+
+        Args:
+            waveform (`torch.Tensor` of shape `(batch, samples)`):
+                Floating point, in full scale [-1, 1], at `sampling_rate`. At least one frame of 25 ms.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, frames, feature_size)`, float32, with
+            `frames = 1 + (samples - 400) // 160` at 16 kHz; digital silence gives -2.3917.
+
+        Raises:
+            ValueError: The waveform has another shape, or is shorter than a frame.
+        """
+        if waveform.ndim != 2 or waveform.shape[1] < self.frame_length:
+            raise ValueError(
+                f"The waveform has shape {tuple(waveform.shape)}, but has to be (batch, samples) with at least "
+                f"{self.frame_length} samples."
+            )
+        num_frames = self.num_frames(waveform.shape[1])
+        clips_per_chunk = max(1, FRAMES_PER_CHUNK // num_frames) if waveform.device.type == "cpu" else len(waveform)
+        window = povey_window(self.frame_length, waveform.device)
+        n_fft = 2 ** math.ceil(math.log2(self.frame_length))
+        blocks = mel_blocks(self.feature_size, n_fft, self.sampling_rate, waveform.device)
+        features = []
+        with torch.autocast(waveform.device.type, enabled=False):  # half precision has too few digits for energies
+            for clips in waveform.float().split(clips_per_chunk):
+                frames = clips.unfold(1, self.frame_length, self.hop_length)
+                frames = frames - frames.mean(dim=-1, keepdim=True)
+                # The first sample of a frame needs no pre-emphasis: the window starts with zero.
+                frames = torch.sub(frames[..., 1:], frames[..., :-1], alpha=0.97).mul_(window[1:])
+                spectrum = torch.view_as_real(torch.fft.rfft(frames, n=n_fft)).flatten(2).square_()
+                mel = torch.cat([spectrum[..., start : start + len(bank)] @ bank for start, bank in blocks], dim=-1)
+                features.append(mel.clamp_(min=torch.finfo(mel.dtype).eps).log_().sub_(self.mean).div_(2 * self.std))
+        return torch.cat(features)
+
+    def features(self, waveform: torch.Tensor) -> torch.Tensor:
+        """Model input for a batch of clips of equal length, on their device.
+
+        Args:
+            waveform (`torch.Tensor` of shape `(batch, samples)`): As for [`~BeatsFeatureExtractor.fbank`].
+
+        Returns:
+            `torch.Tensor` of shape `(batch, frames, feature_size)`, the `input_values` of the model.
+        """
+        return self.fbank(waveform)
+
+    def __call__(
+        self,
+        raw_speech: Any,
+        sampling_rate: float | None = None,
+        return_tensors: str | TensorType | None = None,
+        device: str | torch.device | None = None,
+        return_attention_mask: bool | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Prepares one clip or a batch of clips for the model.
+
+        Args:
+            raw_speech (`np.ndarray`, `torch.Tensor`, `list`):
+                One mono clip of shape `(samples,)`; a batch of mono clips `(batch, samples)` or of multi-channel clips
+                `(batch, channels, samples)`; or a list of clips, each `(samples,)` or `(channels, samples)`. Channels
+                are averaged. Floating point in full scale [-1, 1], or integer PCM.
+            sampling_rate (`float`):
+                Rate of the audio in Hz. Anything but the network's own rate is resampled.
+            return_tensors (`str` or [`~transformers.utils.TensorType`], *optional*):
+                `"pt"` for tensors, `"np"` for arrays.
+            device (`str` or `torch.device`, *optional*):
+                Where the features are computed and left. Defaults to the device of the audio.
+            return_attention_mask (`bool`, *optional*):
+                Whether to return the attention mask even if all clips have the same length.
+
+        Returns:
+            [`~transformers.BatchFeature`] with `input_values` of shape `(batch, frames, feature_size)` and, where
+            clips differ in length, `attention_mask` of shape `(batch, frames)`, 1 for a clip's frames, 0 for padding.
+
+        Raises:
+            TypeError: The audio is not numeric.
+            ValueError: `sampling_rate` is missing or no rate; a clip is empty, not finite, shorter than one patch of
+                the model (2800 samples at 16 kHz), or of the wrong shape.
+        """
+        if kwargs:
+            raise TypeError(f"{type(self).__name__} got unknown arguments: {', '.join(sorted(kwargs))}.")
+        sampling_rate = check_sampling_rate(sampling_rate, self.sampling_rate)
+        clips = [to_mono(clip, f"Clip {index}") for index, clip in enumerate(to_clips(raw_speech))]
+        clips = [resample(clip, sampling_rate, self.sampling_rate) for clip in clips]
+        counts = [self.num_frames(len(clip)) for clip in clips]
+        if min(counts) < self.patch_size:
+            shortest = counts.index(min(counts))
+            needed = self.frame_length + (self.patch_size - 1) * self.hop_length
+            raise ValueError(
+                f"Clip {shortest} is too short: at {self.sampling_rate} Hz it has {len(clips[shortest])} samples, but "
+                f"one patch of the model takes {needed}."
+            )
+        waveform = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True).to(device or clips[0].device)
+        input_values = self.fbank(waveform)
+        output = {"input_values": input_values}
+        if return_attention_mask is None:
+            return_attention_mask = self.return_attention_mask
+        if return_attention_mask or min(counts) < max(counts):
+            mask = torch.arange(max(counts)) < torch.tensor(counts).unsqueeze(1)
+            mask = mask.to(input_values.device)
+            input_values.masked_fill_(~mask.unsqueeze(2), self.padding_value)
+            output["attention_mask"] = mask.long()
+        if return_tensors is None or TensorType(return_tensors) is not TensorType.PYTORCH:
+            output = {name: value.cpu().numpy() for name, value in output.items()}
+        return BatchFeature(output, tensor_type=return_tensors)
+
+
+def check_sampling_rate(sampling_rate: float | None, expected: int) -> float:
+    """Returns the rate if it is one, and refuses anything else by name."""
+    if sampling_rate is None:
+        raise ValueError(
+            f"Pass sampling_rate, the rate of the audio in Hz (the network works at {expected} Hz, other rates are "
+            "resampled): without it, audio of another rate would be misread in silence."
+        )
+    if isinstance(sampling_rate, bool) or not isinstance(sampling_rate, numbers.Real):
+        raise ValueError(f"sampling_rate is {sampling_rate!r}, but has to be a number of Hz.")
+    if not 100 <= sampling_rate <= 10_000_000:
+        raise ValueError(f"sampling_rate is {sampling_rate} Hz, which is no rate of audio (100 Hz to 10 MHz).")
+    return sampling_rate
+
+
+def to_clips(raw_speech: Any) -> list[Any]:
+    """Splits the argument of a feature extractor into single clips."""
+    if isinstance(raw_speech, (np.ndarray, torch.Tensor)):
+        if raw_speech.ndim not in (1, 2, 3):
+            raise ValueError(
+                f"The audio has shape {tuple(raw_speech.shape)}, but has to be (samples,), (batch, samples) or "
+                "(batch, channels, samples)."
+            )
+        return [raw_speech] if raw_speech.ndim == 1 else list(raw_speech)
+    if not isinstance(raw_speech, (list, tuple)):
+        raise TypeError(
+            f"The audio is of type {type(raw_speech).__name__}, but has to be a NumPy array, a torch tensor or a list."
+        )
+    if len(raw_speech) == 0:
+        raise ValueError("The audio is empty: there is no clip to prepare.")
+    return [raw_speech] if isinstance(raw_speech[0], numbers.Real) else list(raw_speech)
+
+
+def to_mono(clip: Any, name: str) -> torch.Tensor:
+    """Returns a clip, (samples,) or (channels, samples), as a finite float32 tensor (samples,)."""
+    if not isinstance(clip, torch.Tensor):
+        try:
+            clip = np.asarray(clip)
+        except ValueError:
+            raise ValueError(f"{name} is a list of unequal parts; its channels must have the same length.") from None
+        if clip.dtype.kind not in "iuf":
+            raise TypeError(f"{name} holds values of type {clip.dtype}, not real numbers.")
+        if clip.dtype.kind == "u" or clip.dtype.itemsize > 8:
+            clip = clip.astype(np.float64)
+        clip = torch.from_numpy(np.ascontiguousarray(clip))
+    if clip.is_complex() or clip.dtype == torch.bool:
+        raise TypeError(f"{name} holds values of type {clip.dtype}, not real numbers.")
+    if clip.ndim not in (1, 2):
+        raise ValueError(f"{name} has shape {tuple(clip.shape)}, but has to be (samples,) or (channels, samples).")
+    if clip.numel() == 0:
+        raise ValueError(f"{name} is empty (shape {tuple(clip.shape)}).")
+    if clip.ndim == 2 and clip.shape[0] > clip.shape[1]:
+        raise ValueError(
+            f"{name} has shape {tuple(clip.shape)}, more channels than samples; pass it as (channels, samples)."
+        )
+    if not clip.is_floating_point():
+        full_scale = 2.0 ** (torch.iinfo(clip.dtype).bits - 1)
+        clip = clip.to(torch.float64) / full_scale
+    clip = clip.detach().to(torch.float32)
+    if clip.ndim == 2:
+        clip = clip.mean(dim=0)
+    if not torch.isfinite(clip).all():
+        raise ValueError(f"{name} holds NaN or infinite samples.")
+    return clip
+
+
+def resample(clip: torch.Tensor, sampling_rate: float, target_rate: int) -> torch.Tensor:
+    """Resamples a clip (samples,) with soxr at quality HQ."""
+    if sampling_rate == target_rate:
+        return clip
+    try:
+        import soxr
+    except ImportError as error:
+        raise ImportError(
+            f"Resampling from {sampling_rate} to {target_rate} Hz needs soxr (pip install soxr); or pass audio at "
+            f"{target_rate} Hz."
+        ) from error
+    resampled = torch.from_numpy(soxr.resample(clip.cpu().numpy(), sampling_rate, target_rate, quality="HQ"))
+    return resampled.to(clip.device)
+
+
+@lru_cache(maxsize=8)
+def povey_window(length: int, device: torch.device) -> torch.Tensor:
+    """Kaldi's Povey window (length,), scaled for samples in [-1, 1] where Kaldi takes 16-bit integers."""
+    return (2**15 * torch.hann_window(length, periodic=False, dtype=torch.float64) ** 0.85).float().to(device)
+
+
+@lru_cache(maxsize=8)
+def mel_blocks(num_bands: int, n_fft: int, sampling_rate: int, device: torch.device) -> list[tuple[int, torch.Tensor]]:
+    """Kaldi's triangular mel bands without most of their zeros, in blocks of neighbouring bands.
+
+    The triangles are equally spaced on `1127 ln(1 + f / 700)` from 20 Hz to the Nyquist frequency, linear on that
+    axis, with peak 1. The Nyquist bin has no weight.
+
+    Returns:
+        Tuples (first row, weights). The weights have shape (2 * bins, bands): every bin stands twice, for the squared
+        real and the squared imaginary part, and `first row` counts in the same way.
+    """
+    frequencies = torch.arange(n_fft // 2, dtype=torch.float64) * sampling_rate / n_fft
+    low, high = (1127 * math.log(1 + frequency / 700) for frequency in (20, sampling_rate / 2))
+    edges = low + (high - low) / (num_bands + 1) * torch.arange(num_bands + 2, dtype=torch.float64)
+    left, center, right = edges[:-2], edges[1:-1], edges[2:]
+    bins = 1127 * (1 + frequencies / 700).log().unsqueeze(1)
+    bank = torch.minimum((bins - left) / (center - left), (right - bins) / (right - center)).clamp(min=0).float()
+    blocks = []
+    for block in bank.split(BANDS_PER_BLOCK, dim=1):
+        used = block.any(dim=1).nonzero().flatten().tolist() or [0]
+        rows = block[used[0] : used[-1] + 1].repeat_interleave(2, dim=0)
+        blocks.append((2 * used[0], rows.contiguous().to(device)))
+    return blocks
+
+
+__all__ = ["BeatsFeatureExtractor"]

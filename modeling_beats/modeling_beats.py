@@ -1,0 +1,587 @@
+"""BEATs: a Transformer over patches of a log-mel spectrogram (Chen et al., arXiv 2212.09058)."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import ModelOutput, SequenceClassifierOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import can_return_tuple
+
+from .configuration_beats import BeatsConfig
+
+
+@dataclass
+class BeatsModelOutput(ModelOutput):
+    """Output of [`BeatsModel`].
+
+    Args:
+        last_hidden_state (`torch.FloatTensor` of shape `(batch, patches, hidden_size)`):
+            Features of the patches, time-major: patch `t * rows + f` is mel row `f` of time column `t`. At patches
+            that the mask leaves out they are finite and without meaning.
+        hidden_states (`tuple[torch.FloatTensor]`, *optional*, if `output_hidden_states=True`):
+            Input of the first layer and output of each layer; the last one is `last_hidden_state`.
+        attentions (`tuple[torch.FloatTensor]`, *optional*, if `output_attentions=True`):
+            Attention weights of each layer, `(batch, heads, patches, patches)`.
+        patch_mask (`torch.BoolTensor` of shape `(batch, patches)`, *optional*, if there is a mask):
+            `True` for real patches, `False` for padding.
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    patch_mask: torch.BoolTensor | None = None
+
+
+class BeatsPatchEmbeddings(nn.Module):
+    """Cuts a spectrogram into square patches and embeds each: convolution, layer normalisation, projection."""
+
+    def __init__(self, config: BeatsConfig) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(
+            1, config.embedding_size, config.patch_size, stride=config.patch_size, bias=config.conv_bias
+        )
+        self.layer_norm = nn.LayerNorm(config.embedding_size, eps=config.layer_norm_eps)
+        self.projection = (
+            nn.Linear(config.embedding_size, config.hidden_size)
+            if config.embedding_size != config.hidden_size
+            else nn.Identity()
+        )
+        self.dropout = nn.Dropout(config.embedding_dropout)
+
+    def forward(self, input_values: torch.Tensor) -> torch.Tensor:
+        """Maps (batch, frames, num_mel_bins) to (batch, patches, hidden_size), without frames that fill no patch."""
+        hidden_states = self.convolution(input_values.to(self.convolution.weight.dtype).unsqueeze(1))
+        hidden_states = self.layer_norm(hidden_states.flatten(2).transpose(1, 2))
+        return self.dropout(self.projection(hidden_states))
+
+
+class BeatsPositionalConvEmbedding(nn.Module):
+    """Grouped convolution over the sequence of patches, weight-normalised per kernel tap, then exact GELU.
+
+    With an even kernel there is one output too many; the last one is dropped.
+    """
+
+    def __init__(self, config: BeatsConfig) -> None:
+        super().__init__()
+        self.groups = config.num_conv_pos_embedding_groups
+        shape = (config.hidden_size, config.hidden_size // self.groups, config.num_conv_pos_embeddings)
+        self.magnitude = nn.Parameter(torch.ones(1, 1, shape[2]))
+        self.direction = nn.Parameter(torch.empty(shape))
+        self.bias = nn.Parameter(torch.zeros(config.hidden_size))
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Maps (batch, patches, hidden_size) to the same shape."""
+        num_patches = hidden_states.shape[1]
+        weight = self.magnitude * self.direction / self.direction.norm(dim=(0, 1), keepdim=True)
+        hidden_states = F.conv1d(
+            hidden_states.transpose(1, 2), weight, self.bias, padding=weight.shape[2] // 2, groups=self.groups
+        )
+        return F.gelu(hidden_states[..., :num_patches]).transpose(1, 2)
+
+
+class BeatsRelativePositionBias(nn.Module):
+    """Learned bias for the distance from query to key, in patches; one value per distance class and head."""
+
+    def __init__(self, config: BeatsConfig) -> None:
+        super().__init__()
+        self.num_buckets = config.num_buckets
+        self.max_distance = config.max_bucket_distance
+        self.embedding = nn.Embedding(config.num_buckets, config.num_attention_heads)
+
+    def buckets(self, distance: torch.Tensor) -> torch.Tensor:
+        """Classes of distances (key index minus query index; any shape, integer).
+
+        Half of the classes are for keys after the query. In each half, the first half stands for one distance each;
+        the others grow logarithmically up to `max_distance`, and the last one takes everything beyond.
+        """
+        num_buckets = self.num_buckets // 2
+        num_exact = num_buckets // 2
+        magnitude = distance.abs()
+        growth = torch.log(magnitude.clamp(min=1).float() / num_exact) / math.log(self.max_distance / num_exact)
+        logarithmic = num_exact + (growth * (num_buckets - num_exact)).long()
+        buckets = torch.where(magnitude < num_exact, magnitude, logarithmic.clamp(max=num_buckets - 1))
+        return buckets + (distance > 0) * num_buckets
+
+    def forward(self, num_patches: int) -> torch.Tensor:
+        """Returns the bias, (heads, num_patches, num_patches), with the query first."""
+        position = torch.arange(num_patches, device=self.embedding.weight.device)
+        return self.embedding(self.buckets(position[None, :] - position[:, None])).permute(2, 0, 1)
+
+
+def encoder_linear(
+    config: BeatsConfig, in_features: int, out_features: int, deep_norm_gain: float | None = None
+) -> nn.Linear:
+    """Linear layer of the Transformer, with the standard deviation of its initial weights as attribute `init_std`.
+
+    That is `config.initializer_range` or, in deep-norm models, Xavier's with the given gain. It stays with the layer
+    because transformers initialises the modules of custom models one by one, without those that only hold others.
+    """
+    linear = nn.Linear(in_features, out_features)
+    linear.init_std = config.initializer_range
+    if config.deep_norm and deep_norm_gain is not None:
+        linear.init_std = deep_norm_gain * math.sqrt(2 / (in_features + out_features))
+    return linear
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: object,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention by matrix products: from (batch, heads, patches, head_size) to the context, (batch, patches, heads,
+    head_size), and the weights.
+    """
+    logits = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None:
+        logits = logits + attention_mask
+    weights = F.softmax(logits, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = F.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class BeatsAttention(nn.Module):
+    """Multi-head self-attention whose relative position bias is scaled by a gate per query and head.
+
+    The gate is `a * (b * grep_a - 1) + 2` with `a` and `b` in (0, 1) from the projected query (the gated relative
+    position bias of WavLM, arXiv 2110.13900, section III.B).
+    """
+
+    def __init__(self, config: BeatsConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.num_heads = config.num_attention_heads
+        self.head_size = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_size**-0.5
+        self.is_causal = False
+        self.dropout = config.attention_dropout
+        size = config.hidden_size
+        self.q_proj = encoder_linear(config, size, size, deep_norm_gain=1.0)
+        self.k_proj = encoder_linear(config, size, size, deep_norm_gain=1.0)
+        self.v_proj = encoder_linear(config, size, size, deep_norm_gain=config.deep_norm_beta)
+        self.out_proj = encoder_linear(config, size, size, deep_norm_gain=config.deep_norm_beta)
+        self.has_gate = config.relative_position_embedding and config.gru_rel_pos
+        if self.has_gate:
+            self.grep_linear = encoder_linear(config, self.head_size, 8)
+            self.grep_a = nn.Parameter(torch.ones(1, config.num_attention_heads, 1, 1))
+
+    def bias(
+        self, query: torch.Tensor, position_bias: torch.Tensor | None, patch_mask: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """What is added to the logits, if anything; broadcastable to (batch, heads, patches, patches)."""
+        bias = position_bias
+        if self.has_gate:
+            a, b = self.grep_linear(query).unflatten(-1, (2, 4)).sum(-1, keepdim=True).sigmoid().unbind(-2)
+            bias = (a * (b * self.grep_a - 1) + 2) * position_bias
+        if patch_mask is not None:
+            # The lowest finite number, not -inf, which would turn clips without any real patch into NaN.
+            lowest = torch.finfo(query.dtype).min
+            bias = torch.where(patch_mask[:, None, None, :], 0.0 if bias is None else bias, lowest)
+        return None if bias is None else bias.to(query.dtype)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_bias: torch.Tensor | None,
+        patch_mask: torch.Tensor | None,
+        output_attentions: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Maps (batch, patches, hidden_size) to the same shape, and gives the attention weights where they are made.
+
+        `position_bias` is (1, heads, patches, patches), ungated; `patch_mask` is (batch, patches), `True` = real.
+        """
+        shape = (*hidden_states.shape[:-1], -1, self.head_size)
+        query = self.q_proj(hidden_states).view(shape).transpose(1, 2)
+        key = self.k_proj(hidden_states).view(shape).transpose(1, 2)
+        value = self.v_proj(hidden_states).view(shape).transpose(1, 2)
+
+        # Fused kernels do not give weights, so asking for weights is asking for the eager form.
+        attention: Callable = eager_attention_forward
+        if not output_attentions:
+            attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, attention)
+        context, weights = attention(
+            self,
+            query,
+            key,
+            value,
+            self.bias(query, position_bias, patch_mask),
+            scaling=self.scaling,
+            dropout=self.dropout if self.training else 0.0,
+        )
+        return self.out_proj(context.flatten(2)), weights
+
+
+class BeatsFeedForward(nn.Module):
+    """Two linear layers with an activation between them; with `"glu"` the first is twice as wide and gates itself."""
+
+    def __init__(self, config: BeatsConfig) -> None:
+        super().__init__()
+        self.gated = config.hidden_act == "glu"
+        self.activation = ACT2FN["silu" if self.gated else config.hidden_act]
+        width = config.intermediate_size
+        self.fc1 = encoder_linear(
+            config, config.hidden_size, 2 * width if self.gated else width, deep_norm_gain=config.deep_norm_beta
+        )
+        self.fc2 = encoder_linear(config, width, config.hidden_size, deep_norm_gain=config.deep_norm_beta)
+        self.activation_dropout = nn.Dropout(config.activation_dropout)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Maps (batch, patches, hidden_size) to the same shape."""
+        hidden_states = self.fc1(hidden_states)
+        if self.gated:
+            hidden_states, gate = hidden_states.chunk(2, dim=-1)
+            hidden_states = hidden_states * self.activation(gate)
+        else:
+            hidden_states = self.activation(hidden_states)
+        return self.fc2(self.activation_dropout(hidden_states))
+
+
+class BeatsLayer(GradientCheckpointingLayer):
+    """Attention and feed-forward layer with residuals, normalised after or, with `layer_norm_first`, before each."""
+
+    def __init__(self, config: BeatsConfig) -> None:
+        super().__init__()
+        self.layer_norm_first = config.layer_norm_first
+        self.residual_scale = config.deep_norm_alpha
+        self.self_attn = BeatsAttention(config)
+        self.self_attn_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.feed_forward = BeatsFeedForward(config)
+        self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_bias: torch.Tensor | None,
+        patch_mask: torch.Tensor | None,
+        output_attentions: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Maps (batch, patches, hidden_size) to the same shape; the other arguments as in [`BeatsAttention`]."""
+        residual = hidden_states
+        if self.layer_norm_first:
+            hidden_states = self.self_attn_layer_norm(hidden_states)
+        hidden_states, weights = self.self_attn(hidden_states, position_bias, patch_mask, output_attentions)
+        hidden_states = self.residual_scale * residual + self.dropout(hidden_states)
+        if not self.layer_norm_first:
+            hidden_states = self.self_attn_layer_norm(hidden_states)
+
+        residual = hidden_states
+        if self.layer_norm_first:
+            hidden_states = self.final_layer_norm(hidden_states)
+        hidden_states = self.feed_forward(hidden_states)
+        hidden_states = self.residual_scale * residual + self.dropout(hidden_states)
+        if not self.layer_norm_first:
+            hidden_states = self.final_layer_norm(hidden_states)
+        return hidden_states, weights
+
+
+class ScaleGradient(torch.autograd.Function):
+    """Identity whose gradient is multiplied by a number."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, hidden_states: torch.Tensor, scale: float) -> torch.Tensor:
+        """Returns the input."""
+        ctx.scale = scale
+        return hidden_states.view_as(hidden_states)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """Returns the scaled gradient."""
+        return gradient * ctx.scale, None
+
+
+class BeatsEncoder(nn.Module):
+    """Positional convolution, then the Transformer layers, which share one table of relative position biases."""
+
+    def __init__(self, config: BeatsConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.pos_conv_embed = BeatsPositionalConvEmbedding(config)
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.relative_position_bias = BeatsRelativePositionBias(config) if config.relative_position_embedding else None
+        self.layers = nn.ModuleList(BeatsLayer(config) for _ in range(config.num_hidden_layers))
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        patch_mask: torch.Tensor | None,
+        output_attentions: bool,
+        output_hidden_states: bool,
+    ) -> BeatsModelOutput:
+        """Encodes (batch, patches, hidden_size); `patch_mask` is (batch, patches), `True` = real."""
+        if patch_mask is not None:
+            hidden_states = hidden_states.masked_fill(~patch_mask.unsqueeze(-1), 0.0)
+        hidden_states = hidden_states + self.pos_conv_embed(hidden_states)
+        if not self.config.layer_norm_first:
+            hidden_states = self.layer_norm(hidden_states)
+        hidden_states = self.dropout(hidden_states)
+
+        position_bias = None
+        if self.relative_position_bias is not None:
+            position_bias = self.relative_position_bias(hidden_states.shape[1]).unsqueeze(0)
+        all_hidden_states, all_weights = [hidden_states], []
+        for layer in self.layers:
+            if self.config.layer_wise_gradient_decay_ratio != 1:
+                hidden_states = ScaleGradient.apply(hidden_states, self.config.layer_wise_gradient_decay_ratio)
+            skip = self.training and self.config.layerdrop > 0 and torch.rand(()) < self.config.layerdrop
+            if not skip:
+                hidden_states, weights = layer(hidden_states, position_bias, patch_mask, output_attentions)
+                all_weights.append(weights)
+            all_hidden_states.append(hidden_states)
+        if self.config.layer_norm_first:
+            hidden_states = self.layer_norm(hidden_states)
+            all_hidden_states[-1] = hidden_states
+
+        return BeatsModelOutput(
+            last_hidden_state=hidden_states,
+            hidden_states=tuple(all_hidden_states) if output_hidden_states else None,
+            attentions=tuple(all_weights) if output_attentions else None,
+            patch_mask=patch_mask,
+        )
+
+
+class BeatsPreTrainedModel(PreTrainedModel):
+    """What the models share: configuration, names, and initialisation."""
+
+    config_class = BeatsConfig
+    base_model_prefix = "beats"
+    main_input_name = "input_values"
+    input_modalities = ("audio",)
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ("BeatsPatchEmbeddings", "BeatsPositionalConvEmbedding", "BeatsLayer")
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, BeatsPositionalConvEmbedding):
+            hidden_size, _, kernel_size = module.direction.shape
+            init.normal_(module.direction, std=math.sqrt(4 / (kernel_size * hidden_size)))
+            init.copy_(module.magnitude, module.direction.norm(dim=(0, 1), keepdim=True))
+            init.zeros_(module.bias)
+        elif isinstance(module, BeatsAttention):
+            if module.has_gate:
+                init.ones_(module.grep_a)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=self.config.initializer_range)
+        elif hasattr(module, "init_std"):
+            init.normal_(module.weight, std=module.init_std)
+            init.zeros_(module.bias)
+        elif isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.reset_parameters()  # guarded by transformers: loaded weights stay
+
+
+def all_of_equal_runs(mask: torch.Tensor, num_runs: int) -> torch.Tensor:
+    """Cuts (batch, length) into `num_runs` runs of equal length, without the rest, and tells which are all `True`."""
+    run_length = mask.shape[1] // num_runs
+    return mask[:, : num_runs * run_length].unflatten(1, (num_runs, run_length)).all(dim=-1)
+
+
+class BeatsModel(BeatsPreTrainedModel):
+    """BEATs encoder: features of 16 x 16 patches of a spectrogram, without a head."""
+
+    def __init__(self, config: BeatsConfig) -> None:
+        super().__init__(config)
+        self.embeddings = BeatsPatchEmbeddings(config)
+        self.encoder = BeatsEncoder(config)
+        self.post_init()
+
+    def check_inputs(
+        self, input_values: torch.Tensor, attention_mask: torch.Tensor | None, padding_mask: torch.Tensor | None
+    ) -> None:
+        """Refuses inputs of the wrong shape, and two masks at once."""
+        config = self.config
+        if input_values.ndim != 3 or input_values.shape[2] != config.num_mel_bins:
+            raise ValueError(
+                f"input_values has shape {tuple(input_values.shape)}, but has to be (batch, frames, "
+                f"{config.num_mel_bins} mel bins)."
+            )
+        batch_size, num_frames = input_values.shape[:2]
+        if num_frames < config.patch_size:
+            raise ValueError(
+                f"input_values has {num_frames} frames, but a patch takes {config.patch_size}; use a longer clip."
+            )
+        if attention_mask is not None and padding_mask is not None:
+            raise ValueError("attention_mask and padding_mask are two ways to say the same: pass only one of them.")
+        if attention_mask is not None and attention_mask.shape != (batch_size, num_frames):
+            raise ValueError(
+                f"attention_mask has shape {tuple(attention_mask.shape)}, but has to be (batch, frames), here "
+                f"({batch_size}, {num_frames})."
+            )
+        if padding_mask is not None and (
+            padding_mask.ndim != 2 or padding_mask.shape[0] != batch_size or padding_mask.shape[1] < num_frames
+        ):
+            raise ValueError(
+                f"padding_mask has shape {tuple(padding_mask.shape)}, but has to be (batch, samples) or (batch, "
+                f"frames), for {batch_size} clips of {num_frames} frames."
+            )
+
+    def patch_mask(
+        self, num_frames: int, attention_mask: torch.Tensor | None, padding_mask: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """Tells the real patches of clips with `num_frames` frames: (batch, patches), `True` = real, or `None`.
+
+        The two masks follow different rules, see [`~BeatsModel.forward`].
+        """
+        size = self.config.patch_size
+        num_columns, num_rows = num_frames // size, self.config.num_mel_bins // size
+        if attention_mask is not None:
+            mask = attention_mask[:, : num_columns * size].bool().unflatten(1, (num_columns, size)).all(dim=-1)
+            mask = mask.repeat_interleave(num_rows, dim=1)
+        elif padding_mask is not None:
+            mask = ~all_of_equal_runs(all_of_equal_runs(padding_mask.bool(), num_frames), num_columns * num_rows)
+        else:
+            return None
+        if not torch.compiler.is_compiling() and not mask.any(dim=1).all():
+            clip = int(mask.any(dim=1).int().argmin())
+            raise ValueError(f"The mask leaves no whole patch of clip {clip} of the batch; leave the clip out.")
+        return mask
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        padding_mask: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> BeatsModelOutput:
+        r"""Encodes filter banks.
+
+        Args:
+            input_values (`torch.Tensor` of shape `(batch, frames, num_mel_bins)`):
+                Normalised filter banks as [`BeatsFeatureExtractor`] makes them. Frames after the last whole patch are
+                dropped.
+            attention_mask (`torch.Tensor` of shape `(batch, frames)`, *optional*):
+                1 for real frames, 0 for padding. A patch counts if all of its frames are real, so that a padded clip
+                gives what the clip alone gives. The feature extractor makes this mask.
+            padding_mask (`torch.BoolTensor` of shape `(batch, samples)` or `(batch, frames)`, *optional*):
+                `True` for padding, by the rule of the original implementation, for results equal to its: the mask is
+                reduced from samples to frames, and from frames to patches, by cutting it into as many runs of equal
+                length, each of which is padding if all of it is. That takes the index of a patch for time although
+                mel rows are counted first, so a clip's last real time column is left out in part.
+            output_attentions (`bool`, *optional*):
+                Whether to return the attention weights. They are computed by the eager form, whatever the
+                implementation in use.
+            output_hidden_states (`bool`, *optional*):
+                Whether to return the hidden states of all layers.
+            return_dict (`bool`, *optional*):
+                Whether to return a [`~transformers.utils.ModelOutput`] rather than a tuple.
+
+        Returns:
+            [`BeatsModelOutput`]
+
+        Raises:
+            ValueError: an argument has the wrong shape, both masks are given, or a mask leaves no patch of a clip (the
+                last is not checked in compiled and exported models, which then give finite values without meaning).
+        """
+        self.check_inputs(input_values, attention_mask, padding_mask)
+        return self.encoder(
+            self.embeddings(input_values),
+            self.patch_mask(input_values.shape[1], attention_mask, padding_mask),
+            self.config.output_attentions if output_attentions is None else output_attentions,
+            self.config.output_hidden_states if output_hidden_states is None else output_hidden_states,
+        )
+
+
+class BeatsForAudioClassification(BeatsPreTrainedModel):
+    """BEATs with a linear classifier on every patch, averaged over the real patches of a clip.
+
+    This is the head of the public fine-tuned checkpoints (527 AudioSet labels, of which several may apply:
+    `problem_type="multi_label_classification"`, probabilities by sigmoid) and of the DCASE 2024 teachers (ten scenes,
+    softmax). The mean is taken before the linear layer, which is the same function and less work.
+    """
+
+    def __init__(self, config: BeatsConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.beats = BeatsModel(config)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def freeze_encoder(self) -> None:
+        """Stops training of all but the classifier: no gradients, no dropout and no layer drop in the encoder.
+
+        The encoder stays in evaluation mode for as long as none of its parameters requires gradients, also after
+        `train()`. `model.beats.requires_grad_(True)` before the next `train()` undoes it.
+        """
+        self.beats.requires_grad_(False)
+        self.beats.eval()
+
+    def train(self, mode: bool = True) -> "BeatsForAudioClassification":
+        """Sets training mode, except for a frozen encoder."""
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.beats.parameters()):
+            self.beats.eval()
+        return self
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        padding_mask: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> SequenceClassifierOutput:
+        r"""Classifies clips.
+
+        Args:
+            input_values (`torch.Tensor` of shape `(batch, frames, num_mel_bins)`):
+                Normalised filter banks as [`BeatsFeatureExtractor`] makes them.
+            attention_mask (`torch.Tensor` of shape `(batch, frames)`, *optional*):
+                1 for real frames, 0 for padding, see [`~BeatsModel.forward`].
+            labels (`torch.Tensor` of shape `(batch,)` or `(batch, num_labels)`, *optional*):
+                Class indices for a cross-entropy loss, or 0 and 1 (or values between) for each label for a binary
+                cross-entropy loss with `problem_type="multi_label_classification"`.
+            padding_mask (`torch.BoolTensor` of shape `(batch, samples)` or `(batch, frames)`, *optional*):
+                `True` for padding, by the rule of the original implementation, see [`~BeatsModel.forward`].
+            output_attentions (`bool`, *optional*):
+                Whether to return the attention weights.
+            output_hidden_states (`bool`, *optional*):
+                Whether to return the hidden states of all layers.
+            return_dict (`bool`, *optional*):
+                Whether to return a [`~transformers.utils.ModelOutput`] rather than a tuple.
+
+        Returns:
+            `logits` of shape `(batch, num_labels)`, `loss` if there are labels, `hidden_states` and `attentions` if
+            asked for.
+
+        Raises:
+            ValueError: an argument has the wrong shape, both masks are given, or a mask leaves no patch of a clip.
+        """
+        outputs = self.beats(input_values, attention_mask, padding_mask, output_attentions, output_hidden_states)
+        features = self.dropout(outputs.last_hidden_state)
+        if outputs.patch_mask is None:
+            pooled = features.mean(dim=1)
+        else:
+            mask = outputs.patch_mask.unsqueeze(-1)
+            pooled = features.masked_fill(~mask, 0.0).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+        logits = self.classifier(pooled)
+
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels, logits, self.config)
+        return SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+__all__ = ["BeatsForAudioClassification", "BeatsModel", "BeatsModelOutput", "BeatsPreTrainedModel"]
