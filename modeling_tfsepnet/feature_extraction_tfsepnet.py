@@ -170,7 +170,7 @@ class TFSepNetFeatureExtractor(SequenceFeatureExtractor):
             raw_speech (`np.ndarray`, `torch.Tensor`, `list`):
                 One mono clip of shape `(samples,)`; a batch of mono clips `(batch, samples)` or of multi-channel clips
                 `(batch, channels, samples)`; or a list of clips, each `(samples,)` or `(channels, samples)`. Channels
-                are averaged. Floating point in full scale [-1, 1], or integer PCM.
+                are averaged. Floating point in full scale [-1, 1], or PCM as int16 or int32.
             sampling_rate (`float`):
                 Rate of the audio in Hz. Anything but the network's own rate is resampled.
             return_tensors (`str` or [`~transformers.utils.TensorType`], *optional*):
@@ -248,9 +248,8 @@ def to_mono(clip: Any, name: str) -> torch.Tensor:
             raise ValueError(f"{name} is a list of unequal parts; its channels must have the same length.") from None
         if clip.dtype.kind not in "iuf":
             raise TypeError(f"{name} holds values of type {clip.dtype}, not real numbers.")
-        if clip.dtype.kind == "u" or clip.dtype.itemsize > 8:
-            clip = clip.astype(np.float64)
-        clip = torch.from_numpy(np.ascontiguousarray(clip))
+        native = np.float32 if clip.dtype.kind == "f" else clip.dtype.newbyteorder("=")
+        clip = torch.from_numpy(np.ascontiguousarray(clip, dtype=native))
     if clip.is_complex() or clip.dtype == torch.bool:
         raise TypeError(f"{name} holds values of type {clip.dtype}, not real numbers.")
     if clip.ndim not in (1, 2):
@@ -261,10 +260,11 @@ def to_mono(clip: Any, name: str) -> torch.Tensor:
         raise ValueError(
             f"{name} has shape {tuple(clip.shape)}: more channels than samples. Pass (channels, samples)."
         )
-    if not clip.is_floating_point():
-        full_scale = 2.0 ** (torch.iinfo(clip.dtype).bits - 1)
-        clip = clip.to(torch.float64) / full_scale
-    clip = clip.detach().to(torch.float32)
+    if clip.dtype in (torch.int16, torch.int32):
+        clip = clip.double() / 2.0 ** (torch.iinfo(clip.dtype).bits - 1)
+    elif not clip.is_floating_point():
+        raise TypeError(f"{name} holds {clip.dtype} integers; PCM is int16 or int32, anything else has to be float.")
+    clip = clip.detach().float()
     if clip.ndim == 2:
         clip = clip.mean(dim=0)
     if not torch.isfinite(clip).all():

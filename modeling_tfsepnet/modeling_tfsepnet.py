@@ -230,7 +230,7 @@ class TFSepNetModel(TFSepNetPreTrainedModel):
         Without gradients the windows are processed a few at a time: the working set then stays in the processor's
         cache, which is twice as fast as one pass over a large batch, and memory does not grow with the batch.
         """
-        if len(windows) > WINDOWS_PER_CHUNK and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and not torch.is_grad_enabled() and len(windows) > WINDOWS_PER_CHUNK:
             chunks = [self.encode(chunk) for chunk in windows.split(WINDOWS_PER_CHUNK)]
             return [torch.cat(states) for states in zip(*chunks, strict=True)]
         hidden_state = windows.unsqueeze(-1).permute(0, 3, 1, 2)  # one channel, channels last

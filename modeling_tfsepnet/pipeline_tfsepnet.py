@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import AudioClassificationPipeline, BatchFeature
 
 
@@ -20,6 +21,7 @@ class SceneClassificationPipeline(AudioClassificationPipeline):
 
     Raises:
         FileNotFoundError: The path does not exist.
+        TypeError: The input is none of these.
         ValueError: The bytes are no audio file, or the audio is empty or not finite.
     """
 
@@ -39,7 +41,7 @@ class SceneClassificationPipeline(AudioClassificationPipeline):
         features = self.feature_extractor([audio], sampling_rate=sampling_rate, return_tensors="pt")
         return features.to(dtype=self.dtype) if self.dtype is not None else features
 
-    def read(self, inputs: Any) -> tuple[np.ndarray, int]:
+    def read(self, inputs: Any) -> tuple[np.ndarray | torch.Tensor, int]:
         """Returns the waveform, (samples,) or (channels, samples), and its rate in Hz."""
         if isinstance(inputs, dict):
             array = inputs.get("array", inputs.get("raw"))
@@ -54,6 +56,10 @@ class SceneClassificationPipeline(AudioClassificationPipeline):
             inputs = read_bytes(str(inputs))
         if isinstance(inputs, (bytes, bytearray)):
             return decode(bytes(inputs))
+        if not isinstance(inputs, (np.ndarray, torch.Tensor)):
+            raise TypeError(
+                f"The pipeline got a {type(inputs).__name__}, but takes arrays, tensors, paths, bytes and dicts of them."
+            )
         return inputs, self.feature_extractor.sampling_rate
 
 

@@ -1,0 +1,58 @@
+import pytest
+from transformers import AutoConfig
+
+from modeling_tfsepnet import SCENES, TFSepNetConfig
+from modeling_tfsepnet.complexity import MAX_MACS, MAX_PARAMETER_BYTES, count_complexity
+
+
+def test_defaults_are_tfsepnet_64():
+    complexity = count_complexity(TFSepNetConfig())
+    assert complexity == (126_858, 29_419_648)  # report, table 2
+    assert complexity.parameters <= MAX_PARAMETER_BYTES
+    assert complexity.macs <= MAX_MACS
+
+
+@pytest.mark.parametrize(
+    ("frames", "depth_17", "depth_16"),
+    [
+        (60, 26_768_608, 28_996_608),
+        (61, 29_345_920, 31_950_400),
+        (63, 29_419_648, 32_024_128),
+        (64, 29_419_648, 32_024_128),
+        (65, 30_740_608, 33_345_088),
+    ],
+)
+def test_operations_of_other_lengths(frames, depth_17, depth_16):
+    """Counted with torchinfo 1.8.0 on the public code; 65 frames break the limit."""
+    assert count_complexity(TFSepNetConfig(), num_frames=frames).macs == depth_17
+    assert count_complexity(TFSepNetConfig(depth=16), num_frames=frames).macs == depth_16
+
+
+@pytest.mark.parametrize(("width", "depth", "parameters"), [(32, 16, 34_634), (16, 17, 10_122)])
+def test_parameters_of_other_widths(width, depth, parameters):
+    assert count_complexity(TFSepNetConfig(base_channels=width, depth=depth)).parameters == parameters
+
+
+def test_labels_are_the_scenes_unless_told_otherwise():
+    assert list(TFSepNetConfig().id2label.values()) == list(SCENES)
+    assert TFSepNetConfig().label2id["tram"] == 9
+    assert TFSepNetConfig(num_labels=3).id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
+    assert TFSepNetConfig(id2label={0: "indoor", 1: "outdoor"}).num_labels == 2
+
+
+def test_round_trip(tmp_path):
+    config = TFSepNetConfig(base_channels=32, depth=16, kernel_size=5, dropout=0.2, id2label={0: "x", 1: "y"})
+    config.save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert type(loaded) is TFSepNetConfig
+    assert loaded.to_dict() == config.to_dict() | {"_name_or_path": str(tmp_path)}
+    assert TFSepNetConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize(
+    "values", [{"depth": 18}, {"base_channels": 0}, {"base_channels": 6}, {"kernel_size": 4}, {"dropout": 1.0}]
+)
+def test_bad_values_are_named(values):
+    (name,) = values
+    with pytest.raises(ValueError, match=name):
+        TFSepNetConfig(**values)

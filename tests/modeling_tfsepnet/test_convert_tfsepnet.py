@@ -1,0 +1,131 @@
+import json
+import sys
+
+import pytest
+import soundfile
+import torch
+from safetensors.torch import load_file, save_file
+
+from modeling_tfsepnet import TFSepNetConfig, TFSepNetFeatureExtractor, TFSepNetForAudioClassification
+from modeling_tfsepnet.convert_tfsepnet import BLOCKS, UNITS, convert_key, convert_state_dict, load_checkpoint, main
+
+
+@pytest.fixture(params=[16, 17])
+def model(request):
+    config = TFSepNetConfig(base_channels=8, depth=request.param, kernel_size=5, num_labels=4)
+    return TFSepNetForAudioClassification(config).eval()
+
+
+@pytest.fixture
+def public_state_dict(model):
+    """The model's weights under the names of the public code."""
+    names = [f"conv_layers.{index}" for index in (0, 1)]
+    names += [f"middle_layers.{index}.{unit}" for index in BLOCKS[model.config.depth] for unit in UNITS]
+    layers = [f"_conv.{name}" for name in ("weight",)]
+    layers += [f"_bn.{name}" for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")]
+    keys = [f"{name}.{layer}" for name in names for layer in layers] + [
+        "classifier.conv.weight",
+        "classifier.conv.bias",
+    ]
+    ours = model.state_dict()
+    return {key: ours[name] for key in keys if (name := convert_key(key, model.config.depth)) in ours}
+
+
+def test_names_cover_the_network(model, public_state_dict):
+    assert len(public_state_dict) == len(model.state_dict()) == 254
+
+
+def test_round_trip(model, public_state_dict):
+    converted = convert_state_dict(public_state_dict)
+    assert converted.config.to_dict() == model.config.to_dict() | {"architectures": converted.config.architectures}
+    assert all(torch.equal(value, converted.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["lightning", "pt", "safetensors"])
+def test_files(model, public_state_dict, tmp_path, kind):
+    path = tmp_path / f"checkpoint.{'ckpt' if kind == 'lightning' else kind}"
+    if kind == "lightning":
+        state_dict = {f"backbone.{key}": value for key, value in public_state_dict.items()}
+        state_dict["mel.window"] = torch.ones(3)  # other parts of a training module are not the network's
+        torch.save({"epoch": 149, "state_dict": state_dict, "hyper_parameters": {"lr": 0.004}}, path)
+    elif kind == "pt":
+        torch.save(public_state_dict, path)
+    else:
+        save_file(public_state_dict, path)
+    assert load_checkpoint(path).keys() == public_state_dict.keys()
+
+
+def test_unknown_key_is_named(public_state_dict):
+    public_state_dict["middle_layers.3.extra"] = torch.ones(1)
+    with pytest.raises(ValueError, match=r"middle_layers\.3\.extra"):
+        convert_state_dict(public_state_dict)
+
+
+def test_missing_key_is_named(public_state_dict):
+    del public_state_dict["middle_layers.5.freq_pw_conv._bn.bias"]
+    with pytest.raises(ValueError, match=r"stages\.1\.blocks\.0\.frequency_path\.pointwise\.normalization\.bias"):
+        convert_state_dict(public_state_dict)
+
+
+def test_wrong_shape_is_named(public_state_dict):
+    public_state_dict["middle_layers.6.temp_pw_conv._conv.weight"] = torch.ones(3, 3, 1, 1)
+    with pytest.raises(ValueError, match=r"middle_layers\.6\.temp_pw_conv\._conv\.weight has shape \(3, 3, 1, 1\)"):
+        convert_state_dict(public_state_dict)
+
+
+class Payload:
+    """Anything but tensors: what a pickle could smuggle in."""
+
+
+def test_bad_files_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        load_checkpoint(tmp_path / "absent.ckpt")
+    (tmp_path / "text.ckpt").write_text("not a checkpoint")
+    (tmp_path / "text.safetensors").write_text("not a checkpoint")
+    for name in ("text.ckpt", "text.safetensors"):
+        with pytest.raises(ValueError, match=name):
+            load_checkpoint(tmp_path / name)
+    torch.save({"state_dict": {"backbone.x": Payload()}}, tmp_path / "pickle.ckpt")
+    with pytest.raises(ValueError, match="refused"):
+        load_checkpoint(tmp_path / "pickle.ckpt")
+    torch.save([torch.ones(1)], tmp_path / "list.pt")
+    with pytest.raises(ValueError, match="not a state dict"):
+        load_checkpoint(tmp_path / "list.pt")
+    torch.save({"weight": torch.ones(1)}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="no TF-SepNet"):
+        load_checkpoint(tmp_path / "other.pt")
+
+
+def test_command_line(model, public_state_dict, tmp_path, monkeypatch, capsys):
+    save_file(public_state_dict, tmp_path / "weights.safetensors")
+    monkeypatch.setattr(sys, "argv", ["convert", str(tmp_path / "weights.safetensors"), str(tmp_path / "model")])
+    main()
+    loaded = TFSepNetForAudioClassification.from_pretrained(tmp_path / "model")
+    assert torch.equal(loaded.classifier.weight, model.classifier.weight)
+    assert TFSepNetFeatureExtractor.from_pretrained(tmp_path / "model").sampling_rate == 32_000
+    monkeypatch.setattr(sys, "argv", ["convert", str(tmp_path / "nothing.ckpt"), str(tmp_path / "model")])
+    with pytest.raises(SystemExit):
+        main()
+    assert "no checkpoint" in capsys.readouterr().err
+
+
+def test_trained_network_on_real_recordings(shared):
+    """A network trained on TAU 2022 by the report's authors gives the logits it gives in their code."""
+    model = convert_state_dict(load_checkpoint(shared / "real" / "tfsepnet64_trained.safetensors"))
+    extractor = TFSepNetFeatureExtractor()
+    facts = json.loads((shared / "real" / "tfsepnet64_trained.json").read_text())
+    assert model.num_parameters() == facts["parameters"]
+    assert list(model.config.id2label.values()) == facts["labels"]
+    for case in facts["cases"]:
+        audio, rate = soundfile.read(shared / "real" / "esc10" / case["file"])
+        start = int(case["offset_s"] * rate)
+        inputs = extractor(audio[start : start + rate], sampling_rate=rate, return_tensors="pt")
+        with torch.no_grad():
+            logits = model(**inputs).logits[0]
+        torch.testing.assert_close(logits, torch.tensor(case["logits"]), atol=1e-3, rtol=0)
+        assert model.config.id2label[int(logits.argmax())] == case["label"]
+
+
+def test_reference_file_is_a_plain_state_dict(shared):
+    path = shared / "real" / "tfsepnet64_trained.safetensors"
+    assert load_checkpoint(path).keys() == {key.removeprefix("backbone.") for key in load_file(path)}

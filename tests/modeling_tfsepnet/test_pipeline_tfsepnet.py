@@ -1,0 +1,246 @@
+import shutil
+
+import datasets
+import numpy as np
+import pytest
+import soundfile
+import torch
+from transformers import (
+    ASTConfig,
+    ASTFeatureExtractor,
+    ASTForAudioClassification,
+    AudioClassificationPipeline,
+    AutoFeatureExtractor,
+    AutoModelForAudioClassification,
+    pipeline,
+)
+
+from modeling_tfsepnet import SceneClassificationPipeline, TFSepNetConfig, TFSepNetForAudioClassification
+from modeling_tfsepnet.feature_extraction_tfsepnet import TFSepNetFeatureExtractor
+from tests.clean_process import run_in_clean_process
+
+
+RATE = 32_000
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A saved model, small and random, with its feature extractor."""
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    model = TFSepNetForAudioClassification(TFSepNetConfig(base_channels=8))
+    with torch.no_grad():
+        model.train()(torch.randn(8, 1, 512, 64))
+    model.save_pretrained(folder)
+    TFSepNetFeatureExtractor().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def classifier(folder):
+    return pipeline("audio-classification", model=str(folder))
+
+
+@pytest.fixture(scope="module")
+def noise():
+    return np.random.default_rng(0).normal(scale=0.1, size=RATE).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory, noise):
+    folder = tmp_path_factory.mktemp("audio")
+    for name, subtype in [("a.wav", "PCM_24"), ("a.flac", "PCM_24"), ("a.ogg", "VORBIS")]:
+        soundfile.write(folder / name, noise, RATE, subtype=subtype)
+    soundfile.write(folder / "stereo.wav", np.stack([noise, noise], axis=1), RATE, subtype="PCM_24")
+    soundfile.write(folder / "long.wav", np.tile(noise, 25), RATE, subtype="PCM_24")
+    return folder
+
+
+def scores(results):
+    return {result["label"]: result["score"] for result in results}
+
+
+def test_is_used_for_this_model(classifier):
+    assert type(classifier) is SceneClassificationPipeline
+
+
+def test_other_models_are_served_as_before(noise):
+    """A feature extractor that does not resample by itself gets what transformers' own pipeline gives it."""
+    config = ASTConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, num_mel_bins=16, max_length=32
+    )
+    parts = {
+        "model": ASTForAudioClassification(config),
+        "feature_extractor": ASTFeatureExtractor(num_mel_bins=16, max_length=32),
+    }
+    ours = pipeline("audio-classification", **parts)
+    theirs = pipeline("audio-classification", **parts, pipeline_class=AudioClassificationPipeline)
+    assert type(ours) is SceneClassificationPipeline
+    assert ours(noise[:16_000]) == theirs(noise[:16_000])
+
+
+def test_scores_are_the_models_softmax(classifier, noise):
+    inputs = classifier.feature_extractor(noise, sampling_rate=RATE, return_tensors="pt")
+    with torch.no_grad():
+        expected = classifier.model(**inputs).logits.softmax(dim=-1)[0]
+    results = scores(classifier(noise, top_k=None))
+    assert len(results) == 10
+    for index, label in classifier.model.config.id2label.items():
+        assert results[label] == pytest.approx(expected[index].item(), abs=1e-6)
+
+
+def test_kinds_of_input_agree(classifier, noise, files):
+    expected = scores(classifier(noise, top_k=None))
+    wav = (files / "a.wav").read_bytes()
+    for other in (
+        torch.tensor(noise),
+        str(files / "a.wav"),
+        files / "a.wav",
+        str(files / "a.flac"),
+        str(files / "stereo.wav"),
+        wav,
+        {"array": noise, "sampling_rate": RATE},
+        {"raw": torch.tensor(noise), "sampling_rate": RATE},
+        {"bytes": wav, "path": None},
+        {"bytes": None, "path": str(files / "a.flac")},
+        {"path": str(files / "a.wav"), "array": noise, "sampling_rate": RATE},
+    ):
+        assert scores(classifier(other, top_k=None)) == pytest.approx(expected, abs=1e-4)
+    assert scores(classifier(str(files / "a.ogg"), top_k=None)) == pytest.approx(expected, abs=0.1)
+
+
+def test_dicts_of_any_rate(classifier, noise):
+    tone = {rate: np.sin(2 * np.pi * 500 * np.arange(rate) / rate).astype(np.float32) for rate in (RATE, 44_100)}
+    expected = scores(classifier({"array": tone[RATE], "sampling_rate": RATE}, top_k=None))
+    assert scores(classifier({"array": tone[44_100], "sampling_rate": 44_100}, top_k=None)) == pytest.approx(
+        expected, abs=0.02
+    )
+
+
+def test_top_k_and_function(classifier, noise):
+    best = classifier(noise, top_k=2)
+    assert len(best) == 2
+    assert best[0]["score"] >= best[1]["score"]
+    logits = scores(classifier(noise, top_k=None, function_to_apply="none"))
+    with torch.no_grad():
+        expected = classifier.model(**classifier.feature_extractor(noise, RATE, return_tensors="pt")).logits[0]
+    assert logits["tram"] == pytest.approx(expected[9].item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_batches_do_not_change_results(classifier, noise, files, batch_size):
+    inputs = [noise, str(files / "long.wav"), noise[:5000]]
+    expected = [scores(classifier(one, top_k=None)) for one in inputs]
+    for result, reference in zip(classifier(inputs, top_k=None, batch_size=batch_size), expected, strict=True):
+        assert scores(result) == pytest.approx(reference, abs=1e-5)
+
+
+def test_dataset_column(classifier, noise, files):
+    rows = [{"bytes": (files / name).read_bytes(), "path": name} for name in ("a.wav", "a.flac")]
+    features = datasets.Features({"audio": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}})
+    dataset = datasets.Dataset.from_dict({"audio": rows}, features=features)
+    dataset = dataset.cast_column("audio", datasets.Audio(decode=False))
+    expected = scores(classifier(noise, top_k=None))
+    results = classifier(dataset["audio"], top_k=None)
+    assert len(results) == 2
+    for result in results:
+        assert scores(result) == pytest.approx(expected, abs=1e-4)
+
+
+def test_long_file_is_heard_to_its_end(classifier, noise, tmp_path):
+    silence_then_noise = np.concatenate([np.zeros(9 * RATE, dtype=np.float32), noise])
+    soundfile.write(tmp_path / "end.wav", silence_then_noise, RATE)
+    soundfile.write(tmp_path / "silence.wav", np.zeros(10 * RATE), RATE)
+    logits = [
+        scores(classifier(str(tmp_path / name), top_k=None, function_to_apply="none"))
+        for name in ("end.wav", "silence.wav")
+    ]
+    one_second = scores(classifier(noise, top_k=None, function_to_apply="none"))
+    for label, value in logits[0].items():
+        assert value == pytest.approx(0.9 * logits[1][label] + 0.1 * one_second[label], abs=1e-3)
+
+
+BAD_INPUTS = {
+    "missing file": ("nowhere.wav", FileNotFoundError, "nowhere.wav"),
+    "folder": ("", FileNotFoundError, "no audio file"),
+    "bytes of something else": (b"\x00" * 100, ValueError, "not an audio file"),
+    "empty bytes": (b"", ValueError, "not an audio file"),
+    "dict without rate": ({"array": np.zeros(9)}, ValueError, "sampling_rate"),
+    "dict of nothing": ({}, ValueError, "needs"),
+    "dict of None": ({"bytes": None, "path": None}, ValueError, "needs"),
+    "dict with rate zero": ({"array": np.zeros(9), "sampling_rate": 0}, ValueError, "sampling_rate"),
+    "dict with empty array": ({"array": np.zeros(0), "sampling_rate": RATE}, ValueError, "empty"),
+    "NaN": (np.full(RATE, np.nan, dtype=np.float32), ValueError, "NaN"),
+    "number": (3.0, TypeError, "float"),
+    "wrong rank": (np.zeros((1, 1, 9)), ValueError, "shape"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_INPUTS)
+def test_bad_input_is_named(classifier, name):
+    inputs, error, message = BAD_INPUTS[name]
+    with pytest.raises(error, match=message) as caught:
+        classifier(inputs)
+    assert "\n" not in str(caught.value)
+
+
+def test_file_without_samples(classifier, tmp_path):
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), RATE)
+    with pytest.raises(ValueError, match="empty"):
+        classifier(str(tmp_path / "empty.wav"))
+
+
+def test_saved_pipeline_loads(classifier, noise, tmp_path):
+    classifier.save_pretrained(tmp_path)
+    assert classifier(noise) == pipeline("audio-classification", model=str(tmp_path))(noise)
+
+
+class TestRemoteCode:
+    """The saved folder alone, in another process and folder, without this package, ffmpeg or torchaudio."""
+
+    CODE = """
+import soundfile, torch
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioClassification, pipeline
+
+extractor = AutoFeatureExtractor.from_pretrained(MODEL, trust_remote_code=True)
+model = AutoModelForAudioClassification.from_pretrained(MODEL, trust_remote_code=True)
+audio, rate = soundfile.read(WAV)
+with torch.no_grad():
+    logits = model(**extractor(audio, sampling_rate=rate, return_tensors="pt")).logits[0]
+classifier = pipeline("audio-classification", model=MODEL, trust_remote_code=True)
+classifier.save_pretrained("resaved")
+again = pipeline("audio-classification", model="resaved", trust_remote_code=True)
+report({
+    "module": type(model).__module__,
+    "config": type(AutoConfig.from_pretrained(MODEL, trust_remote_code=True)).__name__,
+    "logits": logits.tolist(),
+    "scores": classifier(WAV, top_k=None),
+    "again": again({"array": audio, "sampling_rate": rate}, top_k=None),
+})
+"""
+
+    def test_folder_alone(self, folder, classifier, noise, files, tmp_path):
+        source = tmp_path / "elsewhere"
+        shutil.copytree(folder, source)
+        code = f"MODEL = {str(source)!r}\nWAV = {str(files / 'a.wav')!r}\n" + self.CODE
+        report = run_in_clean_process(code, tmp_path, blocked=("torchaudio", "torchcodec"))
+        assert report["module"].startswith("transformers_modules.")
+        assert report["config"] == "TFSepNetConfig"
+        audio, rate = soundfile.read(files / "a.wav")
+        with torch.no_grad():
+            inputs = classifier.feature_extractor(audio, sampling_rate=rate, return_tensors="pt")
+            logits = classifier.model(**inputs).logits[0]
+        assert report["logits"] == logits.tolist()
+        assert report["scores"] == report["again"] == classifier(str(files / "a.wav"), top_k=None)
+
+    def test_auto_classes_of_the_package(self, folder):
+        """With the package imported no remote code runs, even where it is trusted."""
+        for trust in (None, True):
+            assert (
+                type(AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=trust)) is TFSepNetFeatureExtractor
+            )
+            model = AutoModelForAudioClassification.from_pretrained(folder, trust_remote_code=trust)
+            assert type(model) is TFSepNetForAudioClassification
+            assert type(pipeline("audio-classification", model=str(folder), trust_remote_code=trust)) is (
+                SceneClassificationPipeline
+            )
