@@ -58,7 +58,7 @@ class SceneClassificationPipeline(AudioClassificationPipeline):
             return decode(bytes(inputs))
         if not isinstance(inputs, (np.ndarray, torch.Tensor)):
             raise TypeError(
-                f"The pipeline got a {type(inputs).__name__}, but takes arrays, tensors, paths, bytes and dicts of them."
+                f"The pipeline got a {type(inputs).__name__}, but takes arrays, tensors, paths, bytes and dicts."
             )
         return inputs, self.feature_extractor.sampling_rate
 
