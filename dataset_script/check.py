@@ -1,11 +1,12 @@
 """Check a corpus folder: `python -m dataset_script.check --data_dir D`.
 
-Prints a line for every check. Exits with 1 at the first fault, which it names.
+Prints a line for every check and the numbers of clips. Stops at the first fault, names it, and exits with 1.
 """
 
 import argparse
 import sys
 
+from dataset_script.export import count_table
 from dataset_script.tau_urban_2022 import TAUUrban2022
 
 
@@ -26,6 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"FAIL  {error}")
         return 1
+    if builder.corpus is not None:
+        listed = {name: builder.corpus.meta.loc[table["filename"]] for name, table in builder.corpus.tables.items()}
+        print(f"\n{count_table(listed | {'meta.csv': builder.corpus.meta})}\n")
     print("The corpus is in order.")
     return 0
 

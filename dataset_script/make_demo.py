@@ -145,7 +145,7 @@ def make_demo(out: str | os.PathLike, seed: int = 0) -> None:
         rng = np.random.default_rng([seed, 2, index])
         response = make_response(rng, rng.uniform(2, 9), rng.uniform(50, 350), rng.uniform(5_500, 16_000))
         _write_wav(part / "impulse_responses" / f"synthetic-{index:02d}.wav", 0.5 * response)
-    (part / "README.md").write_text(CARD.format(seed=seed, version=DEMO_VERSION), encoding="utf-8")
+    (part / "README.md").write_text(synthetic_card(seed), encoding="utf-8")
     if out.is_dir():
         out.rmdir()
     os.replace(part, out)
@@ -159,6 +159,11 @@ def demo_corpus(cache_dir: Path, seed: int = 0) -> Path:
         if not out.is_dir():
             make_demo(out, seed)
     return out
+
+
+def synthetic_card(seed: int = 0) -> str:
+    """The card of the demo corpus."""
+    return CARD.format(seed=seed, version=DEMO_VERSION)
 
 
 def is_synthetic(root: Path) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 
@@ -171,10 +172,10 @@ def read_meta(path: Path) -> pd.DataFrame:
     )
 
 
-def refuse(source: Path | str, table: pd.DataFrame, bad: pd.Series, problem: str, fix: str) -> None:
+def refuse(source: Path | str, table: pd.DataFrame, bad: pd.Series | np.ndarray, problem: str, fix: str) -> None:
     """Raise a ValueError about the first row of `table` where `bad` holds; `problem` may name `{columns}` of it."""
     if bad.any():
-        row = int(bad.to_numpy().argmax())
+        row = int(np.argmax(bad))
         cells = table.iloc[row].to_dict()
         others = f" (so have {bad.sum() - 1:,} more rows)" if bad.sum() > 1 else ""
         raise ValueError(f"{source}, line {row + 2}: {cells['filename']} {problem.format(**cells)}{others}: {fix}.")
@@ -202,7 +203,7 @@ def check_nested(corpus: Corpus) -> str:
     found = [name for name in SUBSETS if name in corpus.tables]
     for smaller, larger in pairwise(found):
         table = corpus.tables[smaller]
-        absent = ~table["filename"].isin(corpus.tables[larger]["filename"])
+        absent = _absent(table, corpus.tables[larger])
         fix = "one of the two tables is the wrong file, get them again"
         refuse(corpus.paths[smaller], table, absent, f"is not in {corpus.paths[larger].name}", fix)
     if "split100" in corpus.tables:
@@ -227,10 +228,8 @@ def check_published(corpus: Corpus) -> str:
         if name in corpus.tables and corpus.paths[name] != path and path.is_file():
             table, listed = corpus.tables[name], read_table(path)
             fix = "one of the two tables is the wrong file, get them again"
-            absent = ~listed["filename"].isin(table["filename"])
-            refuse(path, listed, absent, f"is not in {corpus.paths[name].name}", fix)
-            absent = ~table["filename"].isin(listed["filename"])
-            refuse(corpus.paths[name], table, absent, f"is not in {published}", fix)
+            refuse(path, listed, _absent(listed, table), f"is not in {corpus.paths[name].name}", fix)
+            refuse(corpus.paths[name], table, _absent(table, listed), f"is not in {published}", fix)
             compared.append(f"{name} = {published}")
     return ", ".join(compared) or "nothing to compare"
 
@@ -271,6 +270,11 @@ TABLE_CHECKS = {
     "segments whole": check_whole,
     "train and test disjoint by location": check_disjoint,
 }
+
+
+def _absent(table: pd.DataFrame, other: pd.DataFrame) -> np.ndarray:
+    """Which clips of a table are not in the other one."""
+    return pd.Index(other["filename"]).get_indexer(table["filename"]) < 0
 
 
 def _segments_per_scene(corpus: Corpus, name: str) -> pd.Series:

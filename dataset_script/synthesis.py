@@ -15,6 +15,9 @@ from dataset_script.clips import SAMPLE_RATE
 RESPONSE_SAMPLES = 2_048
 """Length of a device response: 46 ms."""
 
+LEVEL_SPREAD = 4.0
+"""Standard deviation of the level of each layer of a scene, so that no scene is known by its mixture."""
+
 Layer = tuple[float, np.ndarray]
 """A level and a sound, which is scaled to that level (RMS)."""
 
@@ -41,9 +44,9 @@ class Place:
 def make_place(city: np.random.Generator, location: np.random.Generator) -> Place:
     """A location, whose character is partly that of its city."""
     return Place(
-        pitch=2 ** (city.uniform(-0.2, 0.2) + location.uniform(-0.2, 0.2)),
-        pace=2 ** (city.uniform(-0.2, 0.2) + location.uniform(-0.2, 0.2)),
-        tilt=city.uniform(-0.8, 0.8) + location.uniform(-0.8, 0.8),
+        pitch=2 ** (city.uniform(-0.3, 0.3) + location.uniform(-0.3, 0.3)),
+        pace=2 ** (city.uniform(-0.3, 0.3) + location.uniform(-0.3, 0.3)),
+        tilt=city.uniform(-1, 1) + location.uniform(-1, 1),
         decay=city.uniform(0.2, 0.7) * location.uniform(0.7, 1.4),
         bustle=city.uniform(-2, 2) + location.uniform(-4, 4),
     )
@@ -51,8 +54,10 @@ def make_place(city: np.random.Generator, location: np.random.Generator) -> Plac
 
 def render_scene(scene: str, place: Place, rng: np.random.Generator, seconds: int) -> np.ndarray:
     """A segment of a scene, with a peak between -24 and -3 dB of full scale."""
-    layers = SCENES[scene](place, rng, seconds * SAMPLE_RATE)
-    sound = sum(10 ** (level / 20) * layer / np.sqrt((layer**2).mean() + 1e-12) for level, layer in layers)
+    sound = np.zeros(seconds * SAMPLE_RATE)
+    for level, layer in SCENES[scene](place, rng, len(sound)):
+        level += rng.normal(0, LEVEL_SPREAD)
+        sound += 10 ** (level / 20) * layer / np.sqrt((layer**2).mean() + 1e-12)
     sound = shape(sound, [(50, -4.3 * place.tilt), (1_000, 0), (16_000, 4 * place.tilt)])
     return sound / np.abs(sound).max() * 10 ** (rng.uniform(-24, -3) / 20)
 

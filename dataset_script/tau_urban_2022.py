@@ -24,6 +24,7 @@ from dataset_script.splits import (
     PERCENTAGES,
     SCENES,
     TABLE_CHECKS,
+    Corpus,
     find_table,
     read_corpus,
     read_table,
@@ -120,6 +121,9 @@ class TAUUrban2022(datasets.ArrowBasedBuilder):
     BUILDER_CONFIGS: ClassVar = list(_configs())
     DEFAULT_CONFIG_NAME = "demo"
 
+    corpus: Corpus | None = None
+    """Tables of the corpus, once it has been read; the evaluation set has none."""
+
     def _info(self) -> datasets.DatasetInfo:
         features = {"audio": Audio(sampling_rate=SAMPLE_RATE, decode=False), "filename": Value("string")}
         if self.config.name != "evaluation":
@@ -182,7 +186,7 @@ class TAUUrban2022(datasets.ArrowBasedBuilder):
         needed = [self.config.subset, "test"] if self.config.subset else []
         tables = Path(self._cache_dir_root) / self.name / "split_setup"
         elsewhere = {name: fetch_table(name, tables) for name in needed if find_table(root, name) is None}
-        corpus = read_corpus(root, elsewhere)
+        self.corpus = corpus = read_corpus(root, elsewhere)
         report("labels and file names", f"{len(corpus.meta):,} clips in meta.csv")
         for title, check in TABLE_CHECKS.items():
             report(title, check(corpus))

@@ -1,0 +1,179 @@
+"""Parquet copies of scenes, with the audio inside: in a folder, and on the Hub.
+
+Both come with a card whose `configs` make `load_dataset(folder_or_repo, "split25")` work without this code.
+"""
+
+import logging
+import math
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.parquet as pq
+from datasets import Dataset, DatasetDict, DatasetInfo
+from datasets.info import DatasetInfosDict
+from datasets.table import embed_table_storage
+from datasets.utils import tqdm
+from datasets.utils.metadata import MetadataConfigs
+from huggingface_hub import DatasetCard, HfApi, hf_hub_download
+
+from dataset_script.make_demo import synthetic_card
+from dataset_script.splits import CITIES, DEVICES, SCENES
+from dataset_script.tau_urban_2022 import SYNTHETIC_DESCRIPTION
+
+
+logger = logging.getLogger(__name__)
+
+ROWS_PER_FILE = 3_500
+"""About 460 MB of one-second clips."""
+
+ROWS_PER_GROUP = 100
+
+
+def is_synthetic(scenes: Dataset | DatasetDict) -> bool:
+    """Whether scenes come from the demo corpus."""
+    first = next(iter(scenes.values())) if isinstance(scenes, DatasetDict) else scenes
+    return first.info.description == SYNTHETIC_DESCRIPTION
+
+
+def save_parquet(scenes: DatasetDict, folder: str | os.PathLike, config_name: str | None = None) -> None:
+    """Write scenes with their audio to Parquet files, as one configuration of a dataset folder.
+
+    Args:
+        scenes: As returned by `load_scenes`.
+        folder: The dataset folder; its other configurations stay, one of the same name is replaced.
+        config_name: Name of the configuration, by default that of `load_scenes`.
+
+    Example:
+
+        >>> save_parquet(load_scenes("demo25"), "scenes")
+        >>> datasets.load_dataset("scenes", "demo25")
+    """
+    folder, config_name = Path(folder), config_name or _config_name(scenes)
+    part, target = folder / f".{config_name}.incomplete", folder / config_name
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    for split, dataset in scenes.items():
+        files = math.ceil(len(dataset) / ROWS_PER_FILE)
+        for index in range(files):
+            rows = dataset.shard(files, index, contiguous=True).with_format("arrow")
+            path = part / f"{split}-{index:05d}-of-{files:05d}.parquet"
+            with pq.ParquetWriter(path, dataset.features.arrow_schema) as writer:
+                for start in tqdm(range(0, len(rows), ROWS_PER_GROUP), unit=" blocks", desc=f"Writing {split}"):
+                    writer.write_table(embed_table_storage(rows[start : start + ROWS_PER_GROUP]))
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(part, target)
+    readme = folder / "README.md"
+    card = make_card(scenes, config_name, readme.read_text(encoding="utf-8") if readme.is_file() else None)
+    # Features only: the sizes that the scenes know are those without the audio.
+    features = next(iter(scenes.values())).features
+    DatasetInfosDict({config_name: DatasetInfo(features=features)}).to_dataset_card_data(card.data)
+    data_files = [{"split": str(split), "path": f"{config_name}/{split}-*"} for split in scenes]
+    MetadataConfigs({config_name: {"data_files": data_files}}).to_dataset_card_data(card.data)
+    card.save(readme)
+
+
+def push_audio(
+    scenes: DatasetDict,
+    repo_id: str,
+    config_name: str | None = None,
+    *,
+    may_redistribute: bool = False,
+    private: bool = True,
+) -> str:
+    """Push scenes with their audio to the Hub, as one configuration of a dataset.
+
+    TAU may not be redistributed freely; teacher logits may be shared alone, see `push_logits`.
+
+    Args:
+        scenes: As returned by `load_scenes`.
+        repo_id: The dataset on the Hub; its other configurations stay.
+        config_name: Name of the configuration, by default that of `load_scenes`.
+        may_redistribute: Says that the licence, which is logged, allows it.
+        private: Whether a new dataset is private.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        ValueError: `may_redistribute` is not set.
+    """
+    licence = next(iter(scenes.values())).info.license
+    if not may_redistribute:
+        raise ValueError(
+            f"This would send the audio itself to {repo_id}; if its licence lets you, pass may_redistribute=True. "
+            f"The licence: {licence}"
+        )
+    logger.warning("Pushing the audio to %s under its licence: %s", repo_id, licence)
+    config_name = config_name or _config_name(scenes)
+    api = HfApi()
+    api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+    existing = None
+    if api.file_exists(repo_id, "README.md", repo_type="dataset"):
+        existing = Path(hf_hub_download(repo_id, "README.md", repo_type="dataset")).read_text(encoding="utf-8")
+    make_card(scenes, config_name, existing).push_to_hub(repo_id, repo_type="dataset")
+    commit = scenes.push_to_hub(repo_id, config_name, private=private, max_shard_size="500MB")
+    return commit.commit_url
+
+
+def make_card(scenes: DatasetDict, config_name: str, existing: str | None = None) -> DatasetCard:
+    """The card of a dataset with this configuration: the text for the corpus, and the counts of the configuration.
+
+    Args:
+        scenes: The splits.
+        config_name: Name of the configuration.
+        existing: The card so far, which keeps its text and its other configurations.
+
+    Raises:
+        ValueError: The card so far is of real recordings and the scenes are synthetic, or the other way round.
+    """
+    if existing is None:
+        template = (
+            synthetic_card() if is_synthetic(scenes) else Path(__file__).with_name("README.md").read_text("utf-8")
+        )
+        card = DatasetCard(template)
+        card.data.configs = None  # those of the template are examples
+    else:
+        card = DatasetCard(existing)
+        if is_synthetic(scenes) != ("synthetic" in (card.data.tags or [])):
+            raise ValueError(
+                f"The dataset has real recordings or synthetic ones, and {config_name!r} would add the other kind: "
+                "choose another place for it."
+            )
+    if "label" in next(iter(scenes.values())).features:
+        section = (
+            f"## Counts of `{config_name}`\n\n{count_table({name: _labels(split) for name, split in scenes.items()})}"
+        )
+        kept = re.sub(rf"\n## Counts of `{re.escape(config_name)}`\n.*?(?=\n## |\Z)", "", card.text, flags=re.DOTALL)
+        card.text = f"{kept.rstrip()}\n\n{section}\n"
+    return card
+
+
+def count_table(splits: dict[str, pd.DataFrame]) -> str:
+    """Clips per device, scene and city as a Markdown table.
+
+    Args:
+        splits: Rows with `device`, `scene_label` and `city`, under the headings of their columns.
+    """
+    lines = [["", *splits], ["---", *["---:"] * len(splits)]]
+    lines.append(["clips", *(f"{len(rows):,}" for rows in splits.values())])
+    for column, title, names in (
+        ("device", "device", DEVICES),
+        ("scene_label", "scene", SCENES),
+        ("city", "city", CITIES),
+    ):
+        for name in names:
+            lines.append([f"{title} {name}", *(f"{(rows[column] == name).sum():,}" for rows in splits.values())])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _labels(dataset: Dataset) -> pd.DataFrame:
+    columns = {"device": "device", "scene_label": "label", "city": "city"}
+    names = {column: dataset.features[source].names for column, source in columns.items()}
+    return pd.DataFrame({column: [names[column][i] for i in dataset[source]] for column, source in columns.items()})
+
+
+def _config_name(scenes: DatasetDict) -> str:
+    return next(iter(scenes.values())).info.config_name
