@@ -111,28 +111,33 @@ class TFSepNetFeatureExtractor(SequenceFeatureExtractor):
         Returns:
             `torch.Tensor` of shape `(batch, feature_size, frames)`, float32, with
             `frames = 1 + (samples - 1) // hop_length`; digital silence gives -1.4025851.
+
+        Raises:
+            ValueError: The waveform has another shape, or is too short for the reflection at its ends.
         """
-        batch_size, num_samples = waveform.shape
         half = self.n_fft // 2
+        if waveform.ndim != 2 or waveform.shape[1] < half + 2:
+            raise ValueError(
+                f"The waveform has shape {tuple(waveform.shape)}, but has to be (batch, samples) with at least "
+                f"{half + 2} samples."
+            )
+        batch_size, num_samples = waveform.shape
         num_frames = 1 + (num_samples - 1) // self.hop_length
+        chunk_size = max(1, FRAMES_PER_CHUNK // num_frames) if waveform.device.type == "cpu" else max(1, batch_size)
         window = hann_window(self.win_length, waveform.device)
+        blocks = mel_blocks(self.feature_size, self.n_fft, self.sampling_rate, waveform.device)
         # The window is centred in the transform's span; its margins are zero, so they are not cut out at all.
         margin = (self.n_fft - self.win_length) // 2
         mel = waveform.new_empty(batch_size, self.feature_size, num_frames, dtype=torch.float32)
-        for clips, target in zip(
-            waveform.float().split(max(1, FRAMES_PER_CHUNK // num_frames)),
-            mel.split(max(1, FRAMES_PER_CHUNK // num_frames)),
-            strict=True,
-        ):
-            emphasised = torch.sub(clips[:, 1:], clips[:, :-1], alpha=self.preemphasis)
-            padded = torch.nn.functional.pad(emphasised, (half, half), mode="reflect")[:, margin:]
-            frames = padded.unfold(1, self.win_length, self.hop_length)[:, :num_frames] * window
-            spectrum = torch.view_as_real(torch.fft.rfft(frames, n=self.n_fft)).flatten(2).square_()
-            for first, last, start, weights in mel_blocks(
-                self.feature_size, self.n_fft, self.sampling_rate, waveform.device
-            ):
-                energies = spectrum[..., start : start + weights.shape[0]] @ weights
-                target[:, first:last] = energies.add_(self.mel_floor).log_().transpose(1, 2)
+        with torch.autocast(waveform.device.type, enabled=False):  # half precision has too few digits for energies
+            for clips, target in zip(waveform.float().split(chunk_size), mel.split(chunk_size), strict=True):
+                emphasised = torch.sub(clips[:, 1:], clips[:, :-1], alpha=self.preemphasis)
+                padded = torch.nn.functional.pad(emphasised, (half, half), mode="reflect")[:, margin:]
+                frames = padded.unfold(1, self.win_length, self.hop_length)[:, :num_frames] * window
+                spectrum = torch.view_as_real(torch.fft.rfft(frames, n=self.n_fft)).flatten(2).square_()
+                for first, last, start, weights in blocks:
+                    energies = spectrum[..., start : start + len(weights)] @ weights
+                    target[:, first:last] = energies.add_(self.mel_floor).log_().transpose(1, 2)
         return mel.sub_(self.mean).div_(self.std)
 
     def features(self, waveform: torch.Tensor) -> torch.Tensor:

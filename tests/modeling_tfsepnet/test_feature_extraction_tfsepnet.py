@@ -77,6 +77,17 @@ class TestLogMel:
     def test_frames(self, extractor, samples, frames):
         assert extractor.log_mel(torch.zeros(2, samples)).shape == (2, 512, frames)
 
+    @pytest.mark.parametrize("shape", [(RATE,), (1, 1, RATE), (1, 2049)])
+    def test_wrong_shape_is_named(self, extractor, shape):
+        with pytest.raises(ValueError, match=r"batch, samples"):
+            extractor.log_mel(torch.zeros(shape))
+
+    def test_autocast_does_not_blur_it(self, extractor, noise):
+        clips = torch.tensor(noise[None, :RATE])
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            log_mel = extractor.log_mel(clips)
+        assert torch.equal(log_mel, extractor.log_mel(clips))
+
     def test_batch_mates_do_not_matter(self, extractor, noise):
         clips = torch.tensor(noise).reshape(10, RATE)
         for index, log_mel in enumerate(extractor.log_mel(clips)):
