@@ -1,13 +1,15 @@
-"""BEATs, the teacher: configuration, feature extractor and models.
+"""BEATs, the teacher: configuration, feature extractor, models and pipeline.
 
-Importing this package makes the `Auto` classes of transformers know BEATs.
+Importing this package makes the `Auto` classes and `pipeline("audio-classification")` of transformers know BEATs.
 """
 
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_beats import *
 from .feature_extraction_beats import *
 from .modeling_beats import *
+from .pipeline_beats import *
 
 
 AutoConfig.register(BeatsConfig.model_type, BeatsConfig)
@@ -20,3 +22,6 @@ BeatsConfig.register_for_auto_class()
 BeatsFeatureExtractor.register_for_auto_class()
 BeatsModel.register_for_auto_class("AutoModel")
 BeatsForAudioClassification.register_for_auto_class("AutoModelForAudioClassification")
+
+# For feature extractors that do not resample by themselves this class behaves like the one it replaces.
+PIPELINE_REGISTRY.supported_tasks["audio-classification"]["impl"] = BeatsAudioClassificationPipeline

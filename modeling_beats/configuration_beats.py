@@ -3,6 +3,7 @@
 from typing import Any
 
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 
 
 class BeatsConfig(PreTrainedConfig):
@@ -70,8 +71,8 @@ class BeatsConfig(PreTrainedConfig):
             Standard deviation of the initial weights of the Transformer that `deep_norm` does not set.
 
     Raises:
-        ValueError: a size is not a positive integer, a probability is not between 0 and 1, sizes do not divide each
-            other, or `deep_norm` is combined with `layer_norm_first`.
+        ValueError: A size is not a positive integer, a probability is not between 0 and 1, the activation is unknown,
+            sizes do not divide each other, or `deep_norm` is combined with `layer_norm_first`.
 
     Example:
 
@@ -121,6 +122,13 @@ class BeatsConfig(PreTrainedConfig):
                 raise ValueError(f"{name} is {value!r}, but has to be a positive integer.")
             if "drop" in name and not (isinstance(value, (int, float)) and 0 <= value < 1):
                 raise ValueError(f"{name} is {value!r}, but has to be a number of at least 0 and below 1.")
+        decay = self.layer_wise_gradient_decay_ratio
+        if not isinstance(decay, (int, float)) or decay <= 0:
+            raise ValueError(f"layer_wise_gradient_decay_ratio is {decay!r}, but has to be a positive number.")
+        if self.hidden_act != "glu" and self.hidden_act not in ACT2FN:
+            raise ValueError(
+                f"hidden_act is {self.hidden_act!r}, which is no activation: try 'gelu', 'relu' or 'glu'."
+            )
         for name in ("num_attention_heads", "num_conv_pos_embedding_groups"):
             if self.hidden_size % getattr(self, name):
                 raise ValueError(
@@ -137,7 +145,22 @@ class BeatsConfig(PreTrainedConfig):
                 f"num_buckets is {self.num_buckets} and max_bucket_distance {self.max_bucket_distance}, but the first "
                 "has to be at least 4, and the second above a quarter of the first."
             )
+        # `transformers.pipeline` runs remote code wherever it sees this entry, even if this package is installed and
+        # has registered its pipeline. So only the copy of this file that came with the weights keeps it.
+        if not __name__.startswith("transformers_modules"):
+            kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as stored in `config.json`, with the pipeline class that belongs to the model."""
+        output = super().to_dict()
+        output["custom_pipelines"] = {
+            "audio-classification": {
+                "impl": "pipeline_beats.BeatsAudioClassificationPipeline",
+                "pt": ["AutoModelForAudioClassification"],
+            }
+        }
+        return output
 
     @property
     def deep_norm_alpha(self) -> float:

@@ -79,10 +79,8 @@ def load_original(path: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"There is no checkpoint file {path}.")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise ValueError(
-            f"{path} is not a PyTorch checkpoint of plain tensors and values ({str(error).splitlines()[0]})."
-        ) from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError):
+        raise ValueError(f"{path} is not a PyTorch checkpoint of plain tensors and values.") from None
     for entry in ("cfg", "model"):
         if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(entry), dict):
             raise ValueError(f'{path} has no dict "{entry}", so it is not a checkpoint of the original BEATs.')
@@ -168,6 +166,8 @@ def convert_state_dict(model: BeatsPreTrainedModel, original: dict[str, torch.Te
         )
     for name, parameter in model.state_dict().items():
         for alias in names[name]:
+            if not isinstance(original[alias], torch.Tensor):
+                raise ValueError(f"{alias} is of type {type(original[alias]).__name__}, but has to be a tensor.")
             if original[alias].shape != parameter.shape:
                 raise ValueError(
                     f"{alias} has shape {tuple(original[alias].shape)}, but the cfg asks for {tuple(parameter.shape)}."

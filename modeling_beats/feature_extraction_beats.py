@@ -39,8 +39,6 @@ class BeatsFeatureExtractor(SequenceFeatureExtractor):
             Half of what divides the logarithm after that; the standard deviation over AudioSet.
         patch_size (`int`, *optional*, defaults to 16):
             Frames that a clip has to have at least, one patch of the model.
-        return_attention_mask (`bool`, *optional*, defaults to `False`):
-            Whether to return the attention mask even if all clips of a batch have the same length.
 
     Example:
 
@@ -65,16 +63,9 @@ class BeatsFeatureExtractor(SequenceFeatureExtractor):
         mean: float = 15.41663,
         std: float = 6.55582,
         patch_size: int = 16,
-        return_attention_mask: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            feature_size=feature_size,
-            sampling_rate=sampling_rate,
-            padding_value=padding_value,
-            return_attention_mask=return_attention_mask,
-            **kwargs,
-        )
+        super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
         self.mean = mean
         self.std = std
         self.patch_size = patch_size
@@ -147,7 +138,6 @@ class BeatsFeatureExtractor(SequenceFeatureExtractor):
         sampling_rate: float | None = None,
         return_tensors: str | TensorType | None = None,
         device: str | torch.device | None = None,
-        return_attention_mask: bool | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
         """Prepares one clip or a batch of clips for the model.
@@ -163,12 +153,10 @@ class BeatsFeatureExtractor(SequenceFeatureExtractor):
                 `"pt"` for tensors, `"np"` for arrays.
             device (`str` or `torch.device`, *optional*):
                 Where the features are computed and left. Defaults to the device of the audio.
-            return_attention_mask (`bool`, *optional*):
-                Whether to return the attention mask even if all clips have the same length.
 
         Returns:
-            [`~transformers.BatchFeature`] with `input_values` of shape `(batch, frames, feature_size)` and, where
-            clips differ in length, `attention_mask` of shape `(batch, frames)`, 1 for a clip's frames, 0 for padding.
+            [`~transformers.BatchFeature`] with `input_values` of shape `(batch, frames, feature_size)` and
+            `attention_mask` of shape `(batch, frames)`, 1 for the frames of a clip, 0 for padding.
 
         Raises:
             TypeError: The audio is not numeric.
@@ -189,15 +177,9 @@ class BeatsFeatureExtractor(SequenceFeatureExtractor):
                 f"one patch of the model takes {needed}."
             )
         waveform = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True).to(device or clips[0].device)
-        input_values = self.fbank(waveform)
-        output = {"input_values": input_values}
-        if return_attention_mask is None:
-            return_attention_mask = self.return_attention_mask
-        if return_attention_mask or min(counts) < max(counts):
-            mask = torch.arange(max(counts)) < torch.tensor(counts).unsqueeze(1)
-            mask = mask.to(input_values.device)
-            input_values.masked_fill_(~mask.unsqueeze(2), self.padding_value)
-            output["attention_mask"] = mask.long()
+        mask = (torch.arange(max(counts)) < torch.tensor(counts).unsqueeze(1)).to(waveform.device)
+        input_values = self.fbank(waveform).masked_fill_(~mask.unsqueeze(2), self.padding_value)
+        output = {"input_values": input_values, "attention_mask": mask.long()}
         if return_tensors is None or TensorType(return_tensors) is not TensorType.PYTORCH:
             output = {name: value.cpu().numpy() for name, value in output.items()}
         return BatchFeature(output, tensor_type=return_tensors)
@@ -244,9 +226,8 @@ def to_mono(clip: Any, name: str) -> torch.Tensor:
             raise ValueError(f"{name} is a list of unequal parts; its channels must have the same length.") from None
         if clip.dtype.kind not in "iuf":
             raise TypeError(f"{name} holds values of type {clip.dtype}, not real numbers.")
-        if clip.dtype.kind == "u" or clip.dtype.itemsize > 8:
-            clip = clip.astype(np.float64)
-        clip = torch.from_numpy(np.ascontiguousarray(clip))
+        native = np.float32 if clip.dtype.kind == "f" else clip.dtype.newbyteorder("=")
+        clip = torch.from_numpy(np.ascontiguousarray(clip, dtype=native))
     if clip.is_complex() or clip.dtype == torch.bool:
         raise TypeError(f"{name} holds values of type {clip.dtype}, not real numbers.")
     if clip.ndim not in (1, 2):
@@ -255,12 +236,13 @@ def to_mono(clip: Any, name: str) -> torch.Tensor:
         raise ValueError(f"{name} is empty (shape {tuple(clip.shape)}).")
     if clip.ndim == 2 and clip.shape[0] > clip.shape[1]:
         raise ValueError(
-            f"{name} has shape {tuple(clip.shape)}, more channels than samples; pass it as (channels, samples)."
+            f"{name} has shape {tuple(clip.shape)}: more channels than samples. Pass (channels, samples)."
         )
-    if not clip.is_floating_point():
-        full_scale = 2.0 ** (torch.iinfo(clip.dtype).bits - 1)
-        clip = clip.to(torch.float64) / full_scale
-    clip = clip.detach().to(torch.float32)
+    if clip.dtype in (torch.int16, torch.int32):
+        clip = clip.double() / 2.0 ** (torch.iinfo(clip.dtype).bits - 1)
+    elif not clip.is_floating_point():
+        raise TypeError(f"{name} holds {clip.dtype} integers; PCM is int16 or int32, anything else has to be float.")
+    clip = clip.detach().float()
     if clip.ndim == 2:
         clip = clip.mean(dim=0)
     if not torch.isfinite(clip).all():

@@ -1,0 +1,127 @@
+"""The audio-classification pipeline, reading files with soundfile and resampling in the feature extractor."""
+
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AudioClassificationPipeline
+from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.pipelines.base import ChunkPipeline
+
+
+# Clips longer than AudioSet's ten seconds, of which the models are made, are classified in windows of this many frames
+# (a multiple of the patch size, so that no frame falls between two windows). Attention over an hour would not fit.
+LONGEST_CLIP = 998
+WINDOW = 992
+
+
+class BeatsAudioClassificationPipeline(ChunkPipeline, AudioClassificationPipeline):
+    """`pipeline("audio-classification")` without the ffmpeg program and without torchaudio.
+
+    Takes what the [`~transformers.AudioClassificationPipeline`] takes: arrays at the feature extractor's rate, dicts
+    `{"array" or "raw": …, "sampling_rate": …}` of any rate, paths and URLs of WAV, FLAC, OGG and MP3 files, their
+    bytes, dicts `{"path": …, "bytes": …}` as an undecoded `datasets.Audio` column holds them, and lists, generators
+    and columns of these. Several channels are averaged. A clip of more than ten seconds is cut into windows of 992
+    frames (9.9 s), the last one moved back to end with the clip, and gets the mean of the windows' logits. With
+    feature extractors that do not resample by themselves it behaves like its parent.
+
+    Raises:
+        FileNotFoundError: The path does not exist.
+        TypeError: The input is none of these.
+        ValueError: The bytes are no audio file, or the audio is empty, too short or not finite.
+    """
+
+    def __new__(cls, *args: Any, model: Any = None, **kwargs: Any) -> AudioClassificationPipeline:
+        """Gives way to the pipeline of another model that has its own."""
+        own_class = getattr(model, "pipeline_class", cls)
+        return super().__new__(cls) if own_class is cls else own_class(*args, model=model, **kwargs)
+
+    def __call__(self, inputs: Any, **kwargs: Any) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
+        """Classifies one input, or each of several (`top_k`, `function_to_apply`, `batch_size` as in the parent)."""
+        if isinstance(inputs, Path):
+            inputs = str(inputs)
+        elif isinstance(inputs, Sequence) and not isinstance(inputs, (str, bytes, list)):
+            inputs = list(inputs)  # a column of a dataset
+        return super().__call__(inputs, **kwargs)
+
+    def preprocess(self, inputs: Any) -> Iterator[dict[str, Any]]:
+        """Turns one input into the model's inputs, one for each window."""
+        if not getattr(self.feature_extractor, "accepts_any_sampling_rate", False):
+            yield {**super().preprocess(inputs), "is_last": True}
+            return
+        audio, sampling_rate = self.read(inputs)
+        features = self.feature_extractor([audio], sampling_rate=sampling_rate, return_tensors="pt")
+        if self.dtype is not None:
+            features = features.to(dtype=self.dtype)
+        num_frames = features["input_values"].shape[1]
+        starts = [0]
+        if features["input_values"].ndim == 3 and num_frames > LONGEST_CLIP:
+            starts = [*range(0, num_frames - WINDOW, WINDOW), num_frames - WINDOW]
+        for start in starts:
+            window = features if len(starts) == 1 else {k: v[:, start : start + WINDOW] for k, v in features.items()}
+            yield {**window, "is_last": start == starts[-1]}
+
+    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
+        is_last = model_inputs.pop("is_last")
+        return {"logits": self.model(**model_inputs).logits, "is_last": is_last}
+
+    def postprocess(self, model_outputs: list[dict[str, Any]], **kwargs: Any) -> list[dict[str, Any]]:
+        """Turns the logits of a clip's windows into its labels and scores."""
+        logits = torch.cat([output["logits"] for output in model_outputs]).float().mean(dim=0, keepdim=True)
+        return super().postprocess(SequenceClassifierOutput(logits=logits), **kwargs)
+
+    def read(self, inputs: Any) -> tuple[np.ndarray | torch.Tensor, int]:
+        """Returns the waveform, (samples,) or (channels, samples), and its rate in Hz."""
+        if isinstance(inputs, dict):
+            array = inputs.get("array", inputs.get("raw"))
+            if array is not None:
+                if "sampling_rate" not in inputs:
+                    raise ValueError('The dict has no "sampling_rate": give the rate of its array, in Hz.')
+                return array, inputs["sampling_rate"]
+            inputs = inputs["bytes"] if inputs.get("bytes") is not None else inputs.get("path")
+            if inputs is None:
+                raise ValueError('The dict needs "array" and "sampling_rate", or "bytes", or "path".')
+        if isinstance(inputs, (str, Path)):
+            inputs = read_bytes(str(inputs))
+        if isinstance(inputs, (bytes, bytearray)):
+            return decode(bytes(inputs))
+        if not isinstance(inputs, (np.ndarray, torch.Tensor)):
+            raise TypeError(
+                f"The pipeline got a {type(inputs).__name__}, but takes arrays, tensors, paths, bytes and dicts."
+            )
+        return inputs, self.feature_extractor.sampling_rate
+
+
+def read_bytes(location: str) -> bytes:
+    """Contents of a local file or of an http(s) URL."""
+    if location.startswith(("http://", "https://")):
+        from huggingface_hub import get_session
+
+        response = get_session().get(location, follow_redirects=True)
+        response.raise_for_status()
+        return response.content
+    path = Path(location)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no audio file {location}.")
+    return path.read_bytes()
+
+
+def decode(contents: bytes) -> tuple[np.ndarray, int]:
+    """Decodes an audio file to a float32 waveform, (samples,) or (channels, samples), and its rate in Hz."""
+    try:
+        import soundfile
+    except ImportError as error:
+        raise ImportError("Reading audio files needs soundfile: pip install soundfile") from error
+    try:
+        audio, sampling_rate = soundfile.read(io.BytesIO(contents), dtype="float32")
+    except soundfile.LibsndfileError as error:
+        raise ValueError(
+            f"These {len(contents)} bytes are not an audio file that libsndfile reads (WAV, FLAC, OGG, MP3): {error}"
+        ) from None
+    return audio.T, sampling_rate
+
+
+__all__ = ["BeatsAudioClassificationPipeline"]
