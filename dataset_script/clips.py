@@ -29,8 +29,8 @@ def check_clips(root: Path, filenames: Sequence[str]) -> str:
     """
     faults: list[tuple[str, str]] = []
     blocks = [filenames[start : start + 1000] for start in range(0, len(filenames), 1000)]
-    # Threads, since on network storage and cold disks nearly all the time is spent waiting for one file after another.
-    with ThreadPoolExecutor(8) as pool, tqdm(total=len(filenames), unit=" clips", desc="Checking") as progress:
+    # Threads, since on cold disks and network storage nearly all the time is spent waiting for one file after another.
+    with ThreadPoolExecutor(4) as pool, tqdm(total=len(filenames), unit=" clips", desc="Checking") as progress:
         for block, found in zip(blocks, pool.map(lambda block: _faults(root, block), blocks), strict=True):
             faults += found
             progress.update(len(block))
@@ -38,12 +38,12 @@ def check_clips(root: Path, filenames: Sequence[str]) -> str:
         filename, fault = faults[0]
         others = f" ({len(faults):,} of {len(filenames):,} clips have a fault)" if len(faults) > 1 else ""
         kind = FileNotFoundError if fault == MISSING else ValueError
-        raise kind(f"{root / filename} {fault}{others}: extract or download the archive of this clip again.")
+        raise kind(f"{root / filename} {fault}{others}: extract its archive, or make the demo corpus, again.")
     return f"{len(filenames):,} one-second 44.1 kHz mono WAV files"
 
 
 def _faults(root: Path, filenames: Sequence[str]) -> list[tuple[str, str]]:
-    found = ((filename, wav_fault(root / filename)) for filename in filenames)
+    found = ((filename, wav_fault(os.path.join(root, filename))) for filename in filenames)
     return [(filename, fault) for filename, fault in found if fault]
 
 

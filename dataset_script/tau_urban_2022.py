@@ -12,6 +12,7 @@ from typing import ClassVar
 import datasets
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Audio, ClassLabel, DatasetDict, Features, List, Value
 
 from dataset_script.clips import SAMPLE_RATE, check_clips
@@ -198,7 +199,7 @@ class TAUUrban2022(datasets.ArrowBasedBuilder):
         }
 
     def _table(self, root: Path, split: str, clips: pd.DataFrame, teachers: dict[str, TeacherLogits]) -> pa.Table:
-        paths = pa.array([str(root / filename) for filename in clips.index])
+        paths = pc.binary_join_element_wise(str(root), pa.array(clips.index, pa.string()), "/")
         columns = {
             "audio": pa.StructArray.from_arrays([pa.nulls(len(clips), pa.binary()), paths], ["bytes", "path"]),
             "filename": clips.index,
