@@ -1,0 +1,121 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from tests.train.helpers import make_dataset, make_model, make_trainer
+from train.schedules import sgdr
+
+
+ALL_AUGMENTATIONS = {"freq_mixstyle_p": 0.8, "spec_augment_size": 0.2, "mixup_alpha": 0.3}
+
+
+def test_training_learns_and_evaluates(tmp_path):
+    trainer = make_trainer(
+        tmp_path,
+        make_dataset(60),
+        make_dataset(30, seed=1),
+        model=make_model(dropout=0.0),
+        batch_size=20,
+        num_train_epochs=15,
+        learning_rate=0.02,
+    )
+    trainer.train()
+    metrics = trainer.evaluate()
+    assert metrics["eval_macro_accuracy"] > 0.7  # chance is 0.33
+    assert {"eval_accuracy_seen_devices", "eval_accuracy_unseen_devices", "eval_log_loss"} <= set(metrics)
+    assert metrics["eval_loss"] == pytest.approx(metrics["eval_log_loss"], abs=1e-5)
+
+
+def test_same_seed_same_weights_and_another_seed_others(tmp_path):
+    weights = []
+    for run, seed in enumerate((1, 1, 2)):
+        trainer = make_trainer(tmp_path / str(run), make_dataset(20, teachers=2), seed=seed, **ALL_AUGMENTATIONS)
+        trainer.train()
+        weights.append(torch.cat([parameter.flatten() for parameter in trainer.model.parameters()]))
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"batch_size": 7, "num_train_epochs": 12},
+        {"batch_size": 16, "num_train_epochs": 12},
+        {"batch_size": 4, "num_train_epochs": 12, "gradient_accumulation_steps": 3},
+        {"batch_size": 4, "max_steps": 53},
+    ],
+)
+def test_learning_rate_of_every_epoch(tmp_path, arguments):
+    trainer = make_trainer(tmp_path, make_dataset(20), logging_strategy="steps", logging_steps=1, **arguments)
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(logged) == trainer.state.max_steps
+    for entry in logged:
+        # an epoch's last step ends at the next whole number
+        epoch = -int(-entry["epoch"] // 1) - 1
+        # the rate is read before the scheduler's step or after it, depending on the version of transformers
+        assert entry["learning_rate"] == pytest.approx(0.004 * sgdr(epoch), abs=1e-9)
+
+
+def test_one_step_is_the_loss_of_the_augmented_batch(tmp_path):
+    dataset = make_dataset(8, teachers=3)
+    trainer = make_trainer(tmp_path, dataset, max_steps=1, **ALL_AUGMENTATIONS)
+    seen = {}
+    augment = trainer.augmented_features
+    trainer.augmented_features = lambda *inputs: seen.setdefault("features", augment(*inputs))
+    model = make_model(dropout=0.0)
+    trainer.model.load_state_dict(model.state_dict())
+    for module in trainer.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    trainer.train()
+
+    features, mix = seen["features"]
+    order = list(trainer.get_train_dataloader().sampler)
+    labels = torch.tensor(dataset.columns["label"])[order]
+    teacher = torch.stack([torch.tensor(dataset.scenes[f"teacher_logits_t{t}"]) for t in range(3)]).mean(0)[order]
+    logits = model.train()(input_values=features).logits
+    targets = mix(F.one_hot(labels, 3).float())
+    label_loss = -(targets * logits.log_softmax(-1)).sum(-1).mean()
+    mixed_teacher = (mix(teacher) / 2).softmax(-1)
+    kd_loss = 4 * (mixed_teacher * (mixed_teacher.log() - (logits / 2).log_softmax(-1))).sum(-1).mean()
+    expected = 0.02 * label_loss + 0.98 * kd_loss
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_last_partial_batch_is_kept(tmp_path):
+    trainer = make_trainer(tmp_path, make_dataset(9), batch_size=4)
+    sizes = [len(batch["labels"]) for batch in trainer.get_train_dataloader()]
+    assert sizes == [4, 4, 1]
+
+
+def test_an_epoch_visits_every_clip_once_in_a_new_order(tmp_path):
+    sampler = make_trainer(tmp_path, make_dataset(30)).get_train_dataloader().sampler
+    first = list(sampler)
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert sorted(first) == sorted(second) == list(range(30))
+    assert first != second
+
+
+def test_bf16(tmp_path):
+    trainer = make_trainer(tmp_path, make_dataset(12, teachers=1), bf16=True, **ALL_AUGMENTATIONS)
+    trainer.train()
+    assert trainer.state.log_history[-1]["train_loss"] > 0
+    assert next(trainer.model.parameters()).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"batch_size": 1}, "batch_size"),
+        ({"save_total_limit": 1}, "save_total_limit"),
+        ({"impulse_response_p": 0.4}, "impulse_responses"),
+        ({"impulse_response_p": 0.4, "impulse_responses": "/nowhere"}, "/nowhere"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"freq_mixstyle_p": 2.0}, "Freq-MixStyle"),
+    ],
+)
+def test_bad_arguments_are_named(tmp_path, arguments, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        make_trainer(tmp_path, make_dataset(8), **arguments)

@@ -1,0 +1,112 @@
+"""Arguments of the scripts: dataclasses for `HfArgumentParser`, filled from a recipe and the command line."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from transformers import TrainingArguments
+
+
+@dataclass
+class DataArguments:
+    """Which clips are used."""
+
+    dataset: str = field(
+        default="demo",
+        metadata={"help": "Configuration of the scenes: demo, demo5 ... demo50, or split5 ... split100 of TAU 2022."},
+    )
+    data_dir: str | None = field(default=None, metadata={"help": "Folder with the corpus, extracted or as archives."})
+    cache_dir: str | None = field(default=None, metadata={"help": "Where prepared and resampled clips are kept."})
+    validation_fraction: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of the training subset's locations to hold out; the epoch with the best macro accuracy on "
+            "them is kept. 0 keeps the last epoch."
+        },
+    )
+    select_on_test: bool = field(
+        default=False,
+        metadata={"help": "Keep the epoch that is best on the test split, as the report does; results are marked."},
+    )
+
+    def __post_init__(self):
+        if not 0 <= self.validation_fraction < 1:
+            raise ValueError(
+                f"validation_fraction is {self.validation_fraction}: give a share of the training locations, "
+                "from 0 to below 1."
+            )
+        if self.validation_fraction and self.select_on_test:
+            raise ValueError("validation_fraction and select_on_test exclude each other: give one of them.")
+
+
+@dataclass
+class SceneTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with the recipes' batch, schedule, augmentations and loss.
+
+    The optimizer is AdamW, which without weight decay (the default) is Adam, as in the report.
+    """
+
+    batch_size: int = field(
+        default=256,
+        metadata={"help": "Clips of a forward pass over all processes together: the same training on any number."},
+    )
+    num_train_epochs: float = field(default=150, metadata={"help": "Passes over the training subset."})
+    learning_rate: float = field(default=0.004, metadata={"help": "The initial learning rate."})
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Largest gradient norm; 0 does not clip."})
+    schedule: Literal["sgdr", "warmup_linear", "constant"] = field(
+        default="sgdr",
+        metadata={"help": "Learning rate by epoch: warm restarts, warm-up and linear descent, or none."},
+    )
+    first_cycle: int = field(default=10, metadata={"help": "Epochs before the first warm restart."})
+    cycle_factor: int = field(default=2, metadata={"help": "How much longer each cycle is than the one before."})
+    warmup_epochs: int = field(default=4, metadata={"help": "Epochs of the warm-up of schedule warmup_linear."})
+
+    impulse_responses: str | None = field(
+        default=None, metadata={"help": "Folder of WAV files to convolve clips of device a with."}
+    )
+    impulse_response_p: float = field(default=0.0, metadata={"help": "Probability of that for a clip; 0 is off."})
+    freq_mixstyle_alpha: float = field(default=0.4, metadata={"help": "Beta parameter of Freq-MixStyle."})
+    freq_mixstyle_p: float = field(default=0.0, metadata={"help": "Probability of it for a batch; 0 is off."})
+    spec_augment_size: float = field(
+        default=0.0, metadata={"help": "Largest share of each axis that SpecAugment masks; 0 is off."}
+    )
+    mixup_alpha: float = field(default=0.0, metadata={"help": "Beta parameter of (Soft) Mixup; 0 is off."})
+
+    temperature: float = field(default=2.0, metadata={"help": "Softens teacher and student in distillation."})
+    kd_lambda: float = field(default=0.02, metadata={"help": "Weight of the labels beside the teachers."})
+    kd_reduction: Literal["batchmean", "mean"] = field(
+        default="batchmean",
+        metadata={"help": "batchmean is the report's equation; mean also divides by the classes, as its public code."},
+    )
+    mixup_targets: Literal["logits", "losses"] = field(
+        default="logits",
+        metadata={"help": "logits mixes teacher logits, as the report's equations; losses as its public code."},
+    )
+
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: the loss needs them."})
+    logging_strategy: str = field(default="epoch", metadata={"help": "When the loss is logged: epoch, steps or no."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When checkpoints are written: epoch, steps or no."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep, at least two."})
+    per_device_eval_batch_size: int = field(default=256, metadata={"help": "Clips of a forward pass in evaluation."})
+
+    def __post_init__(self):
+        if self.batch_size < 2:
+            raise ValueError(
+                f"batch_size is {self.batch_size}, but batch normalisation and mixing need company: give 2 or more."
+            )
+        if self.save_total_limit is not None and self.save_total_limit < 2:
+            raise ValueError(
+                f"save_total_limit is {self.save_total_limit}, but a run killed while it writes its only checkpoint "
+                "could not go on: give 2 or more."
+            )
+        if self.impulse_response_p and not self.impulse_responses:
+            raise ValueError(
+                f"impulse_response_p is {self.impulse_response_p} but impulse_responses names no folder: give a "
+                "folder of WAV files (such as MicIRP), or --impulse_response_p 0 to do without."
+            )
+        self.label_names = ["labels", "device"]
+        super().__post_init__()
+        # One process drives one device; more devices are accelerate's business. (Reading it first sets it up.)
+        self._n_gpu = min(self.n_gpu, 1)
+        self.per_device_train_batch_size = math.ceil(self.batch_size / self.world_size)
+        self.ddp_broadcast_buffers = False

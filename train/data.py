@@ -1,0 +1,130 @@
+"""Scenes as the trainer wants them: waveforms from a memory map, labels, devices and the ensemble's logits."""
+
+from collections.abc import Iterator, Sequence
+
+import datasets
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+
+LOGITS_PREFIX = "teacher_logits_"
+
+
+class SceneDataset(Dataset):
+    """Clips of one split, with everything but the audio in memory.
+
+    Args:
+        scenes (`datasets.Dataset`): Columns `filename`, `label`, `device`, `city`, `location`, and `teacher_logits_*`
+            of any number of teachers, whose mean is the teacher of [`~train.losses.DistillationLoss`].
+        waveforms (`np.ndarray` of shape `(rows, samples)`, int16): The clips of these rows, in this order.
+        with_teachers (`bool`, *optional*, defaults to `True`): Whether rows get `teacher_logits`, if there are any.
+
+    A row is a dictionary of `waveform` (int16, `(samples,)`), `label`, `device` and perhaps `teacher_logits`
+    (`(num_labels,)`).
+    """
+
+    def __init__(self, scenes: datasets.Dataset, waveforms: np.ndarray, with_teachers: bool = True):
+        if len(scenes) != len(waveforms):
+            raise ValueError(f"There are {len(scenes)} clips but {len(waveforms)} waveforms: prepare them again.")
+        self.scenes = scenes.with_format(None)
+        self.waveforms = waveforms
+        self.columns = {name: np.asarray(self.scenes[name]) for name in ("label", "device")}
+        teachers = [name for name in scenes.column_names if name.startswith(LOGITS_PREFIX)]
+        if teachers and with_teachers:
+            logits = [np.asarray(self.scenes[name], dtype=np.float32) for name in teachers]
+            self.columns["teacher_logits"] = np.mean(logits, axis=0)
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        row = {name: values[index] for name, values in self.columns.items()}
+        return {"waveform": self.waveforms[index], **row}
+
+    def names(self, column: str) -> list[str]:
+        """Return the name of every clip's value in a column of class labels, in the order of the rows."""
+        feature = self.scenes.features[column]
+        return [feature.names[index] for index in self.scenes[column]]
+
+    def subset(self, rows: Sequence[int], with_teachers: bool = True) -> "SceneDataset":
+        """Return the given rows, in their order, without copying the waveforms."""
+        return SceneDataset(self.scenes.select(rows), _Rows(self.waveforms, rows), with_teachers)
+
+
+class _Rows:
+    """Chosen rows of an array, read when they are asked for."""
+
+    def __init__(self, array: np.ndarray, rows: Sequence[int]):
+        self.array = array
+        self.rows = np.asarray(rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int | slice) -> np.ndarray:
+        return self.array[self.rows[index]]
+
+
+def split_by_location(scenes: datasets.Dataset, fraction: float, seed: int) -> tuple[list[int], list[int]]:
+    """Divide clips into a training and a validation part that share no recording location.
+
+    Of every class, random locations are held out until they have at least `fraction` of its clips, but never the last
+    location of a class.
+
+    Args:
+        scenes (`datasets.Dataset`): Columns `label`, `city` and `location`.
+        fraction (`float`): Share of each class's clips to hold out, above 0 and below 1.
+        seed (`int`): Chooses the locations.
+
+    Returns:
+        The row numbers of both parts, ascending.
+
+    Raises:
+        ValueError: If every class was recorded at a single location.
+    """
+    columns = scenes.with_format("numpy", columns=["label", "city", "location"])[:]
+    _, location = np.unique(np.stack([columns["city"], columns["location"]]), axis=1, return_inverse=True)
+    location = location.ravel()
+    generator = np.random.default_rng(seed)
+    held_out = np.zeros(len(scenes), dtype=bool)
+    for label in np.unique(columns["label"]):
+        of_class = columns["label"] == label
+        wanted = fraction * of_class.sum()
+        for candidate in generator.permutation(np.unique(location[of_class]))[1:]:
+            if (held_out & of_class).sum() >= wanted:
+                break
+            held_out |= location == candidate
+    if not held_out.any():
+        raise ValueError("Every class has one location only, so none can be held out: use validation_fraction 0.")
+    return np.flatnonzero(~held_out).tolist(), np.flatnonzero(held_out).tolist()
+
+
+class EpochShuffle(Sampler[int]):
+    """Visit all rows in an order that depends on nothing but the seed and the epoch.
+
+    Args:
+        num_rows (`int`): Number of rows.
+        seed (`int`): Seed of the run.
+    """
+
+    def __init__(self, num_rows: int, seed: int):
+        self.num_rows = num_rows
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next pass."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, self.epoch))
+        return iter(torch.randperm(self.num_rows, generator=generator).tolist())
+
+
+def derived_seed(*numbers: int) -> int:
+    """Return a 63-bit seed that depends on all of the numbers, such as the run's seed, the step and the micro-step."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)

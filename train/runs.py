@@ -1,0 +1,117 @@
+"""Output folders of the scripts: whose run they hold, where it goes on, and the results it leaves."""
+
+import json
+import logging
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from train.trainer import COMPLETE
+
+
+logger = logging.getLogger(__name__)
+
+RUN_FILE = "run.json"
+RESULTS_FILE = "results.json"
+
+
+def claim_output_folder(folder: str | Path, run: Mapping[str, Any]) -> None:
+    """Make `folder` the output of `run`, or check that it is already; all processes must call this.
+
+    Args:
+        folder (`str` or `Path`): Created if need be.
+        run (`Mapping`): What makes the run what it is: arguments that change its outcome. Kept in `run.json`.
+
+    Raises:
+        FileExistsError: If the folder holds another run or other files.
+    """
+    folder = Path(folder)
+    run = json.loads(json.dumps(run))
+    state = PartialState()
+    state.wait_for_everyone()
+    if (folder / RUN_FILE).is_file():
+        other = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+        changed = [name for name in {**other, **run} if other.get(name) != run.get(name)]
+        if changed:
+            name = changed[0]
+            raise FileExistsError(
+                f"{folder} holds another run ({name} is {other.get(name)!r} there and {run.get(name)!r} here): give "
+                "another --output_dir, or delete the folder."
+            )
+    elif folder.exists() and (
+        not folder.is_dir() or any(path.name != RUN_FILE + ".part" for path in folder.iterdir())
+    ):
+        raise FileExistsError(f"{folder} exists and holds no run: give another --output_dir, or empty it.")
+    state.wait_for_everyone()
+    if state.is_main_process:
+        write_json(folder / RUN_FILE, run)
+    state.wait_for_everyone()
+
+
+def last_complete_checkpoint(folder: str | Path) -> str | None:
+    """Return the newest complete checkpoint in `folder`, after deleting those that were interrupted.
+
+    All processes must call this. None means that the run starts from its beginning.
+    """
+    state = PartialState()
+    checkpoints = sorted(
+        (path for path in Path(folder).glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()),
+        key=lambda path: int(path.name.removeprefix("checkpoint-")),
+    )
+    complete = [path for path in checkpoints if (path / COMPLETE).is_file()]
+    state.wait_for_everyone()
+    if state.is_main_process:
+        for path in set(checkpoints) - set(complete):
+            logger.warning("Deleting %s: the run was interrupted while it was written.", path)
+            shutil.rmtree(path)
+    state.wait_for_everyone()
+    return str(complete[-1]) if complete else None
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write `content` to `path`, which is at no time incomplete."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+def provenance() -> dict[str, Any]:
+    """Return what it takes to get a result again: command, commit and versions."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    packages = ("torch", "transformers", "datasets", "accelerate", "numpy", "soxr")
+    return {
+        "command": shlex.join(
+            [
+                "python",
+                *(os.path.relpath(argument) if index == 0 else argument for index, argument in enumerate(sys.argv)),
+            ]
+        ),
+        "commit": commit.stdout.strip() or None,
+        "versions": {"python": platform.python_version(), **{package: version(package) for package in packages}},
+    }
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script's `main`; wrong input ends it with one sentence, and a traceback at log level debug only."""
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        logger.debug("Traceback of the error:", exc_info=True)
+        sys.exit(f"{type(error).__name__}: {error}" if PartialState().is_main_process else 1)
