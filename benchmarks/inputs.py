@@ -1,0 +1,61 @@
+"""What every stage is timed on: the same random clips, labels and impulse responses for all implementations."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+
+
+RATE = 32_000
+NUM_LABELS = 10
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Inputs of the stages; a stage of batch size n takes the first n rows.
+
+    Attributes:
+        waveform: `(256, 32000)` float32, one-second clips at 32 kHz.
+        log_mel: `(256, 1, 512, 64)` float32, features of such clips.
+        device: `(256,)` int64; 0 is device a, the only one that impulse responses are for. Three of four clips.
+        labels: `(256,)` int64.
+        teacher_logits: `(256, 10)` float32.
+        impulse_responses: Folder of WAV files.
+    """
+
+    waveform: torch.Tensor
+    log_mel: torch.Tensor
+    device: torch.Tensor
+    labels: torch.Tensor
+    teacher_logits: torch.Tensor
+    impulse_responses: Path
+
+
+def make_inputs(folder: Path, impulse_responses: Path | None = None, batch_size: int = 256, seed: int = 0) -> Inputs:
+    """Draws the inputs; without a folder of measured responses, 66 decaying noises are written below `folder`."""
+    generator = torch.Generator().manual_seed(seed)
+    if impulse_responses is None:
+        impulse_responses = folder / "impulse_responses"
+        write_impulse_responses(impulse_responses, seed)
+    return Inputs(
+        waveform=0.1 * torch.randn(batch_size, RATE, generator=generator),
+        log_mel=0.5 * torch.randn(batch_size, 1, 512, 64, generator=generator),
+        device=torch.where(torch.arange(batch_size) % 4 == 3, 1, 0),
+        labels=torch.randint(0, NUM_LABELS, (batch_size,), generator=generator),
+        teacher_logits=3 * torch.randn(batch_size, NUM_LABELS, generator=generator),
+        impulse_responses=impulse_responses,
+    )
+
+
+def write_impulse_responses(folder: Path, seed: int, count: int = 66, rate: int = 44_100) -> None:
+    """Writes responses as long as those of MicIRP (0.4 s)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(seed)
+    decay = np.exp(-np.arange(int(0.4 * rate)) / (0.005 * rate))
+    for index in range(count):
+        response = decay * random.normal(size=len(decay))
+        soundfile.write(
+            folder / f"response_{index:02d}.wav", response / np.abs(response).max(), rate, subtype="PCM_24"
+        )
