@@ -25,8 +25,7 @@ class BeatsAudioClassificationPipeline(ChunkPipeline, AudioClassificationPipelin
     `{"array" or "raw": …, "sampling_rate": …}` of any rate, paths and URLs of WAV, FLAC, OGG and MP3 files, their
     bytes, dicts `{"path": …, "bytes": …}` as an undecoded `datasets.Audio` column holds them, and lists, generators
     and columns of these. Several channels are averaged. A clip of more than ten seconds is cut into windows of 992
-    frames (9.9 s), the last one moved back to end with the clip, and gets the mean of the windows' logits. With
-    feature extractors that do not resample by themselves it behaves like its parent.
+    frames (9.9 s), the last one moved back to end with the clip, and gets the mean of the windows' logits.
 
     Raises:
         FileNotFoundError: The path does not exist.
@@ -34,10 +33,13 @@ class BeatsAudioClassificationPipeline(ChunkPipeline, AudioClassificationPipelin
         ValueError: The bytes are no audio file, or the audio is empty, too short or not finite.
     """
 
-    def __new__(cls, *args: Any, model: Any = None, **kwargs: Any) -> AudioClassificationPipeline:
-        """Gives way to the pipeline of another model that has its own."""
-        own_class = getattr(model, "pipeline_class", cls)
-        return super().__new__(cls) if own_class is cls else own_class(*args, model=model, **kwargs)
+    replaced_class: type = AudioClassificationPipeline
+    """What transformers knew the task by before, and what other models are left to."""
+
+    def __new__(cls, model: Any = None, *args: Any, **kwargs: Any) -> AudioClassificationPipeline:
+        """Gives way to another model's own pipeline, or else to the class that this one replaced."""
+        right_class = cls if model is None else getattr(model, "pipeline_class", cls.replaced_class)
+        return super().__new__(cls) if right_class is cls else right_class(model, *args, **kwargs)
 
     def __call__(self, inputs: Any, **kwargs: Any) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
         """Classifies one input, or each of several (`top_k`, `function_to_apply`, `batch_size` as in the parent)."""
@@ -47,18 +49,21 @@ class BeatsAudioClassificationPipeline(ChunkPipeline, AudioClassificationPipelin
             inputs = list(inputs)  # a column of a dataset
         return super().__call__(inputs, **kwargs)
 
+    def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
+        if kwargs.get("function_to_apply") is None:
+            postprocess.pop("function_to_apply", None)  # softmax in older transformers, also for several labels
+        return preprocess, forward, postprocess
+
     def preprocess(self, inputs: Any) -> Iterator[dict[str, Any]]:
         """Turns one input into the model's inputs, one for each window."""
-        if not getattr(self.feature_extractor, "accepts_any_sampling_rate", False):
-            yield {**super().preprocess(inputs), "is_last": True}
-            return
         audio, sampling_rate = self.read(inputs)
         features = self.feature_extractor([audio], sampling_rate=sampling_rate, return_tensors="pt")
         if self.dtype is not None:
             features = features.to(dtype=self.dtype)
         num_frames = features["input_values"].shape[1]
         starts = [0]
-        if features["input_values"].ndim == 3 and num_frames > LONGEST_CLIP:
+        if num_frames > LONGEST_CLIP:
             starts = [*range(0, num_frames - WINDOW, WINDOW), num_frames - WINDOW]
         for start in starts:
             window = features if len(starts) == 1 else {k: v[:, start : start + WINDOW] for k, v in features.items()}
@@ -68,10 +73,15 @@ class BeatsAudioClassificationPipeline(ChunkPipeline, AudioClassificationPipelin
         is_last = model_inputs.pop("is_last")
         return {"logits": self.model(**model_inputs).logits, "is_last": is_last}
 
-    def postprocess(self, model_outputs: list[dict[str, Any]], **kwargs: Any) -> list[dict[str, Any]]:
+    def postprocess(
+        self, model_outputs: list[dict[str, Any]], top_k: int = 5, function_to_apply: str | None = None
+    ) -> list[dict[str, Any]]:
         """Turns the logits of a clip's windows into its labels and scores."""
+        if function_to_apply is None:
+            several_labels = self.model.config.problem_type == "multi_label_classification"
+            function_to_apply = "sigmoid" if several_labels else "softmax"
         logits = torch.cat([output["logits"] for output in model_outputs]).float().mean(dim=0, keepdim=True)
-        return super().postprocess(SequenceClassifierOutput(logits=logits), **kwargs)
+        return super().postprocess(SequenceClassifierOutput(logits=logits), top_k, function_to_apply)
 
     def read(self, inputs: Any) -> tuple[np.ndarray | torch.Tensor, int]:
         """Returns the waveform, (samples,) or (channels, samples), and its rate in Hz."""

@@ -1,4 +1,6 @@
 import shutil
+import subprocess
+import sys
 
 import datasets
 import numpy as np
@@ -6,10 +8,13 @@ import pytest
 import soundfile
 import torch
 from transformers import (
+    ASTConfig,
+    ASTFeatureExtractor,
+    ASTForAudioClassification,
     AudioClassificationPipeline,
     AutoFeatureExtractor,
     AutoModelForAudioClassification,
-    PreTrainedModel,
+    FeatureExtractionPipeline,
     pipeline,
 )
 
@@ -143,16 +148,15 @@ def test_ten_seconds_are_one_window(classifier, files):
     assert len(list(classifier.preprocess(np.append(audio, audio[:200])))) == 2
 
 
-def test_another_models_own_pipeline_is_left_to_it():
-    class OtherPipeline:
-        def __init__(self, model):
-            self.model = model
-
-    class OtherModel(PreTrainedModel):
-        pipeline_class = OtherPipeline
-
-    model = OtherModel.__new__(OtherModel)
-    assert type(BeatsAudioClassificationPipeline(model=model)) is OtherPipeline
+def test_other_models_are_left_to_other_pipelines(monkeypatch):
+    monkeypatch.setattr(BeatsAudioClassificationPipeline, "replaced_class", AudioClassificationPipeline)
+    model = ASTForAudioClassification(
+        ASTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, num_mel_bins=16)
+    )
+    parts = {"model": model, "task": "audio-classification", "feature_extractor": ASTFeatureExtractor(num_mel_bins=16)}
+    assert type(BeatsAudioClassificationPipeline(**parts)) is AudioClassificationPipeline
+    model.pipeline_class = FeatureExtractionPipeline
+    assert type(BeatsAudioClassificationPipeline(**parts)) is FeatureExtractionPipeline
 
 
 BAD_INPUTS = {
@@ -173,6 +177,16 @@ def test_bad_input_is_named(classifier, name):
     with pytest.raises(error, match=message) as caught:
         classifier(inputs)
     assert "\n" not in str(caught.value)
+
+
+def test_importing_the_package_registers_the_pipeline(folder, tmp_path):
+    """In a process of its own: in this one, another package may have taken the task over."""
+    code = (
+        "import sys, modeling_beats; from transformers import pipeline; "
+        f"sys.exit(type(pipeline('audio-classification', {str(folder)!r})).__module__)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.stderr.splitlines()[-1] == "modeling_beats.pipeline_beats"
 
 
 class TestRemoteCode:
@@ -229,5 +243,4 @@ report({
             model = AutoModelForAudioClassification.from_pretrained(folder, trust_remote_code=trust)
             assert type(model) is BeatsForAudioClassification
             classifier = pipeline("audio-classification", model=str(folder), trust_remote_code=trust)
-            assert isinstance(classifier, AudioClassificationPipeline)
             assert not type(classifier).__module__.startswith("transformers")
