@@ -12,7 +12,7 @@ from transformers.utils import TensorType
 
 
 # Frames whose spectra are held at a time on a CPU: small enough for its cache, large enough to hide the loop.
-FRAMES_PER_CHUNK = 800
+FRAMES_PER_CHUNK = 400
 # Mel bands whose weights are multiplied as one dense block. A band overlaps its neighbours only, so blocks of this
 # many keep most of the zeros of the 257 x 128 bank out of the product.
 BANDS_PER_BLOCK = 32

@@ -100,6 +100,11 @@ def test_kinds_of_input_agree(classifier, noise, files):
     assert scores(classifier(str(files / "a.ogg"), top_k=None)) == pytest.approx(expected, abs=0.1)
 
 
+def test_silence_has_scores(classifier):
+    results = scores(classifier(np.zeros(RATE, dtype=np.float32), top_k=None))
+    assert sum(results.values()) == pytest.approx(1)
+
+
 def test_dicts_of_any_rate(classifier):
     tone = {rate: np.sin(2 * np.pi * 500 * np.arange(rate) / rate).astype(np.float32) for rate in (RATE, 44_100)}
     audio, rate = tone[44_100], 44_100
