@@ -52,6 +52,14 @@ def save_parquet(scenes: DatasetDict, folder: str | os.PathLike, config_name: st
         >>> datasets.load_dataset("scenes", "demo25")
     """
     folder, config_name = Path(folder), config_name or _config_name(scenes)
+    readme = folder / "README.md"
+    card = make_card(scenes, config_name, readme.read_text(encoding="utf-8") if readme.is_file() else None)
+    # Features only: the sizes that the scenes know are those without the audio.
+    features = next(iter(scenes.values())).features
+    DatasetInfosDict({config_name: DatasetInfo(features=features)}).to_dataset_card_data(card.data)
+    data_files = [{"split": str(split), "path": f"{config_name}/{split}-*"} for split in scenes]
+    MetadataConfigs({config_name: {"data_files": data_files}}).to_dataset_card_data(card.data)
+
     part, target = folder / f".{config_name}.incomplete", folder / config_name
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -65,13 +73,6 @@ def save_parquet(scenes: DatasetDict, folder: str | os.PathLike, config_name: st
                     writer.write_table(embed_table_storage(rows[start : start + ROWS_PER_GROUP]))
     shutil.rmtree(target, ignore_errors=True)
     os.replace(part, target)
-    readme = folder / "README.md"
-    card = make_card(scenes, config_name, readme.read_text(encoding="utf-8") if readme.is_file() else None)
-    # Features only: the sizes that the scenes know are those without the audio.
-    features = next(iter(scenes.values())).features
-    DatasetInfosDict({config_name: DatasetInfo(features=features)}).to_dataset_card_data(card.data)
-    data_files = [{"split": str(split), "path": f"{config_name}/{split}-*"} for split in scenes]
-    MetadataConfigs({config_name: {"data_files": data_files}}).to_dataset_card_data(card.data)
     card.save(readme)
 
 

@@ -187,6 +187,10 @@ def read_logits(path_or_id: str | os.PathLike, label_names: Sequence[str] = SCEN
     missing = {"filename", "logits", "prediction", "teacher", "revision"} - set(table.column_names)
     if missing:
         raise ValueError(f"{path_or_id} has no column {min(missing)!r}: write it with write_logits.")
+    if not (pa.types.is_list(table["logits"].type) or pa.types.is_fixed_size_list(table["logits"].type)):
+        raise ValueError(
+            f"{path_or_id}: 'logits' holds {table['logits'].type} instead of lists: write it with write_logits."
+        )
     filenames = table["filename"].to_pylist()
     lengths = pc.fill_null(pc.list_value_length(table["logits"]), 0).to_numpy()
     wrong = np.flatnonzero(lengths != len(label_names))

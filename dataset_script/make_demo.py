@@ -114,6 +114,14 @@ def plan_segments(seed: int) -> list[Segment]:
     return segments
 
 
+def make_devices(seed: int) -> dict[str, tuple[np.ndarray, float, float]]:
+    """Response, drive and noise of each device but `a`, which records the sound as it is; see `record`."""
+    return {
+        name: (make_response(np.random.default_rng([seed, 1, index]), *character[:3]), *character[3:])
+        for index, (name, character) in enumerate(DEVICE_CHARACTER.items())
+    }
+
+
 def make_demo(out: str | os.PathLike, seed: int = 0) -> None:
     """Write the demo corpus.
 
@@ -131,10 +139,7 @@ def make_demo(out: str | os.PathLike, seed: int = 0) -> None:
     shutil.rmtree(part, ignore_errors=True)
     (part / "audio").mkdir(parents=True)
     segments = plan_segments(seed)
-    devices = {
-        name: (make_response(np.random.default_rng([seed, 1, index]), *character[:3]), *character[3:])
-        for index, (name, character) in enumerate(DEVICE_CHARACTER.items())
-    }
+    devices = make_devices(seed)
     # NumPy computes without the interpreter lock, so threads keep all cores busy.
     with ThreadPoolExecutor() as pool, tqdm(total=len(segments), unit=" segments", desc="Making scenes") as progress:
         for _ in pool.map(lambda segment: _write_segment(part, segment, devices, seed), segments):

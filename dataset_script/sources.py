@@ -125,13 +125,11 @@ def _pending(archives: list[zipfile.ZipFile]) -> list[tuple[zipfile.ZipFile, zip
     return pending
 
 
-def download_development(folder: Path, archives: dict[str, str] = ARCHIVES, url: str = RECORD_URL) -> Path:
+def download_development(folder: Path) -> Path:
     """Download and extract the official development set (25.6 GiB of archives, 30 GB extracted).
 
     Args:
         folder: Where the archives and the extracted corpus go. The archives may be deleted afterwards.
-        archives: Names and MD5 sums of the files.
-        url: Address of the folder that the files are in.
 
     Returns:
         The corpus folder.
@@ -140,14 +138,14 @@ def download_development(folder: Path, archives: dict[str, str] = ARCHIVES, url:
     if not complete.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".downloading.lock"):
-            for name, md5 in archives.items():
-                download(f"{url}/{name}?download=1", folder / name, md5)
+            for name, md5 in ARCHIVES.items():
+                download(f"{RECORD_URL}/{name}?download=1", folder / name, md5)
         find_root(folder)
         complete.touch()
     return find_root(folder)
 
 
-def fetch_table(name: str, folder: Path, url: str = TABLES_URL) -> Path:
+def fetch_table(name: str, folder: Path) -> Path:
     """Download the table of a DCASE 2024 subset ("split5", …, "split100", "test") into `folder`, unless it is there.
 
     Raises:
@@ -156,10 +154,10 @@ def fetch_table(name: str, folder: Path, url: str = TABLES_URL) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".downloading.lock"):
         try:
-            return download(f"{url}/{name}.csv", folder / f"{name}.csv")
+            return download(f"{TABLES_URL}/{name}.csv", folder / f"{name}.csv")
         except OSError as error:
             raise FileNotFoundError(
-                f"The corpus has no {name}.csv, and {error} Put the file into the corpus folder, as "
+                f"The corpus has no {name}.csv, and {str(error).rstrip('.')}: put the file into the corpus folder, as "
                 f"split_setup/{name}.csv."
             ) from None
 

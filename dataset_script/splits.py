@@ -269,8 +269,8 @@ def check_disjoint(corpus: Corpus) -> str:
 
 TABLE_CHECKS = {
     "subset tables agree with meta.csv": check_listed,
-    "subsets nested": check_nested,
     "lists of 2024 and 2022 agree": check_published,
+    "subsets nested": check_nested,
     "segments whole": check_whole,
     "train and test disjoint by location": check_disjoint,
 }

@@ -32,11 +32,10 @@ class Repository:
         self.commits[sha] = files
         return sha
 
-    def find(self, revision: str) -> str | None:
-        """The commit of a revision: "main", "HEAD" or a commit hash."""
-        return (
-            list(self.commits)[-1] if revision in ("main", "HEAD") else revision if revision in self.commits else None
-        )
+    @property
+    def head(self) -> str:
+        """The hash of the latest commit."""
+        return list(self.commits)[-1]
 
 
 class Hub(ThreadingHTTPServer):
@@ -51,19 +50,26 @@ class Hub(ThreadingHTTPServer):
         self.requests: list[str] = []
         self.url = f"http://127.0.0.1:{self.server_port}"
 
+    def files(self, kind: str, name: str) -> dict[str, bytes]:
+        """The latest files of a repository; kind is "models" or "datasets"."""
+        repository = self.repositories[kind, name]
+        return repository.commits[repository.head]
+
+
+REPOSITORY = r"/api/(?P<kind>models|datasets)/(?P<name>[^/]+/[^/]+)"
 
 ROUTES = [
     ("POST", r"/api/repos/create", "create"),
     ("POST", r"/api/validate-yaml", "validate"),
     ("GET", r"/api/whoami-v2", "whoami"),
-    ("POST", r"/api/(?P<kind>models|datasets)/(?P<name>[^/]+/[^/]+)/preupload/(?P<revision>[^/]+)", "preupload"),
-    ("POST", r"/api/(?P<kind>models|datasets)/(?P<name>[^/]+/[^/]+)/commit/(?P<revision>[^/]+)", "commit"),
+    ("POST", REPOSITORY + r"/preupload/(?P<revision>[^/]+)", "preupload"),
+    ("POST", REPOSITORY + r"/commit/(?P<revision>[^/]+)", "commit"),
     (
         "GET",
-        r"/api/(?P<kind>models|datasets)/(?P<name>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)(?:/(?P<path>.*))?",
+        REPOSITORY + r"/tree/(?P<revision>[^/]+)(?:/(?P<path>.*))?",
         "tree",
     ),
-    ("GET", r"/api/(?P<kind>models|datasets)/(?P<name>[^/]+/[^/]+)(?:/revision/(?P<revision>[^/]+))?", "info"),
+    ("GET", REPOSITORY + r"(?:/revision/(?P<revision>[^/]+))?", "info"),
     ("POST", r"/(?:(?P<kind>datasets)/)?(?P<name>[^/]+/[^/]+)\.git/info/lfs/objects/batch", "lfs_batch"),
     ("PUT", r"/lfs/(?P<oid>[0-9a-f]{64})", "lfs_upload"),
     ("GET", r"/(?:(?P<kind>datasets)/)?(?P<name>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
@@ -106,13 +112,13 @@ class Handler(BaseHTTPRequestHandler):
     def fail(self, code: str, message: str) -> None:
         self.send(b"", 404, {"X-Error-Code": code, "X-Error-Message": message})
 
-    def files(self, kind: str | None, name: str, revision: str | None) -> tuple[str, dict[str, bytes]] | None:
-        """The commit and its files; answers with an error and returns None where there are none."""
+    def find(self, kind: str | None, name: str, revision: str | None) -> tuple[str, dict[str, bytes]] | None:
+        """A commit and its files; answers with an error and returns None where there are none."""
         repository = self.server.repositories.get((kind or "models", name))
         if repository is None:
             return self.fail("RepoNotFound", f"no repository {name}")
-        sha = repository.find(revision or "main")
-        if sha is None:
+        sha = repository.head if revision in (None, "main", "HEAD") else revision
+        if sha not in repository.commits:
             return self.fail("RevisionNotFound", f"no revision {revision}")
         return sha, repository.commits[sha]
 
@@ -155,7 +161,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send(b"", 200 if matches else 400)
 
     def commit(self, kind: str, name: str, revision: str) -> None:
-        if (found := self.files(kind, name, revision)) is None:
+        if (found := self.find(kind, name, revision)) is None:
             return
         files = dict(found[1])
         for line in self.body.splitlines():
@@ -172,12 +178,12 @@ class Handler(BaseHTTPRequestHandler):
         self.answer({"success": True, "commitOid": sha, "commitUrl": url, "hookOutput": ""})
 
     def info(self, kind: str, name: str, revision: str | None) -> None:
-        if (found := self.files(kind, name, revision)) is not None:
+        if (found := self.find(kind, name, revision)) is not None:
             siblings = [{"rfilename": path} for path in found[1]]
             self.answer({"_id": name, "id": name, "sha": found[0], "private": False, "tags": [], "siblings": siblings})
 
     def tree(self, kind: str, name: str, revision: str, path: str | None) -> None:
-        if (found := self.files(kind, name, revision)) is None:
+        if (found := self.find(kind, name, revision)) is None:
             return
         prefix = f"{path}/" if path else ""
         inside = [file for file in found[1] if file.startswith(prefix)]
@@ -190,7 +196,7 @@ class Handler(BaseHTTPRequestHandler):
         self.answer([entry(folder) for folder in sorted(folders)] + [entry(file, found[1][file]) for file in listed])
 
     def resolve(self, kind: str | None, name: str, revision: str, path: str) -> None:
-        if (found := self.files(kind, name, revision)) is None:
+        if (found := self.find(kind, name, revision)) is None:
             return
         sha, files = found
         if path not in files:

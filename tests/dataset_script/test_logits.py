@@ -1,0 +1,149 @@
+import datasets
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dataset_script import SCENES, load_scenes, read_logits, write_logits
+from dataset_script.logits import PARQUET_FILE
+
+
+@pytest.fixture(scope="module")
+def filenames(demo_root):
+    return pd.read_csv(demo_root / "split_setup/split100.csv", sep="\t")["filename"].tolist()
+
+
+@pytest.fixture
+def values(filenames):
+    return np.random.default_rng(0).normal(0, 5, (len(filenames), len(SCENES))).astype(np.float32)
+
+
+def write(folder, filenames, values, **options):
+    write_logits(folder, filenames, values, **{"teacher": "me/teacher", "revision": "4f1c2d9", **options})
+    return folder
+
+
+def test_joined_by_file_name(demo_root, cache, tmp_path, filenames, values):
+    order = np.random.default_rng(1).permutation(len(filenames))
+    folder = write(tmp_path, [filenames[row] for row in order], values[order])
+    scenes = load_scenes(
+        "split25", data_dir=demo_root, teacher_logits={"big": folder, "same": folder}, cache_dir=cache
+    )
+    expected = dict(zip(filenames, values, strict=True))
+    for column in ("teacher_logits_big", "teacher_logits_same"):
+        assert scenes["train"].features[column] == datasets.List(datasets.Value("float32"), length=10)
+        for row in scenes["train"]:
+            np.testing.assert_array_equal(np.float32(row[column]), expected[row["filename"]])
+        assert scenes["test"][column][:] == [None] * 90
+
+
+def test_test_clips_have_logits_where_the_teacher_gave_them(demo_root, cache, tmp_path, filenames, values):
+    test = pd.read_csv(demo_root / "split_setup/test.csv", sep="\t")["filename"].tolist()
+    more = np.arange(len(test) * 10, dtype=np.float32).reshape(-1, 10)
+    folder = write(tmp_path, test + filenames, np.concatenate([more, values]))
+    scenes = load_scenes("split5", data_dir=demo_root, teacher_logits={"big": folder}, cache_dir=cache)
+    np.testing.assert_array_equal(np.float32(scenes["test"]["teacher_logits_big"][:]), more)
+
+
+def test_new_logits_are_not_read_from_the_cache(demo_root, cache, tmp_path, filenames, values):
+    for scale in (1, 2):
+        folder = write(tmp_path, filenames, scale * values)
+        scenes = load_scenes("split100", data_dir=demo_root, teacher_logits={"big": folder}, cache_dir=cache)
+        np.testing.assert_array_equal(np.float32(scenes["train"]["teacher_logits_big"][:]), scale * values)
+
+
+def test_is_a_dataset_of_its_own(tmp_path, filenames, values):
+    rows = datasets.load_dataset(str(write(tmp_path / "logits", filenames, values)), cache_dir=str(tmp_path))["train"]
+    assert rows.column_names == ["filename", "logits", "prediction", "teacher", "revision"]
+    assert rows.features["prediction"].names == list(SCENES)
+    assert rows["prediction"][:] == values.argmax(1).tolist()
+    assert rows[0]["filename"] == filenames[0]
+    assert (rows[0]["teacher"], rows[0]["revision"]) == ("me/teacher", "4f1c2d9")
+    np.testing.assert_array_equal(np.float32(rows["logits"][:]), values)
+
+
+def test_card_says_whose_and_on_what(tmp_path, filenames, values):
+    real = (write(tmp_path, filenames, values) / "README.md").read_text()
+    assert "`me/teacher` (revision `4f1c2d9`) gives for 220 clips" in real
+    assert "non-commercial" in real
+    synthetic = (write(tmp_path, filenames, values, synthetic=True) / "README.md").read_text()
+    assert "**synthetic**" in synthetic
+    assert "non-commercial" not in synthetic
+
+
+def test_classes_of_another_order_or_name_are_refused(tmp_path, filenames, values):
+    for names in (SCENES[::-1], [*SCENES[:-1], "subway"]):
+        folder = write(tmp_path, filenames, values, label_names=names)
+        with pytest.raises(ValueError, match=rf"{folder} has logits of the classes \['{names[0]}'"):
+            read_logits(folder)
+    assert read_logits(folder, names).filenames == filenames
+
+
+def put(value, column="logits"):
+    """Puts a value, or what a function makes of the old one, into row 7."""
+    return lambda rows: rows | {column: [*rows[column][:7], value(rows[column]), *rows[column][8:]]}
+
+
+FAULTS = {
+    "nan": (put(lambda logits: [*logits[7][:9], np.nan]), "row 7: {7} has a logit that is not finite"),
+    "inf": (put(lambda logits: [*logits[7][:9], -np.inf]), "row 7: {7} has a logit that is not finite"),
+    "short row": (put(lambda logits: logits[7][:9]), "row 7: {7} has 9 logits instead of 10"),
+    "null row": (put(lambda logits: None), "row 7: {7} has 0 logits instead of 10"),
+    "swapped row": (
+        put(lambda logits: logits[8]),
+        "row 7: {7} has its largest logit at 'metro', not at its prediction",
+    ),
+    "repeated row": (put(lambda names: names[3], "filename"), "row 7: {3} occurs twice"),
+    "missing row": (
+        lambda rows: {column: cells[:7] + cells[8:] for column, cells in rows.items()},
+        r"'big' \(of me/teacher\) have no row for {7} and for 0 more of 220 clips",
+    ),
+    "missing column": (lambda rows: {"filename": rows["filename"]}, "has no column 'logits'"),
+    "text for logits": (lambda rows: rows | {"logits": rows["revision"]}, "'logits' holds string instead of lists"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_wrong_row_is_named(demo_root, cache, tmp_path, filenames, values, fault):
+    edit, message = FAULTS[fault]
+    values[7:9] = np.eye(10)[1:3]
+    folder = write(tmp_path, filenames, values)
+    pq.write_table(pa.table(edit(pq.read_table(folder / PARQUET_FILE).to_pydict())), folder / PARQUET_FILE)
+    with pytest.raises(ValueError, match=message.format(*filenames[:8])) as caught:
+        load_scenes("split100", data_dir=demo_root, teacher_logits={"big": folder}, cache_dir=cache)
+    assert "\n" not in str(caught.value)
+
+
+def test_half_covered_test_split_is_refused(demo_root, cache, tmp_path, filenames, values):
+    test = pd.read_csv(demo_root / "split_setup/test.csv", sep="\t")["filename"].tolist()
+    folder = write(tmp_path, filenames + test[:45], np.concatenate([values, values[:45]]))
+    with pytest.raises(ValueError, match=f"no row for {test[45]} and for 44 more of 90 clips"):
+        load_scenes("split100", data_dir=demo_root, teacher_logits={"big": folder}, cache_dir=cache)
+
+
+def test_writing_checks_too(tmp_path, filenames, values):
+    with pytest.raises(ValueError, match=r"shape \(220, 9\), but there are 220 file names and 10 label names"):
+        write(tmp_path, filenames, values[:, :9])
+    with pytest.raises(ValueError, match=f"row 1: {filenames[0]} occurs twice"):
+        write(tmp_path, [filenames[0], *filenames[:-1]], values)
+    values[3, 0] = np.inf
+    with pytest.raises(ValueError, match=f"row 3: {filenames[3]} has a logit that is not finite"):
+        write(tmp_path, filenames, values)
+    assert not list(tmp_path.iterdir())
+
+
+def test_not_a_logits_dataset(tmp_path, filenames, values):
+    with pytest.raises(FileNotFoundError, match="write it with write_logits"):
+        read_logits(tmp_path)
+    with pytest.raises(FileNotFoundError, match="nobody/nothing is neither a folder nor a dataset"):
+        read_logits("nobody/nothing")
+    folder = write(tmp_path, filenames, values)
+    (folder / PARQUET_FILE).write_bytes((folder / PARQUET_FILE).read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"is damaged \(.*\): write or download it again"):
+        read_logits(folder)
+
+
+def test_name_of_a_column():
+    with pytest.raises(ValueError, match="teacher cannot be called 'my teacher'"):
+        load_scenes("demo5", teacher_logits={"my teacher": "logits"})
