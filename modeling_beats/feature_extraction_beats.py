@@ -11,8 +11,10 @@ from transformers import BatchFeature, SequenceFeatureExtractor
 from transformers.utils import TensorType
 
 
-# Frames whose spectra are held at a time on a CPU: small enough for its cache, large enough to hide the loop.
+# Frames whose spectra are held at a time: on a CPU few enough for its cache, enough to hide the loop; on other devices
+# few enough for their memory.
 FRAMES_PER_CHUNK = 400
+FRAMES_PER_CHUNK_ON_DEVICE = 100_000
 # Mel bands whose weights are multiplied as one dense block. A band overlaps its neighbours only, so blocks of this
 # many keep most of the zeros of the 257 x 128 bank out of the product.
 BANDS_PER_BLOCK = 32
@@ -104,22 +106,26 @@ class BeatsFeatureExtractor(SequenceFeatureExtractor):
                 f"The waveform has shape {tuple(waveform.shape)}, but has to be (batch, samples) with at least "
                 f"{self.frame_length} samples."
             )
-        num_frames = self.num_frames(waveform.shape[1])
-        clips_per_chunk = max(1, FRAMES_PER_CHUNK // num_frames) if waveform.device.type == "cpu" else len(waveform)
-        window = povey_window(self.frame_length, waveform.device)
-        n_fft = 2 ** math.ceil(math.log2(self.frame_length))
-        blocks = mel_blocks(self.feature_size, n_fft, self.sampling_rate, waveform.device)
-        features = []
+        frames = waveform.float().unfold(1, self.frame_length, self.hop_length)
+        size = FRAMES_PER_CHUNK if waveform.device.type == "cpu" else FRAMES_PER_CHUNK_ON_DEVICE
         with torch.autocast(waveform.device.type, enabled=False):  # half precision has too few digits for energies
-            for clips in waveform.float().split(clips_per_chunk):
-                frames = clips.unfold(1, self.frame_length, self.hop_length)
-                frames = frames - frames.mean(dim=-1, keepdim=True)
-                # The first sample of a frame needs no pre-emphasis: the window starts with zero.
-                frames = torch.sub(frames[..., 1:], frames[..., :-1], alpha=0.97).mul_(window[1:])
-                spectrum = torch.view_as_real(torch.fft.rfft(frames, n=n_fft)).flatten(2).square_()
-                mel = torch.cat([spectrum[..., start : start + len(bank)] @ bank for start, bank in blocks], dim=-1)
-                features.append(mel.clamp_(min=torch.finfo(mel.dtype).eps).log_().sub_(self.mean).div_(2 * self.std))
-        return torch.cat(features)
+            chunks = [
+                torch.cat([self.log_energies(part) for part in clips.split(size, dim=1)], dim=1)
+                for clips in frames.split(max(1, size // frames.shape[1]))
+            ]
+        return torch.cat(chunks).sub_(self.mean).div_(2 * self.std)
+
+    def log_energies(self, frames: torch.Tensor) -> torch.Tensor:
+        """Logarithm of the mel energies of frames, (batch, frames, frame_length) to (batch, frames, feature_size)."""
+        n_fft = 2 ** math.ceil(math.log2(self.frame_length))
+        window = povey_window(self.frame_length, frames.device)
+        blocks = mel_blocks(self.feature_size, n_fft, self.sampling_rate, frames.device)
+        frames = frames - frames.mean(dim=-1, keepdim=True)
+        # The first sample of a frame needs no pre-emphasis: the window starts with zero.
+        frames = torch.sub(frames[..., 1:], frames[..., :-1], alpha=0.97).mul_(window[1:])
+        spectrum = torch.view_as_real(torch.fft.rfft(frames, n=n_fft)).flatten(2).square_()
+        energies = torch.cat([spectrum[..., start : start + len(bank)] @ bank for start, bank in blocks], dim=-1)
+        return energies.clamp_(min=torch.finfo(energies.dtype).eps).log_()
 
     def features(self, waveform: torch.Tensor) -> torch.Tensor:
         """Model input for a batch of clips of equal length, on their device.

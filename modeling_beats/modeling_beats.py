@@ -141,8 +141,7 @@ def eager_attention_forward(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float,
-    dropout: float = 0.0,
-    **kwargs: object,
+    dropout: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention by matrix products: from (batch, heads, patches, head_size) to the context, (batch, patches, heads,
     head_size), and the weights.
@@ -159,7 +158,7 @@ class BeatsAttention(nn.Module):
     """Multi-head self-attention whose relative position bias is scaled by a gate per query and head.
 
     The gate is `a * (b * grep_a - 1) + 2` with `a` and `b` in (0, 1) from the projected query (the gated relative
-    position bias of WavLM, arXiv 2110.13900, section III.B).
+    position bias of WavLM, arXiv 2110.13900).
     """
 
     def __init__(self, config: BeatsConfig) -> None:

@@ -129,7 +129,8 @@ def decode(contents: bytes) -> tuple[np.ndarray, int]:
         audio, sampling_rate = soundfile.read(io.BytesIO(contents), dtype="float32")
     except soundfile.LibsndfileError as error:
         raise ValueError(
-            f"These {len(contents)} bytes are not an audio file that libsndfile reads (WAV, FLAC, OGG, MP3): {error}"
+            f"These {len(contents)} bytes are not an audio file that libsndfile reads (WAV, FLAC, OGG, MP3): "
+            f"{error.error_string}"
         ) from None
     return audio.T, sampling_rate
 

@@ -49,8 +49,11 @@ def kaldi_fbank(waveform):
 
 
 class TestFilterBanks:
-    def test_are_their_definition(self, extractor, noise):
-        clips = noise.reshape(10, RATE)
+    @pytest.mark.parametrize("num_clips", [1, 10])
+    def test_are_their_definition(self, extractor, noise, num_clips):
+        """One clip of several chunks, and ten clips of which several make up a chunk."""
+        clips = noise.reshape(num_clips, -1)
+        assert extractor.num_frames(clips.shape[1]) > FRAMES_PER_CHUNK or num_clips > 1
         filter_banks = extractor.fbank(torch.tensor(clips))
         np.testing.assert_allclose(filter_banks, [kaldi_fbank(clip) for clip in clips], atol=1e-4)
 

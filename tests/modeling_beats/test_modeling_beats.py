@@ -232,7 +232,7 @@ class TestContract:
             assert all(p.kind is not p.VAR_KEYWORD for p in inspect.signature(model_class.forward).parameters.values())
 
     def test_initialization(self):
-        """Standard deviations of section 3.3 of DeepNet and of the original code; all else is PyTorch's default."""
+        """Standard deviations of DeepNet and of the original code; all else is PyTorch's default."""
         torch.manual_seed(0)
         model = BeatsForAudioClassification(BeatsConfig(num_hidden_layers=2, num_labels=527))
         beta = (8 * 2) ** -0.25
