@@ -6,6 +6,9 @@ from typing import Literal
 
 from transformers import TrainingArguments
 
+from train.augmentations import FreqMixStyle, SoftMixup, SpecAugment
+from train.losses import DistillationLoss
+
 
 @dataclass
 class DataArguments:
@@ -40,6 +43,21 @@ class DataArguments:
 
 
 @dataclass
+class InferenceArguments:
+    """Which model runs over which clips, and where the outcome goes."""
+
+    model_name_or_path: str = field(metadata={"help": "Model folder or Hub id of the classifier."})
+    output_dir: str = field(metadata={"help": "Where the outcome goes."})
+    dataset: str = field(default="demo", metadata={"help": "Configuration of the scenes, such as demo or split25."})
+    split: str = field(default="test", metadata={"help": "train or test."})
+    data_dir: str | None = field(default=None, metadata={"help": "Folder with the corpus, extracted or as archives."})
+    cache_dir: str | None = field(default=None, metadata={"help": "Where prepared and resampled clips are kept."})
+    batch_size: int = field(default=256, metadata={"help": "Clips of a forward pass."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Allow code that comes with the model to run."})
+    use_cpu: bool = field(default=False, metadata={"help": "Do not use an accelerator."})
+
+
+@dataclass
 class SceneTrainingArguments(TrainingArguments):
     """`TrainingArguments` with the recipes' batch, schedule, augmentations and loss.
 
@@ -62,7 +80,8 @@ class SceneTrainingArguments(TrainingArguments):
     warmup_epochs: int = field(default=4, metadata={"help": "Epochs of the warm-up of schedule warmup_linear."})
 
     impulse_responses: str | None = field(
-        default=None, metadata={"help": "Folder of WAV files to convolve clips of device a with."}
+        default=None,
+        metadata={"help": "Folder of WAV files to convolve clips of device a with; defaults to that of the corpus."},
     )
     impulse_response_p: float = field(default=0.0, metadata={"help": "Probability of that for a clip; 0 is off."})
     freq_mixstyle_alpha: float = field(default=0.4, metadata={"help": "Beta parameter of Freq-MixStyle."})
@@ -99,14 +118,22 @@ class SceneTrainingArguments(TrainingArguments):
                 f"save_total_limit is {self.save_total_limit}, but a run killed while it writes its only checkpoint "
                 "could not go on: give 2 or more."
             )
-        if self.impulse_response_p and not self.impulse_responses:
-            raise ValueError(
-                f"impulse_response_p is {self.impulse_response_p} but impulse_responses names no folder: give a "
-                "folder of WAV files (such as MicIRP), or --impulse_response_p 0 to do without."
-            )
+        self.loss_function(), self.feature_augmentations()  # so that wrong values are found at once
         self.label_names = ["labels", "device"]
         super().__post_init__()
         # One process drives one device; more devices are accelerate's business. (Reading it first sets it up.)
         self._n_gpu = min(self.n_gpu, 1)
         self.per_device_train_batch_size = math.ceil(self.batch_size / self.world_size)
         self.ddp_broadcast_buffers = False
+
+    def loss_function(self) -> DistillationLoss:
+        """Return the recipe's loss."""
+        return DistillationLoss(self.temperature, self.kd_lambda, self.kd_reduction, self.mixup_targets)
+
+    def feature_augmentations(self) -> tuple[FreqMixStyle | None, SpecAugment | None, SoftMixup | None]:
+        """Return the recipe's augmentations of features, None for those that are off."""
+        return (
+            FreqMixStyle(self.freq_mixstyle_alpha, self.freq_mixstyle_p) if self.freq_mixstyle_p else None,
+            SpecAugment(self.spec_augment_size) if self.spec_augment_size else None,
+            SoftMixup(self.mixup_alpha) if self.mixup_alpha else None,
+        )

@@ -13,6 +13,11 @@ from transformers import HfArgumentParser
 FOLDER = Path(__file__).parent / "recipes"
 
 
+def is_recipe(name: str) -> bool:
+    """Return whether `name` is the name of a recipe of this package."""
+    return "/" not in name and (FOLDER / f"{name}.yaml").is_file()
+
+
 def load_recipe(name: str, dataset: str | None = None) -> dict[str, Any]:
     """Return the arguments that a recipe sets.
 
@@ -27,10 +32,10 @@ def load_recipe(name: str, dataset: str | None = None) -> dict[str, Any]:
         FileNotFoundError: If there is no such recipe.
         ValueError: If the file is not a mapping, or has no value for the subset.
     """
-    known = sorted(path.stem for path in FOLDER.glob("*.yaml"))
-    path = FOLDER / f"{name}.yaml" if name in known else Path(name)
+    path = FOLDER / f"{name}.yaml" if is_recipe(name) else Path(name)
     if not path.is_file():
-        raise FileNotFoundError(f"There is no recipe {name!r}: give one of {', '.join(known)}, or a YAML file.")
+        known = ", ".join(sorted(path.stem for path in FOLDER.glob("*.yaml")))
+        raise FileNotFoundError(f"There is no recipe {name!r}: give one of {known}, or a YAML file.")
     try:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -60,6 +65,8 @@ def parse_arguments(
 ) -> tuple[str, tuple[Any, ...]]:
     """Read a script's arguments: defaults of the dataclasses, then the recipe, then the command line.
 
+    The output folder defaults to `outputs/<recipe>-<dataset>`.
+
     Args:
         dataclass_types (`Iterable[type]`): Dataclasses, as for `HfArgumentParser`.
         default_recipe (`str`): Used without `--recipe`.
@@ -82,8 +89,10 @@ def parse_arguments(
     parser.add_argument("--recipe", help="Name of a recipe of this package, or path of a YAML file.")
     recipe = load_recipe(chosen.recipe, chosen.dataset)
     known = {action.dest for action in parser._actions}
+    name = Path(chosen.recipe).stem
     if unknown := [argument for argument in recipe if argument not in known]:
         raise ValueError(f"The recipe {chosen.recipe!r} sets {unknown[0]}, which this script does not have.")
-    parser.set_defaults(**recipe)
+    output_dir = f"outputs/{name}-{chosen.dataset or recipe.get('dataset', 'demo')}"
+    parser.set_defaults(**{"output_dir": output_dir, **recipe})
     *instances, _ = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
-    return Path(chosen.recipe).stem, tuple(instances)
+    return name, tuple(instances)

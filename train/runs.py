@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import transformers
 from accelerate import PartialState
 
 from train.trainer import COMPLETE
@@ -97,21 +98,36 @@ def provenance() -> dict[str, Any]:
     )
     packages = ("torch", "transformers", "datasets", "accelerate", "numpy", "soxr")
     return {
-        "command": shlex.join(
-            [
-                "python",
-                *(os.path.relpath(argument) if index == 0 else argument for index, argument in enumerate(sys.argv)),
-            ]
-        ),
+        "command": shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
         "commit": commit.stdout.strip() or None,
         "versions": {"python": platform.python_version(), **{package: version(package) for package in packages}},
     }
 
 
-def run_script(main: Callable[[], None]) -> None:
+def finished_results(folder: str | Path) -> dict[str, Any] | None:
+    """Return the results of the run in `folder`, or None if it has not come to its end."""
+    path = Path(folder) / RESULTS_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def configure_logging(log_level: str = "info") -> None:
+    """Show the messages of this project, on the main process; those of the libraries from warnings on."""
+    level = logging.INFO if log_level == "passive" else log_level.upper()
+    logging.basicConfig(format="%(message)s")
+    for name in ("train", "dataset_script", "__main__"):
+        logging.getLogger(name).setLevel(level if _is_main_process() else logging.WARNING)
+    transformers.utils.logging.disable_progress_bar()  # of reading and writing model files
+
+
+def run_script(main: Callable[[], Any]) -> None:
     """Run a script's `main`; wrong input ends it with one sentence, and a traceback at log level debug only."""
     try:
         main()
     except (ValueError, OSError) as error:
         logger.debug("Traceback of the error:", exc_info=True)
-        sys.exit(f"{type(error).__name__}: {error}" if PartialState().is_main_process else 1)
+        sys.exit(f"{type(error).__name__}: {error}" if _is_main_process() else 1)
+
+
+def _is_main_process() -> bool:
+    # Known before the processes are connected, which may not come to pass.
+    return os.environ.get("RANK", "0") == "0"

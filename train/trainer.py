@@ -13,11 +13,10 @@ from transformers.feature_extraction_utils import FeatureExtractionMixin
 
 from train import schedules
 from train.arguments import SceneTrainingArguments
-from train.augmentations import DeviceImpulseResponse, FreqMixStyle, Mix, SoftMixup, SpecAugment
+from train.augmentations import DeviceImpulseResponse, Mix
 from train.collator import SceneCollator
 from train.data import EpochShuffle, SceneDataset, derived_seed
 from train.distributed import BatchRows, synchronize_layers
-from train.losses import DistillationLoss
 from train.metrics import scene_metrics
 
 
@@ -50,8 +49,7 @@ class DistillationTrainer(Trainer):
         callbacks (`list[TrainerCallback]`, *optional*): As for `Trainer`.
 
     Raises:
-        FileNotFoundError, ValueError: As [`~train.augmentations.DeviceImpulseResponse`] and
-            [`~train.losses.DistillationLoss`].
+        FileNotFoundError, ValueError: As [`~train.augmentations.DeviceImpulseResponse`].
     """
 
     def __init__(
@@ -63,18 +61,13 @@ class DistillationTrainer(Trainer):
         eval_dataset: SceneDataset | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ):
-        self.loss_function = DistillationLoss(args.temperature, args.kd_lambda, args.kd_reduction, args.mixup_targets)
-        self.impulse_response = self.freq_mixstyle = self.spec_augment = self.soft_mixup = None
+        self.loss_function = args.loss_function()
+        self.freq_mixstyle, self.spec_augment, self.soft_mixup = args.feature_augmentations()
+        self.impulse_response = None
         if args.impulse_response_p:
             self.impulse_response = DeviceImpulseResponse(
                 args.impulse_responses, feature_extractor.sampling_rate, args.impulse_response_p
             )
-        if args.freq_mixstyle_p:
-            self.freq_mixstyle = FreqMixStyle(args.freq_mixstyle_alpha, args.freq_mixstyle_p)
-        if args.spec_augment_size:
-            self.spec_augment = SpecAugment(args.spec_augment_size)
-        if args.mixup_alpha:
-            self.soft_mixup = SoftMixup(args.mixup_alpha)
         self.feature_extractor = feature_extractor
         self.rows = BatchRows(args.world_size, args.process_index)
         if args.world_size > 1:

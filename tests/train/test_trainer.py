@@ -1,8 +1,13 @@
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
+from modeling_tfsepnet.convert_tfsepnet import convert_key, convert_state_dict, infer_config
 from tests.train.helpers import make_dataset, make_model, make_trainer
+from train.augmentations import Mix
+from train.data import EpochShuffle
 from train.schedules import sgdr
 
 
@@ -110,7 +115,6 @@ def test_bf16(tmp_path):
     [
         ({"batch_size": 1}, "batch_size"),
         ({"save_total_limit": 1}, "save_total_limit"),
-        ({"impulse_response_p": 0.4}, "impulse_responses"),
         ({"impulse_response_p": 0.4, "impulse_responses": "/nowhere"}, "/nowhere"),
         ({"temperature": -1.0}, "temperature"),
         ({"freq_mixstyle_p": 2.0}, "Freq-MixStyle"),
@@ -119,3 +123,68 @@ def test_bf16(tmp_path):
 def test_bad_arguments_are_named(tmp_path, arguments, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         make_trainer(tmp_path, make_dataset(8), **arguments)
+
+
+@pytest.fixture(scope="module")
+def reference(shared):
+    return load_file(shared / "reference" / "tfsepnet_golden" / "train_step.safetensors")
+
+
+class TestReferenceSteps:
+    """One forward pass and four Adam steps of the public code, in double precision, on a mixed batch of six."""
+
+    @pytest.fixture
+    def trainer(self, reference, tmp_path, request):
+        state_dict = {
+            name.removeprefix("state_dict."): value for name, value in reference.items() if "state_dict." in name
+        }
+        model = convert_state_dict(state_dict, infer_config(state_dict, dropout=0.0)).double()
+        model.load_state_dict({convert_key(name, 17): value for name, value in state_dict.items()})
+        trainer = make_trainer(
+            tmp_path,
+            make_dataset(6),
+            model=model,
+            batch_size=6,
+            max_steps=4,
+            schedule="constant",
+            logging_strategy="steps",
+            logging_steps=1,
+            **request.param,
+        )
+        mix = Mix(reference["lam"].item(), reference["perm"])
+        trainer.augmented_features = lambda *_: (mix(reference["input"]), mix)
+        trainer.rows.resize(6)
+        batch = {name: reference[name] for name in ("labels", "teacher_logits")} | {"waveform": None, "device": None}
+        trainer.get_train_dataloader = lambda: DataLoader([batch], batch_size=None, sampler=EpochShuffle(1, 0))
+        return trainer
+
+    VARIANTS = pytest.mark.parametrize(
+        "variant, trainer",
+        [("report", {}), ("code", {"kd_reduction": "mean", "mixup_targets": "losses"})],
+        indirect=["trainer"],
+    )
+
+    @VARIANTS
+    def test_loss_gradient_and_statistics(self, reference, trainer, variant):
+        model = trainer.model.train()
+        batch = next(iter(trainer.get_train_dataloader()))
+        loss, outputs = trainer.compute_loss(model, batch, return_outputs=True)
+        loss.backward()
+        torch.testing.assert_close(outputs["logits"].detach(), reference["train_logits"], rtol=1e-8, atol=1e-12)
+        torch.testing.assert_close(loss.detach(), reference[f"{variant}.loss"], rtol=1e-8, atol=0)
+        parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+        gradients = {name: value for name, value in reference.items() if name.startswith(f"{variant}.grad.")}
+        assert len(gradients) == len(parameters)
+        for name, gradient in gradients.items():
+            parameter = parameters[convert_key(name.removeprefix(f"{variant}.grad."), 17)]
+            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-8, atol=1e-12, msg=name)
+        for name, value in reference.items():
+            if name.startswith("after."):
+                buffer = buffers[convert_key(name.removeprefix("after."), 17)]
+                torch.testing.assert_close(buffer, value, rtol=1e-8, atol=1e-12, msg=name)
+
+    @VARIANTS
+    def test_losses_of_four_adam_steps(self, reference, trainer, variant):
+        trainer.train()
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        assert losses == pytest.approx(reference[f"{variant}.adam_losses"].tolist(), abs=1e-6)

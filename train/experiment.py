@@ -1,0 +1,143 @@
+"""One training run from loaded data to a model folder with results: what fine-tuning and distillation share."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import datasets
+from accelerate import PartialState
+from transformers import PreTrainedModel, TrainingArguments
+from transformers.feature_extraction_utils import FeatureExtractionMixin
+from transformers.trainer_utils import IntervalStrategy
+
+from dataset_script import cache_waveforms, load_scenes
+from train.arguments import DataArguments, SceneTrainingArguments
+from train.augmentations import DeviceImpulseResponse
+from train.data import SceneDataset, is_synthetic, split_by_location
+from train.plots import plot_learning_curve
+from train.run_eval import complexity, evaluate_classifier, unseen_devices, write_results
+from train.runs import last_complete_checkpoint
+from train.trainer import DistillationTrainer
+
+
+DECISIVE = {
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "bf16",
+    "fp16",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "max_grad_norm",
+    "max_steps",
+    "num_train_epochs",
+    "optim",
+    "seed",
+    "weight_decay",
+}
+"""Arguments inherited from `TrainingArguments` that change the weights a run ends with."""
+
+
+def load_splits(
+    data_args: DataArguments, args: SceneTrainingArguments, teacher_logits: Mapping[str, str] | None = None
+) -> datasets.DatasetDict:
+    """Load the clips of a run, checked, and see to the folder of impulse responses.
+
+    Args:
+        data_args (`DataArguments`): Which clips.
+        args (`SceneTrainingArguments`): Gets the corpus' own folder of impulse responses if it needs one and has none.
+        teacher_logits (`Mapping[str, str]`, *optional*): Logits dataset of each teacher.
+
+    Raises:
+        FileNotFoundError, ValueError: As `load_scenes`; if there are no impulse responses; if there is nothing to
+            train or test on.
+    """
+    with PartialState().main_process_first():
+        scenes = load_scenes(data_args.dataset, data_args.data_dir, dict(teacher_logits or {}), data_args.cache_dir)
+    if set(scenes) != {"train", "test"}:
+        raise ValueError(f"{data_args.dataset} has no training and test split: give a subset such as split25 or demo.")
+    if args.impulse_response_p and args.impulse_responses is None:
+        corpus = Path(scenes["train"][0]["audio"]["path"]).parents[1]
+        if not (corpus / "impulse_responses").is_dir():
+            raise ValueError(
+                "impulse_response_p is set, but neither do you name a folder of impulse responses nor has the corpus "
+                "one: give --impulse_responses (such as MicIRP), or --impulse_response_p 0 to do without."
+            )
+        args.impulse_responses = str(corpus / "impulse_responses")
+    if args.impulse_response_p:
+        DeviceImpulseResponse(args.impulse_responses, sampling_rate=32_000)  # reads, and so checks, every file
+    return scenes
+
+
+def describe_run(recipe: str, *arguments: Any) -> dict[str, Any]:
+    """Return the arguments that decide the outcome of a run, for [`~train.runs.claim_output_folder`].
+
+    Those that `TrainingArguments` has beside `DECISIVE` are about logging, hardware and the like.
+    """
+    irrelevant = {field.name for field in fields(TrainingArguments)} - DECISIVE | {"cache_dir"}
+    values = {name: value for instance in arguments for name, value in vars(instance).items()}
+    names = {field.name for instance in arguments for field in fields(instance)} - irrelevant
+    return {"recipe": recipe, **{name: values[name] for name in sorted(names)}}
+
+
+def run_training(
+    model: PreTrainedModel,
+    feature_extractor: FeatureExtractionMixin,
+    scenes: datasets.DatasetDict,
+    data_args: DataArguments,
+    args: SceneTrainingArguments,
+    description: dict[str, Any],
+) -> dict[str, Any]:
+    """Train, or go on training, and leave a model folder with results and pictures in `args.output_dir`.
+
+    Args:
+        model (`PreTrainedModel`): To be trained.
+        feature_extractor (`FeatureExtractionMixin`): Of the model.
+        scenes (`datasets.DatasetDict`): Splits `train` (perhaps with columns of teacher logits) and `test`.
+        data_args (`DataArguments`): How a model is selected.
+        args (`SceneTrainingArguments`): Recipe of the run.
+        description (`dict`): Goes into the results.
+
+    Returns:
+        The results, as in `results.json`.
+    """
+    waveforms = {
+        split: cache_waveforms(clips, feature_extractor.sampling_rate, data_args.cache_dir)
+        for split, clips in scenes.items()
+    }
+    train = SceneDataset(scenes["train"], waveforms["train"])
+    test = SceneDataset(scenes["test"], waveforms["test"], with_teachers=False)
+    selection, validation = "last epoch", None
+    if data_args.select_on_test:
+        selection, validation = "best epoch on the test split", test
+    elif data_args.validation_fraction:
+        selection = "best epoch on held-out training locations"
+        kept, held_out = split_by_location(scenes["train"], data_args.validation_fraction, args.seed)
+        train, validation = train.subset(kept), train.subset(held_out, with_teachers=False)
+    if validation is not None:
+        args.eval_strategy = IntervalStrategy.EPOCH
+        args.load_best_model_at_end = True
+        args.metric_for_best_model, args.greater_is_better = "macro_accuracy", True
+    trainer = DistillationTrainer(model, args, feature_extractor, train, validation)
+    trainer.train(resume_from_checkpoint=last_complete_checkpoint(args.output_dir))
+    trainer.save_model()
+
+    unseen = unseen_devices(scenes["train"], scenes["test"])
+    metrics = evaluate_classifier(model, feature_extractor, test, unseen, args.per_device_eval_batch_size)
+    results = {
+        **description,
+        "dataset": data_args.dataset,
+        "split": "test",
+        "synthetic": is_synthetic(scenes["test"]),
+        "selection": selection,
+        "training_clips": len(train),
+        "metrics": metrics,
+        "unseen_devices": unseen,
+        "complexity": complexity(model),
+    }
+    if args.should_save:
+        plot_learning_curve(trainer.state.log_history, Path(args.output_dir) / "learning_curve.png")
+        write_results(args.output_dir, results)
+    PartialState().wait_for_everyone()
+    return results

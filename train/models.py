@@ -1,0 +1,126 @@
+"""Networks of the scripts: made new, or loaded, with the classes of the scenes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModelForAudioClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.feature_extraction_utils import FeatureExtractionMixin
+
+import modeling_beats
+import modeling_tfsepnet
+
+
+def new_student(
+    label_names: Sequence[str], config_overrides: str | None = None
+) -> tuple[PreTrainedModel, FeatureExtractionMixin]:
+    """Return a TF-SepNet with random weights, and its feature extractor.
+
+    Args:
+        label_names (`Sequence[str]`): Classes, in the order of the logits.
+        config_overrides (`str`, *optional*): Settings of [`TFSepNetConfig`] that differ from its defaults, such as
+            `"base_channels=32,num_mel_bins=256"`.
+
+    Raises:
+        ValueError: If a setting is unknown or out of range.
+    """
+    config = override(modeling_tfsepnet.TFSepNetConfig(**label_maps(label_names)), config_overrides)
+    feature_extractor = modeling_tfsepnet.TFSepNetFeatureExtractor(feature_size=config.num_mel_bins)
+    return modeling_tfsepnet.TFSepNetForAudioClassification(config), feature_extractor
+
+
+def new_teacher(
+    label_names: Sequence[str], model_name_or_path: str | None = None, config_overrides: str | None = None
+) -> tuple[PreTrainedModel, FeatureExtractionMixin]:
+    """Return a BEATs with a new classifier, and its feature extractor.
+
+    Args:
+        label_names (`Sequence[str]`): Classes, in the order of the logits.
+        model_name_or_path (`str`, *optional*): Model folder or Hub id with the encoder's weights. Without it they are
+            random.
+        config_overrides (`str`, *optional*): Settings of [`BeatsConfig`] that differ, as for [`new_student`].
+
+    Raises:
+        FileNotFoundError: If there is no such model.
+        ValueError: If it is no BEATs, or a setting is unknown or out of range.
+    """
+    maps = {**label_maps(label_names), "problem_type": "single_label_classification"}
+    if model_name_or_path is None:
+        config = override(modeling_beats.BeatsConfig(**maps), config_overrides)
+        return modeling_beats.BeatsForAudioClassification(config), modeling_beats.BeatsFeatureExtractor()
+    config = load_config(model_name_or_path)
+    if not isinstance(config, modeling_beats.BeatsConfig):
+        raise ValueError(f"{model_name_or_path} is a {config.model_type} model: give a BEATs model to fine-tune.")
+    config = override(type(config)(**{**config.to_dict(), **maps, "num_labels": len(label_names)}), config_overrides)
+    # A classifier of other classes is not wanted; the encoder's weights have to fit.
+    model = modeling_beats.BeatsForAudioClassification.from_pretrained(
+        model_name_or_path, config=config, ignore_mismatched_sizes=True
+    )
+    return model, AutoFeatureExtractor.from_pretrained(model_name_or_path)
+
+
+def load_classifier(
+    model_name_or_path: str, label_names: Sequence[str] | None = None, trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, FeatureExtractionMixin]:
+    """Load any audio classifier, and its feature extractor.
+
+    Args:
+        model_name_or_path (`str`): Model folder or Hub id.
+        label_names (`Sequence[str]`, *optional*): Classes that it must have, in this order.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): Whether code that comes with the model may run.
+
+    Raises:
+        FileNotFoundError: If there is no such model.
+        ValueError: If it has other classes, or another order of them.
+    """
+    config = load_config(model_name_or_path, trust_remote_code)
+    if label_names is not None:
+        check_labels(config, label_names, model_name_or_path)
+    model = AutoModelForAudioClassification.from_pretrained(model_name_or_path, trust_remote_code=trust_remote_code)
+    extractor = AutoFeatureExtractor.from_pretrained(model_name_or_path, trust_remote_code=trust_remote_code)
+    return model.eval(), extractor
+
+
+def load_config(model_name_or_path: str, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """Load a model's configuration, or say in one sentence that there is none."""
+    try:
+        return AutoConfig.from_pretrained(model_name_or_path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split(".")[0].split())
+        raise FileNotFoundError(
+            f"{model_name_or_path} is no model that can be loaded ({reason}): give a model folder or a Hub id."
+        ) from None
+
+
+def check_labels(config: PreTrainedConfig, label_names: Sequence[str], model_name: str) -> None:
+    """Raise `ValueError` unless a model's classes are `label_names`, in this order."""
+    labels = [config.id2label.get(index) for index in range(config.num_labels)]
+    if labels != list(label_names):
+        raise ValueError(
+            f"{model_name} has the classes {', '.join(map(str, labels[:12]))}, but the data {', '.join(label_names)}: "
+            "a model with the same classes in the same order is needed."
+        )
+
+
+def label_maps(label_names: Sequence[str]) -> dict[str, dict[Any, Any]]:
+    """Return the arguments of a configuration that name its classes."""
+    return {
+        "id2label": dict(enumerate(label_names)),
+        "label2id": {name: index for index, name in enumerate(label_names)},
+    }
+
+
+def override(config: PreTrainedConfig, config_overrides: str | None) -> PreTrainedConfig:
+    """Return `config` with the settings in `config_overrides` (`"name=value,name=value"`), checked by its class."""
+    if not config_overrides:
+        return config
+    try:
+        config.update_from_string(config_overrides)
+    except ValueError as error:
+        raise ValueError(f"config_overrides is {config_overrides!r}, but has to be name=value,… ({error}).") from None
+    return type(config)(**config.to_dict())

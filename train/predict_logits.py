@@ -1,0 +1,195 @@
+"""Predict the logits of a scene classifier for every clip of a split, and write them as a logits dataset.
+
+    python train/predict_logits.py --model_name_or_path outputs/ssl_sl --dataset split25 --data_dir TAU \
+        --output_dir outputs/logits/ssl_sl
+
+Any model of `AutoModelForAudioClassification` with the scenes' classes will do. Under `accelerate launch` the clips
+are shared among the processes; the logits do not depend on how many there are. The same command goes on after an
+interruption.
+"""
+
+import hashlib
+import logging
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from tqdm.auto import tqdm
+from transformers import HfArgumentParser, PreTrainedModel
+from transformers.feature_extraction_utils import FeatureExtractionMixin
+
+from dataset_script import cache_waveforms, load_scenes, write_logits
+from train.arguments import InferenceArguments
+from train.data import is_synthetic
+from train.models import load_classifier
+from train.runs import claim_output_folder, configure_logging, run_script
+from train.trainer import FULL_SCALE
+
+
+logger = logging.getLogger(__name__)
+
+BATCHES_PER_PART = 16
+"""Batches whose logits are kept on disk together until all are there."""
+
+
+@dataclass
+class PredictionArguments(InferenceArguments):
+    """`InferenceArguments`, of the training split if nothing else is said."""
+
+    split: str = field(default="train", metadata={"help": "train or test."})
+
+
+@torch.inference_mode()
+def compute_logits(
+    model: PreTrainedModel, feature_extractor: FeatureExtractionMixin, waveforms: np.ndarray, batch_size: int = 256
+) -> np.ndarray:
+    """Return the logits of all clips, in their order; every process does its share and gets them all.
+
+    Args:
+        model (`PreTrainedModel`): In evaluation mode.
+        feature_extractor (`FeatureExtractionMixin`): Of the model.
+        waveforms (`np.ndarray` of shape `(rows, samples)`, int16): At the feature extractor's rate.
+        batch_size (`int`, *optional*, defaults to 256): Clips of a forward pass.
+
+    Returns:
+        `np.ndarray` of shape `(rows, num_labels)`, float32.
+    """
+    state = PartialState()
+    model = model.to(state.device)
+    starts = range(0, len(waveforms), batch_size)[state.process_index :: state.num_processes]
+    logits = {}
+    for start in tqdm(starts, desc="Predicting", unit=" batches", leave=False, disable=not state.is_main_process):
+        waveform = torch.from_numpy(np.array(waveforms[start : start + batch_size])).to(state.device) / FULL_SCALE
+        inputs = model_inputs(feature_extractor, waveform)
+        logits[start] = model(**inputs).logits.float().cpu().numpy()
+    everything = {start: part for parts in gather_object([logits]) for start, part in parts.items()}
+    return np.concatenate([everything[start] for start in sorted(everything)])
+
+
+def model_inputs(feature_extractor: FeatureExtractionMixin, waveform: torch.Tensor) -> dict[str, Any]:
+    """Return the inputs of a model for `waveform` of shape `(batch_size, samples)`, on its device."""
+    if hasattr(feature_extractor, "features"):
+        return {"input_values": feature_extractor.features(waveform)}
+    inputs = feature_extractor(
+        list(waveform.cpu().numpy()), sampling_rate=feature_extractor.sampling_rate, return_tensors="pt"
+    )
+    return inputs.to(waveform.device)
+
+
+def predict_split(
+    model: PreTrainedModel,
+    feature_extractor: FeatureExtractionMixin,
+    scenes: datasets.Dataset,
+    output_dir: str | Path,
+    teacher: str,
+    batch_size: int = 256,
+    cache_dir: str | None = None,
+) -> None:
+    """Write the logits dataset of a model for all clips of `scenes`, or what is missing of it.
+
+    Args:
+        model (`PreTrainedModel`): In evaluation mode, with the classes of `scenes`.
+        feature_extractor (`FeatureExtractionMixin`): Of the model.
+        scenes (`datasets.Dataset`): Columns `audio`, `filename` and `label`.
+        output_dir (`str` or `Path`): Folder of the logits dataset.
+        teacher (`str`): Name under which the model is recorded.
+        batch_size (`int`, *optional*, defaults to 256): Clips of a forward pass.
+        cache_dir (`str`, *optional*): Where resampled clips are kept.
+
+    Raises:
+        FileExistsError: If the folder holds the logits of another model or of other clips.
+    """
+    folder = Path(output_dir)
+    revision = model_revision(model)
+    filenames = list(scenes["filename"])
+    clips = f"{len(filenames)} clips, {hashlib.sha256(chr(10).join(filenames).encode()).hexdigest()[:12]}"
+    claim_output_folder(folder, {"teacher": teacher, "revision": revision, "clips": clips})
+    if (folder / "README.md").is_file():
+        logger.info("The logits in %s are complete.", folder)
+        return
+    state = PartialState()
+    waveforms = cache_waveforms(scenes, feature_extractor.sampling_rate, cache_dir)
+    parts = folder / "parts"
+    for start in range(0, len(scenes), BATCHES_PER_PART * batch_size):
+        path = parts / f"{start:08}.npy"
+        # all processes have to come to the same answer before one of them writes
+        state.wait_for_everyone()
+        done = path.is_file()
+        state.wait_for_everyone()
+        if done:
+            continue
+        logits = compute_logits(
+            model, feature_extractor, waveforms[start : start + BATCHES_PER_PART * batch_size], batch_size
+        )
+        if state.is_main_process:
+            parts.mkdir(exist_ok=True)
+            unfinished = path.with_suffix(".part")
+            with open(unfinished, "wb") as file:
+                np.save(file, logits)
+            unfinished.rename(path)
+    if state.is_main_process:
+        write_logits(
+            folder,
+            filenames,
+            np.concatenate([np.load(path) for path in sorted(parts.glob("*.npy"))]),
+            teacher=teacher,
+            revision=revision,
+            label_names=scenes.features["label"].names,
+            synthetic=is_synthetic(scenes),
+        )
+        shutil.rmtree(parts)
+    state.wait_for_everyone()
+
+
+def model_revision(model: PreTrainedModel) -> str:
+    """Return the commit of a model from the Hub, or a checksum of the weights of one from a folder."""
+    if commit := getattr(model.config, "_commit_hash", None):
+        return commit
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).numpy().tobytes())
+    return digest.hexdigest()[:40]
+
+
+def load_clips(args: InferenceArguments) -> tuple[datasets.DatasetDict, PreTrainedModel, FeatureExtractionMixin]:
+    """Return the scenes and the classifier of a script's arguments, after checking that they belong together.
+
+    Raises:
+        FileNotFoundError, ValueError: If there is no such corpus, split or model, or the model has other classes.
+    """
+    state = PartialState(cpu=args.use_cpu)
+    with state.main_process_first():
+        scenes = load_scenes(args.dataset, args.data_dir, cache_dir=args.cache_dir)
+    labelled = [split for split, clips in scenes.items() if "label" in clips.features]
+    if args.split not in labelled:
+        choice = f"give one of {', '.join(labelled)}" if labelled else "choose another dataset"
+        raise ValueError(f"{args.dataset} has no labelled split {args.split!r}: {choice}.")
+    labels = scenes[args.split].features["label"].names
+    return scenes, *load_classifier(args.model_name_or_path, labels, args.trust_remote_code)
+
+
+def main() -> None:
+    """Predict logits as the command line asks for."""
+    (args,) = HfArgumentParser(PredictionArguments).parse_args_into_dataclasses()
+    configure_logging()
+    scenes, model, feature_extractor = load_clips(args)
+    predict_split(
+        model,
+        feature_extractor,
+        scenes[args.split],
+        args.output_dir,
+        args.model_name_or_path,
+        args.batch_size,
+        args.cache_dir,
+    )
+
+
+if __name__ == "__main__":
+    run_script(main)

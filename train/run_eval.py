@@ -1,0 +1,164 @@
+"""Evaluate a scene classifier: accuracies, log loss, confusion matrix, complexity.
+
+    python train/run_eval.py --model_name_or_path outputs/demo --dataset demo --output_dir outputs/demo/evaluation
+
+Takes any model folder or Hub id. Writes `results.json`, `results.md` and pictures. Under `accelerate launch` the clips
+are shared among the processes.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from transformers import HfArgumentParser, PreTrainedModel
+from transformers.feature_extraction_utils import FeatureExtractionMixin
+
+from dataset_script import cache_waveforms
+from modeling_tfsepnet import TFSepNetForAudioClassification
+from modeling_tfsepnet.complexity import count_complexity
+from train.arguments import InferenceArguments
+from train.data import SceneDataset, is_synthetic
+from train.metrics import scene_metrics
+from train.plots import plot_confusion_matrix, plot_groups
+from train.predict_logits import compute_logits, load_clips
+from train.runs import RESULTS_FILE, configure_logging, provenance, run_script, write_json
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class EvaluationArguments(InferenceArguments):
+    """`InferenceArguments`, and how sure the figures are."""
+
+    bootstrap: int = field(default=1000, metadata={"help": "Resamples behind the confidence intervals; 0 is none."})
+
+
+def evaluate_classifier(
+    model: PreTrainedModel,
+    feature_extractor: FeatureExtractionMixin,
+    dataset: SceneDataset,
+    unseen_devices: Sequence[str],
+    batch_size: int = 256,
+    bootstrap: int = 1000,
+) -> dict[str, Any]:
+    """Return the figures of [`~train.metrics.scene_metrics`] for a model; all processes must call this.
+
+    The confidence intervals resample whole recording locations, whose clips resemble each other.
+
+    Args:
+        model (`PreTrainedModel`): With the classes of `dataset`.
+        feature_extractor (`FeatureExtractionMixin`): Of the model.
+        dataset (`SceneDataset`): Clips at the feature extractor's rate.
+        unseen_devices (`Sequence[str]`): Devices that training did not have.
+        batch_size (`int`, *optional*, defaults to 256): Clips of a forward pass.
+        bootstrap (`int`, *optional*, defaults to 1000): Resamples behind the confidence intervals.
+    """
+    logits = compute_logits(model.eval(), feature_extractor, dataset.waveforms, batch_size)
+    cities = dataset.names("city")
+    return scene_metrics(
+        logits,
+        dataset.columns["label"],
+        labels=dataset.scenes.features["label"].names,
+        devices=dataset.names("device"),
+        cities=cities,
+        unseen_devices=unseen_devices,
+        bootstrap=bootstrap,
+        clusters=[f"{city}-{location}" for city, location in zip(cities, dataset.scenes["location"], strict=True)],
+    )
+
+
+def complexity(model: PreTrainedModel) -> dict[str, int]:
+    """Return the parameters of a model and, for TF-SepNet, its multiply-accumulates for one second (DCASE's count)."""
+    if isinstance(model, TFSepNetForAudioClassification):
+        return count_complexity(model.config)._asdict()
+    return {"parameters": model.num_parameters()}
+
+
+def unseen_devices(train: Any, test: Any) -> list[str]:
+    """Return the devices of the clips in `test` that no clip in `train` was recorded by."""
+    names = test.features["device"].names
+    return [names[index] for index in sorted(set(test["device"]) - set(train["device"]))]
+
+
+def write_results(folder: str | Path, results: dict[str, Any]) -> None:
+    """Write results as JSON, table and pictures; the JSON is last, so where it is the rest is too.
+
+    Args:
+        folder (`str` or `Path`): Where they go.
+        results (`dict`): `metrics` of [`evaluate_classifier`], `unseen_devices`, and whatever describes the run.
+    """
+    folder = Path(folder)
+    metrics = results["metrics"]
+    labels = list(metrics["class_wise"])
+    plot_confusion_matrix(metrics["confusion_matrix"], labels, folder / "confusion_matrix.png")
+    plot_groups(metrics["class_wise"], folder / "classes.png")
+    plot_groups(metrics["device_wise"], folder / "devices.png", results["unseen_devices"])
+    (folder / "results.md").write_text(results_table(results), encoding="utf-8")
+    write_json(folder / RESULTS_FILE, {**results, "provenance": provenance()})
+
+
+def results_table(results: dict[str, Any]) -> str:
+    """Return the main figures of `results` as a Markdown table."""
+    metrics = results["metrics"]
+
+    def percent(name: str) -> str:
+        text = f"{100 * metrics[name]:.1f} %"
+        if "confidence_intervals" in metrics:
+            low, high = metrics["confidence_intervals"][name]
+            text += f" ({100 * low:.1f} to {100 * high:.1f})"
+        return text
+
+    rows = [
+        ("clips", f"{metrics['clips']:,}"),
+        ("macro accuracy", percent("macro_accuracy")),
+        ("accuracy", percent("accuracy")),
+        ("log loss", f"{metrics['log_loss']:.3f}"),
+        *(
+            (f"{name} devices", f"{100 * figures['accuracy']:.1f} %")
+            for name, figures in metrics["device_groups"].items()
+        ),
+        *(
+            (f"device {name}", f"{100 * figures['accuracy']:.1f} %")
+            for name, figures in metrics["device_wise"].items()
+        ),
+        *(
+            (f"class {name}", f"{100 * figures['accuracy']:.1f} %" if figures else "no clips")
+            for name, figures in metrics["class_wise"].items()
+        ),
+        *((name, f"{value:,}") for name, value in results["complexity"].items()),
+    ]
+    width = max(len(name) for name, _ in rows)
+    lines = [f"| {name:<{width}} | {value} |" for name, value in rows]
+    return "\n".join([f"| {'figure':<{width}} | value |", f"|{'-' * (width + 2)}|---|", *lines]) + "\n"
+
+
+def main() -> None:
+    """Evaluate as the command line asks for."""
+    (args,) = HfArgumentParser(EvaluationArguments).parse_args_into_dataclasses()
+    configure_logging()
+    scenes, model, feature_extractor = load_clips(args)
+    clips = scenes[args.split]
+    waveforms = cache_waveforms(clips, feature_extractor.sampling_rate, args.cache_dir)
+    dataset = SceneDataset(clips, waveforms, with_teachers=False)
+    unseen = unseen_devices(scenes["train"], clips)
+    metrics = evaluate_classifier(model, feature_extractor, dataset, unseen, args.batch_size, args.bootstrap)
+    if PartialState().is_main_process:
+        results = {
+            "model": args.model_name_or_path,
+            "dataset": args.dataset,
+            "split": args.split,
+            "synthetic": is_synthetic(clips),
+            "metrics": metrics,
+            "unseen_devices": unseen,
+            "complexity": complexity(model),
+        }
+        write_results(args.output_dir, results)
+        logger.info("%s\nResults and pictures are in %s.", results_table(results), args.output_dir)
+
+
+if __name__ == "__main__":
+    run_script(main)
