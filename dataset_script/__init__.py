@@ -1,9 +1,10 @@
 """TAU Urban Acoustic Scenes 2022 Mobile for `datasets`: builder, checks, teacher logits, waveforms, demo corpus."""
 
 from dataset_script.clips import decode_clip
+from dataset_script.export import push_audio, save_parquet
 from dataset_script.logits import push_logits, read_logits, write_logits
 from dataset_script.splits import CITIES, DEVICES, PERCENTAGES, SCENES, SUBSETS
-from dataset_script.tau_urban_2022 import TAUUrban2022, load_scenes
+from dataset_script.tau_urban_2022 import TAUUrban2022, is_synthetic, load_scenes
 from dataset_script.waveforms import cache_waveforms
 
 
@@ -16,8 +17,11 @@ __all__ = [
     "TAUUrban2022",
     "cache_waveforms",
     "decode_clip",
+    "is_synthetic",
     "load_scenes",
+    "push_audio",
     "push_logits",
     "read_logits",
+    "save_parquet",
     "write_logits",
 ]

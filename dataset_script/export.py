@@ -21,7 +21,7 @@ from huggingface_hub import DatasetCard, HfApi, hf_hub_download
 
 from dataset_script.make_demo import synthetic_card
 from dataset_script.splits import CITIES, DEVICES, SCENES
-from dataset_script.tau_urban_2022 import SYNTHETIC_DESCRIPTION
+from dataset_script.tau_urban_2022 import is_synthetic
 
 
 logger = logging.getLogger(__name__)
@@ -30,12 +30,6 @@ ROWS_PER_FILE = 3_500
 """About 460 MB of one-second clips."""
 
 ROWS_PER_GROUP = 100
-
-
-def is_synthetic(scenes: Dataset | DatasetDict) -> bool:
-    """Whether scenes come from the demo corpus."""
-    first = next(iter(scenes.values())) if isinstance(scenes, DatasetDict) else scenes
-    return first.info.description == SYNTHETIC_DESCRIPTION
 
 
 def save_parquet(scenes: DatasetDict, folder: str | os.PathLike, config_name: str | None = None) -> None:

@@ -171,7 +171,7 @@ def synthetic_card(seed: int = 0) -> str:
     return CARD.format(seed=seed, version=DEMO_VERSION)
 
 
-def is_synthetic(root: Path) -> bool:
+def says_synthetic(root: Path) -> bool:
     """Whether the card of a corpus folder calls it synthetic."""
     card = root / "README.md"
     return card.is_file() and "synthetic" in (DatasetCard.load(card).data.tags or [])

@@ -57,7 +57,7 @@ def find_root(data_dir: Path, kind: str = "development") -> Path:
 
     Raises:
         FileNotFoundError: There is no corpus in the folder.
-        ValueError: An archive is damaged.
+        ValueError: An archive is damaged, or there are several corpora.
     """
     if not data_dir.is_dir():
         raise FileNotFoundError(f"The folder {data_dir} does not exist: give the folder that holds the corpus.")
@@ -69,6 +69,12 @@ def find_root(data_dir: Path, kind: str = "development") -> Path:
             f"{data_dir} holds no {marker}, neither directly nor in a folder or an archive *-mobile-{kind}.*.zip "
             "within: give the folder that holds the corpus."
         )
+    if roots[0] == data_dir:
+        return data_dir
+    roots = [folder for folder in roots if kind in folder.name] or roots
+    if len(roots) > 1:
+        names = ", ".join(root.name for root in roots)
+        raise ValueError(f"{data_dir} holds several corpora ({names}): give the folder of one.")
     return roots[0]
 
 

@@ -12,11 +12,11 @@ import datasets
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Audio, ClassLabel, DatasetDict, Features, List, Value
+from datasets import Audio, ClassLabel, Dataset, DatasetDict, Features, List, Value
 
 from dataset_script.clips import SAMPLE_RATE, check_clips
 from dataset_script.logits import TeacherLogits, join_logits, read_logits
-from dataset_script.make_demo import demo_corpus, is_synthetic
+from dataset_script.make_demo import demo_corpus, says_synthetic
 from dataset_script.sources import download_development, fetch_table, find_root
 from dataset_script.splits import (
     CITIES,
@@ -155,7 +155,7 @@ class TAUUrban2022(datasets.ArrowBasedBuilder):
         """
         teachers = {name: read_logits(source) for name, source in (self.config.teacher_logits or {}).items()}
         root = self._find_root()
-        if is_synthetic(root):
+        if says_synthetic(root):
             self.info.description, self.info.license = SYNTHETIC_DESCRIPTION, SYNTHETIC_LICENSE
             self.info.homepage = self.info.citation = ""
         report("folder", str(root))
@@ -271,7 +271,18 @@ def load_scenes(
         **options,
     )
     builder.download_and_prepare()
-    return builder.as_dataset()
+    try:
+        return builder.as_dataset()
+    except (OSError, pa.ArrowInvalid):
+        logger.warning("The cache %s is damaged and is written again.", builder.cache_dir)
+        builder.download_and_prepare(download_mode="force_redownload")
+        return builder.as_dataset()
+
+
+def is_synthetic(scenes: Dataset | DatasetDict) -> bool:
+    """Whether scenes come from the demo corpus."""
+    rows = next(iter(scenes.values())) if isinstance(scenes, DatasetDict) else scenes
+    return rows.info.description == SYNTHETIC_DESCRIPTION
 
 
 def _content_key(splits: dict[str, pa.Table]) -> str:

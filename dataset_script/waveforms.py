@@ -23,8 +23,12 @@ def cache_waveforms(
 ) -> np.ndarray:
     """Resample every clip of a dataset to int16, or find the result of an earlier call.
 
-    The result is found again by its content: file names, file states (path, size, time of change; for embedded audio a
-    checksum) and rate. It appears under its name only when it is complete.
+    Band-limited resampling (soxr, quality HQ) and rounding to the nearest step: the error against float32 samples is
+    at most half a step, 1.5e-5 or -96 dB of full scale (measured: -101 dB RMS; 54 to 80 dB below the clips of the
+    demo corpus, which peak at -24 to -3 dB). What resampling carries beyond full scale is clipped.
+
+    The result is found again by rate, file names and states of the files (path, size and time of change, or a checksum
+    of embedded audio). It appears under its name only when it is complete.
 
     Args:
         dataset: One split with the columns `audio` and `filename`; all its clips have the same duration.
@@ -35,7 +39,8 @@ def cache_waveforms(
         A read-only memory map of shape `(rows, samples)`, int16, in the order of the rows; full scale is 32768.
 
     Raises:
-        ValueError: A clip cannot be decoded, is not mono, or differs in duration from the first one.
+        ValueError: A clip cannot be decoded, is not mono, or differs in duration from the first one; or the result of
+            an earlier call is damaged.
     """
     clips = dataset.with_format(None).select_columns(["audio", "filename"])
     clips = clips.cast_column("audio", datasets.Audio(decode=False))
@@ -47,12 +52,15 @@ def cache_waveforms(
             part = path.with_suffix(".part")
             _resample(clips, sampling_rate, part)
             os.replace(part, path)
-    return np.load(path, mmap_mode="r")
+    try:
+        return np.load(path, mmap_mode="r")
+    except (ValueError, EOFError):
+        raise ValueError(f"{path} is damaged: delete it, and run again.") from None
 
 
 def _content_key(clips: datasets.Dataset) -> str:
     digest = hashlib.sha256()
-    for batch in clips.iter(1000):
+    for batch in clips.iter(100):
         for audio, filename in zip(batch["audio"], batch["filename"], strict=True):
             if audio["bytes"] is None:
                 status = os.stat(audio["path"])
@@ -80,7 +88,7 @@ def _resample(clips: datasets.Dataset, sampling_rate: int, path: Path) -> None:
         return len(block["audio"])
 
     with (
-        ThreadPoolExecutor(os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count()) as pool,
+        ThreadPoolExecutor() as pool,
         tqdm(total=len(clips), unit=" clips", desc=f"Resampling to {sampling_rate} Hz") as progress,
     ):
         for done in pool.map(fill, range(0, len(clips), BLOCK)):

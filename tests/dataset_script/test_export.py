@@ -6,8 +6,7 @@ import datasets
 import numpy as np
 import pytest
 
-from dataset_script import decode_clip, load_scenes, read_logits, write_logits
-from dataset_script.export import is_synthetic, push_audio, save_parquet
+from dataset_script import decode_clip, is_synthetic, load_scenes, push_audio, read_logits, save_parquet, write_logits
 from tests.hub_server import hub_environment, hub_server
 
 
@@ -75,8 +74,7 @@ def test_audio_is_not_pushed_by_accident(scenes):
 
 PUSH = """
 import datasets, json, sys
-from dataset_script import load_scenes, push_logits
-from dataset_script.export import push_audio
+from dataset_script import load_scenes, push_audio, push_logits
 data_dir, cache, logits, saved = sys.argv[1:]
 for name in ("demo5", "demo10"):
     push_audio(load_scenes(name, cache_dir=cache), "user/scenes", may_redistribute=True)

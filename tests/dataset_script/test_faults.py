@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from dataset_script import cache_waveforms, load_scenes
-from dataset_script.export import save_parquet
+from dataset_script import cache_waveforms, load_scenes, save_parquet
 from dataset_script.sources import DEVELOPMENT, find_root
 from tests.dataset_script.conftest import link_corpus
 
@@ -228,7 +227,6 @@ def test_shared_location(corpus, cache):
 KILLED = """
 import os, pkgutil, signal
 from dataset_script import *
-from dataset_script.export import save_parquet
 from dataset_script.make_demo import make_demo
 from dataset_script.sources import find_root
 from pathlib import Path

@@ -116,9 +116,9 @@ def test_learnable_but_not_trivial(demo_root, cache):
 
 
 def mel_statistics(dataset, cache):
-    waveforms = cache_waveforms(dataset, 32_000, cache / "waveforms") / 32_768
-    frames = np.lib.stride_tricks.sliding_window_view(waveforms, 1_024, axis=1)[:, ::512] * np.hanning(1_024)
-    power = np.abs(np.fft.rfft(frames)) ** 2
+    waveforms = cache_waveforms(dataset, 32_000, cache / "waveforms")
+    frames = np.lib.stride_tricks.sliding_window_view(waveforms, 1_024, axis=1)[:, ::512]
+    power = np.abs(np.fft.rfft(frames * (np.hanning(1_024) / 32_768).astype(np.float32))) ** 2
     mel = np.log1p(np.fft.rfftfreq(1_024, 1 / 32_000) / 700)
     edges = np.linspace(0, mel[-1], 66)
     bands = np.maximum(0, 1 - np.abs(mel[:, None] - edges[None, 1:-1]) / (edges[1] - edges[0]))

@@ -184,6 +184,14 @@ def test_archive_that_leads_out_of_its_folder(tmp_path):
         find_root(tmp_path)
 
 
+def test_several_corpora(tmp_path):
+    for year in (2020, 2022):
+        (tmp_path / f"TAU-{year}").mkdir()
+        (tmp_path / f"TAU-{year}/meta.csv").touch()
+    with pytest.raises(ValueError, match=r"holds several corpora \(TAU-2020, TAU-2022\): give the folder of one"):
+        find_root(tmp_path)
+
+
 def test_no_corpus(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"holds no meta\.csv"):
         find_root(tmp_path)

@@ -7,8 +7,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dataset_script import CITIES, DEVICES, SCENES, SUBSETS, TAUUrban2022, check, decode_clip, load_scenes
-from dataset_script.export import is_synthetic
+from dataset_script import (
+    CITIES,
+    DEVICES,
+    SCENES,
+    SUBSETS,
+    TAUUrban2022,
+    check,
+    decode_clip,
+    is_synthetic,
+    load_scenes,
+)
 
 
 COLUMNS = ["audio", "filename", "label", "device", "city", "location", "segment"]
@@ -132,6 +141,15 @@ def test_changed_tables_are_not_read_from_the_cache(corpus, tmp_path):
     table = corpus / "split_setup/split5.csv"
     table.write_text("\n".join(table.read_text().splitlines()[:-1]) + "\n")
     assert len(load_scenes("split5", data_dir=corpus, cache_dir=tmp_path)["train"]) == 9
+
+
+def test_damaged_cache_is_written_again(demo_root, tmp_path):
+    scenes = load_scenes("split10", data_dir=demo_root, cache_dir=tmp_path)
+    file = Path(scenes["train"].cache_files[0]["filename"])
+    expected = scenes["train"][:]
+    del scenes
+    file.write_bytes(file.read_bytes()[:1_500])
+    assert load_scenes("split10", data_dir=demo_root, cache_dir=tmp_path)["train"][:] == expected
 
 
 def test_builder_follows_the_protocol_of_datasets(demo_root, tmp_path):

@@ -89,6 +89,15 @@ def test_unequal_clips_are_refused(tmp_path, second, message):
     assert not list(tmp_path.glob("*.npy"))
 
 
+def test_damaged_result_is_named(tmp_path):
+    dataset = dataset_of(tmp_path, np.zeros((2, 44_100)))
+    cache_waveforms(dataset, 16_000, tmp_path)
+    (path,) = tmp_path.glob("*.npy")
+    path.write_bytes(path.read_bytes()[:5_000])
+    with pytest.raises(ValueError, match=f"{path} is damaged: delete it"):
+        cache_waveforms(dataset, 16_000, tmp_path)
+
+
 def test_damaged_clip_is_named(tmp_path):
     dataset = dataset_of(tmp_path, [np.zeros(44_100), np.zeros(44_100)])
     (tmp_path / "1.wav").write_bytes(b"no sound")
