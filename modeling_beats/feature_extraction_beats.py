@@ -55,7 +55,6 @@ class BeatsFeatureExtractor(SequenceFeatureExtractor):
     """
 
     model_input_names = ("input_values", "attention_mask")
-    accepts_any_sampling_rate = True
 
     def __init__(
         self,

@@ -23,5 +23,10 @@ TFSepNetFeatureExtractor.register_for_auto_class()
 TFSepNetModel.register_for_auto_class("AutoModel")
 TFSepNetForAudioClassification.register_for_auto_class("AutoModelForAudioClassification")
 
-# For feature extractors that do not resample by themselves this class behaves like the one it replaces.
-PIPELINE_REGISTRY.supported_tasks["audio-classification"]["impl"] = SceneClassificationPipeline
+# transformers has one pipeline for each task. This one leaves all other models to the one that it replaces, which is
+# known by its class or only by its name.
+task = PIPELINE_REGISTRY.supported_tasks["audio-classification"]
+if isinstance(task["impl"], type):
+    SceneClassificationPipeline.replaced_class = task["impl"]
+task["impl"] = SceneClassificationPipeline
+del task

@@ -68,7 +68,6 @@ class TFSepNetFeatureExtractor(SequenceFeatureExtractor):
     """
 
     model_input_names = ("input_values", "attention_mask")
-    accepts_any_sampling_rate = True
 
     def __init__(
         self,

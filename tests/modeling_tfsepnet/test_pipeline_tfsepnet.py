@@ -65,7 +65,6 @@ def test_is_used_for_this_model(classifier):
 
 
 def test_other_models_are_served_as_before(noise):
-    """A feature extractor that does not resample by itself gets what transformers' own pipeline gives it."""
     config = ASTConfig(
         hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, num_mel_bins=16, max_length=32
     )
@@ -75,7 +74,7 @@ def test_other_models_are_served_as_before(noise):
     }
     ours = pipeline("audio-classification", **parts)
     theirs = pipeline("audio-classification", **parts, pipeline_class=AudioClassificationPipeline)
-    assert type(ours) is SceneClassificationPipeline
+    assert type(ours) is AudioClassificationPipeline
     assert ours(noise[:16_000]) == theirs(noise[:16_000])
 
 
