@@ -81,7 +81,7 @@ def resolve_teachers(sources: list[str], seed: int) -> list[Teacher]:
     """
     teachers = []
     for source in sources:
-        stem = re.sub(r"\W", "_", Path(source).name)
+        stem = re.sub(r"\W", "_", Path(source).name.removesuffix(".yaml"))
         repetition = sum(teacher.source == source for teacher in teachers)
         number = sum(re.fullmatch(rf"{stem}(_\d+)?", teacher.name) is not None for teacher in teachers)
         name = f"{stem}_{number + 1}" if number else stem

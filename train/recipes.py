@@ -14,8 +14,8 @@ FOLDER = Path(__file__).parent / "recipes"
 
 
 def is_recipe(name: str) -> bool:
-    """Return whether `name` is the name of a recipe of this package."""
-    return "/" not in name and (FOLDER / f"{name}.yaml").is_file()
+    """Return whether `name` stands for a recipe: one of this package by its name, or a YAML file."""
+    return name.endswith(".yaml") or ("/" not in name and (FOLDER / f"{name}.yaml").is_file())
 
 
 def load_recipe(name: str, dataset: str | None = None) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def load_recipe(name: str, dataset: str | None = None) -> dict[str, Any]:
         FileNotFoundError: If there is no such recipe.
         ValueError: If the file is not a mapping, or has no value for the subset.
     """
-    path = FOLDER / f"{name}.yaml" if is_recipe(name) else Path(name)
+    path = Path(name) if name.endswith(".yaml") else FOLDER / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(path.stem for path in FOLDER.glob("*.yaml")))
         raise FileNotFoundError(f"There is no recipe {name!r}: give one of {known}, or a YAML file.")

@@ -53,7 +53,7 @@ def claim_output_folder(folder: str | Path, run: Mapping[str, Any]) -> None:
     ):
         raise FileExistsError(f"{folder} exists and holds no run: give another --output_dir, or empty it.")
     state.wait_for_everyone()
-    if state.is_main_process:
+    if state.is_main_process and not (folder / RUN_FILE).is_file():
         write_json(folder / RUN_FILE, run)
     state.wait_for_everyone()
 

@@ -7,9 +7,11 @@ compute the same gradients part quickly.
 
 import sys
 
+import numpy as np
 import torch
 
 from tests.train.helpers import ExactFeatureExtractor, make_dataset, make_model, make_trainer
+from train.predict_logits import compute_logits
 from train.runs import claim_output_folder, last_complete_checkpoint
 from train.trainer import DistillationTrainer
 
@@ -51,6 +53,9 @@ def main(output_dir, *settings: str) -> None:
     claim_output_folder(output_dir, arguments)
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(output_dir))
     trainer.evaluate()
+    logits = compute_logits(make_model().double().eval(), ExactFeatureExtractor(), make_dataset(21).waveforms, 5)
+    if trainer.args.should_save:
+        np.save(f"{output_dir}/logits.npy", logits)
     trainer.save_model()
 
 

@@ -1,0 +1,111 @@
+import pytest
+import yaml
+
+from train.arguments import DataArguments, SceneTrainingArguments
+from train.distill import StudentArguments
+from train.finetune_teacher import TeacherArguments
+from train.recipes import FOLDER, is_recipe, load_recipe, parse_arguments, subset_percentage
+
+
+STUDENTS = ["vanilla", "s1", "s2", "s3"]
+TEACHERS = ["ssl_star", "ssl", "ssl_sl"]
+SUBSETS = [5, 10, 25, 50, 100]
+
+
+def parse(name: str, *arguments: str):
+    own = TeacherArguments if name in {*TEACHERS, "demo_teacher"} else StudentArguments
+    command = ["--recipe", name, "--dataset", "split25", "--use_cpu", "True", *arguments]
+    return parse_arguments((own, DataArguments, SceneTrainingArguments), "demo", command)[1]
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.yaml")))
+def test_every_recipe_is_understood(name):
+    _, data_args, args = parse(name)
+    assert data_args.dataset == "split25"
+    assert args.output_dir == ("outputs/demo" if name == "demo" else f"outputs/{name}-split25")
+    assert args.learning_rate > 0
+
+
+def test_learning_rates_are_those_of_table_3(shared):
+    published = yaml.safe_load((shared / "reference" / "published_results.yaml").read_text())["student"]
+    for name in STUDENTS:
+        rates = {subset: load_recipe(name, f"split{subset}")["learning_rate"] for subset in SUBSETS}
+        assert rates == published["initial_learning_rate"]
+        members = next(row["teachers"] for row in published["rows"] if row["system"].lower() == name)
+        assert len(load_recipe(name, "split5").get("teachers", [])) == members
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_students_follow_the_report(name):
+    _, _, args = parse(name)
+    assert (args.num_train_epochs, args.batch_size, args.schedule) == (150, 256, "sgdr")
+    assert (args.first_cycle, args.cycle_factor, args.weight_decay, args.max_grad_norm) == (10, 2, 0, 0)
+    assert (args.adam_beta1, args.adam_beta2) == (0.9, 0.999)
+    assert (args.impulse_response_p, args.freq_mixstyle_alpha, args.freq_mixstyle_p) == (0.4, 0.4, 0.8)
+    assert (args.mixup_alpha, args.spec_augment_size) == (0.3, 0)
+    assert (args.temperature, args.kd_lambda, args.kd_reduction, args.mixup_targets) == (
+        2,
+        0.02,
+        "batchmean",
+        "logits",
+    )
+
+
+@pytest.mark.parametrize("name", TEACHERS)
+def test_teachers_follow_the_public_code(name):
+    own, _, args = parse(name)
+    assert own.freeze_encoder == (name == "ssl_star")
+    assert (args.mixup_alpha, args.spec_augment_size) == (0.3, 0.2)
+    if name == "ssl_star":
+        assert (args.learning_rate, args.schedule, args.num_train_epochs) == (1e-3, "constant", 60)
+        assert (args.batch_size, args.freq_mixstyle_p, args.impulse_response_p) == (256, 0, 0)
+    else:
+        assert (args.learning_rate, args.schedule, args.num_train_epochs) == (1e-5, "warmup_linear", 30)
+        assert (args.batch_size, args.freq_mixstyle_alpha, args.freq_mixstyle_p) == (128, 0.4, 0.4)
+        assert (args.impulse_response_p, args.weight_decay, args.warmup_epochs) == (0.6, 0.01, 4)
+        assert (args.adam_beta1, args.adam_beta2) == (0.9, 0.98)
+
+
+def test_command_line_overrides_the_recipe(tmp_path):
+    own, _, args = parse("s2", "--learning_rate", "0.1", "--teachers", "a", "b", "--output_dir", str(tmp_path))
+    assert (args.learning_rate, own.teachers, args.output_dir) == (0.1, ["a", "b"], str(tmp_path))
+
+
+def test_a_file_is_a_recipe_too(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("learning_rate: 1e-3\nnum_train_epochs: 7\n")
+    _, _, args = parse(str(path))
+    assert (args.learning_rate, args.num_train_epochs) == (0.001, 7)
+    assert args.output_dir == "outputs/mine-split25"
+
+
+@pytest.mark.parametrize("dataset, percentage", [("split5", 5), ("split100", 100), ("demo", 100), ("demo10", 10)])
+def test_subset_percentage(dataset, percentage):
+    assert subset_percentage(dataset) == percentage
+
+
+def test_unknown_recipe_lists_the_known_ones():
+    assert is_recipe("s3") and is_recipe("my/own.yaml") and not is_recipe("s4") and not is_recipe("runs/s3")
+    with pytest.raises(FileNotFoundError, match=r"'s4'.*demo, .*s1, s2, s3, ssl, ssl_sl, ssl_star, vanilla"):
+        load_recipe("s4")
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("learning_rat: 1", "learning_rat"),
+        ("- a\n- b", "mapping"),
+        ("a: [", "not valid YAML"),
+        ("learning_rate: {5: 0.1}", r"subsets of 5 %, but not of 25 %"),
+    ],
+)
+def test_bad_recipe_files_are_named(tmp_path, content, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        parse(str(path))
+
+
+def test_unknown_argument_is_named():
+    with pytest.raises(ValueError, match="--learning_rat"):
+        parse("s1", "--learning_rat", "1")

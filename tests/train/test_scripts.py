@@ -1,0 +1,290 @@
+"""The scripts on the demo corpus with tiny networks, and what they say to wrong input."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+from transformers import pipeline
+
+from dataset_script import SCENES, decode_clip, load_scenes, read_logits, write_logits
+from dataset_script.make_demo import make_demo
+from modeling_beats import BeatsConfig, BeatsFeatureExtractor, BeatsForAudioClassification
+from train import predict_logits, run_eval
+from train.distill import distill, resolve_teachers
+from train.finetune_teacher import finetune_teacher
+from train.models import label_maps
+from train.runs import run_script
+
+
+TINY_BEATS = {
+    "num_hidden_layers": 1,
+    "hidden_size": 32,
+    "embedding_size": 32,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 2,
+    "layerdrop": 0.0,
+}
+QUICK = ["--use_cpu", "True", "--disable_tqdm", "True", "--report_to", "none", "--num_train_epochs", "1"]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus") / "demo"
+    make_demo(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def data(corpus, cache):
+    return ["--dataset", "demo10", "--data_dir", str(corpus), "--cache_dir", str(cache)]
+
+
+@pytest.fixture
+def student(data, tmp_path):
+    """Arguments of a student small enough to be trained in a second."""
+    network = "base_channels=8,num_mel_bins=64"
+    output = ["--output_dir", str(tmp_path / "student"), "--config_overrides", network, "--batch_size", "10"]
+    return ["--recipe", "s1", *data, *QUICK, *output]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """A model folder of a BEATs that knows the scenes."""
+    return save_teacher(tmp_path_factory.mktemp("teacher") / "beats")
+
+
+def save_teacher(folder, labels=SCENES):
+    BeatsForAudioClassification(BeatsConfig(**TINY_BEATS, **label_maps(labels))).save_pretrained(folder)
+    BeatsFeatureExtractor().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def logits(tmp_path_factory, corpus, cache):
+    """Logits of the clips of demo10."""
+    filenames = load_scenes("demo10", corpus, cache_dir=cache)["train"]["filename"]
+    folder = tmp_path_factory.mktemp("logits") / "random"
+    values = np.random.default_rng(0).normal(size=(len(filenames), 10))
+    write_logits(folder, filenames, values, teacher="random", revision="0")
+    return folder
+
+
+def files(folder):
+    return {path.relative_to(folder): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_whole_chain(student, teacher, logits, corpus, tmp_path):
+    """Three kinds of teachers, the student, its results, and the same command once more."""
+    tiny = tmp_path / "tiny.yaml"
+    overrides = ",".join(f"{name}={value}" for name, value in TINY_BEATS.items())
+    tiny.write_text(yaml.safe_dump({"config_overrides": overrides, "batch_size": 10, "num_train_epochs": 1}))
+    command = [*student, "--teachers", str(tiny), str(teacher), str(logits), str(tiny)]
+    before = files(corpus), files(logits)
+
+    results = distill(command)
+
+    output = tmp_path / "student"
+    assert json.loads((output / "results.json").read_text())["metrics"] == results["metrics"]
+    assert results["metrics"]["clips"] == 90
+    assert results["unseen_devices"] == ["s4", "s5", "s6"]
+    assert results["selection"] == "last epoch"
+    assert results["synthetic"] is True
+    for name in ("confusion_matrix.png", "devices.png", "learning_curve.png", "results.md", "model.safetensors"):
+        assert (output / name).stat().st_size > 0, name
+    assert {path.name for path in (output / "logits").iterdir()} == {"tiny", "beats", "tiny_2"}
+    seeds = [json.loads((output / "teachers" / name / "run.json").read_text())["seed"] for name in ("tiny", "tiny_2")]
+    assert seeds == [42, 43]
+    assert (files(corpus), files(logits)) == before
+
+    finished = files(output)
+    assert distill(command)["metrics"] == results["metrics"]
+    assert files(output) == finished
+    with pytest.raises(FileExistsError, match="learning_rate"):
+        distill([*command, "--learning_rate", "0.5"])
+
+    clip = next((corpus / "audio").iterdir())
+    answer = pipeline("audio-classification", str(output), trust_remote_code=True)(str(clip))
+    assert answer[0]["label"] in SCENES
+
+
+def test_validation_and_selection_on_test(student, logits, tmp_path):
+    command = [*student, "--teachers", str(logits), "--num_train_epochs", "2"]
+    held_out = distill([*command, "--validation_fraction", "0.4"])
+    assert held_out["selection"] == "best epoch on held-out training locations"
+    on_test = distill([*command, "--select_on_test", "True", "--output_dir", str(tmp_path / "other")])
+    assert on_test["selection"] == "best epoch on the test split"
+    assert held_out["training_clips"] < on_test["training_clips"]
+
+
+def test_frozen_encoder_stays_as_it_is(data, teacher, tmp_path):
+    output = tmp_path / "frozen"
+    folders = ["--model_name_or_path", str(teacher), "--output_dir", str(output)]
+    finetune_teacher(["--recipe", "ssl_star", *data, *QUICK, *folders, "--batch_size", "10"])
+    before = BeatsForAudioClassification.from_pretrained(teacher).state_dict()
+    after = BeatsForAudioClassification.from_pretrained(output).state_dict()
+    changed = {name for name, value in after.items() if not value.equal(before[name])}
+    assert changed == {"classifier.weight", "classifier.bias"}
+
+
+class TestPredictLogits:
+    def command(self, data, teacher, output):
+        return [
+            "predict_logits.py",
+            *data,
+            "--use_cpu",
+            "--model_name_or_path",
+            str(teacher),
+            "--output_dir",
+            str(output),
+        ]
+
+    def test_logits_are_the_models(self, data, teacher, corpus, cache, tmp_path, monkeypatch):
+        monkeypatch.setattr("sys.argv", [*self.command(data, teacher, tmp_path / "out"), "--batch_size", "8"])
+        predict_logits.main()
+        written = read_logits(tmp_path / "out")
+        scenes = load_scenes("demo10", corpus, cache_dir=cache)["train"]
+        assert written.filenames == list(scenes["filename"])
+        assert not (tmp_path / "out" / "parts").exists()
+        model = BeatsForAudioClassification.from_pretrained(teacher).eval()
+        waveform, rate = decode_clip(scenes[3]["audio"])
+        inputs = BeatsFeatureExtractor()(waveform, sampling_rate=rate, return_tensors="pt")
+        expected = model(**inputs).logits[0].detach().numpy()
+        np.testing.assert_allclose(written.values[3], expected, atol=2e-3)  # 16-bit waveforms
+
+    def test_an_interrupted_run_goes_on(self, data, teacher, tmp_path, monkeypatch):
+        monkeypatch.setattr("sys.argv", [*self.command(data, teacher, tmp_path / "out"), "--batch_size", "4"])
+        monkeypatch.setattr(predict_logits, "BATCHES_PER_PART", 2)
+        original, calls = predict_logits.compute_logits, []
+
+        def interrupted(*arguments):
+            calls.append(len(arguments[2]))
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return original(*arguments)
+
+        monkeypatch.setattr(predict_logits, "compute_logits", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            predict_logits.main()
+        assert not (tmp_path / "out" / "README.md").exists()
+        predict_logits.main()
+        clips = len(read_logits(tmp_path / "out").filenames)
+        assert sum(calls) - calls[1] == clips  # every part was computed once
+        predict_logits.main()
+        assert sum(calls) - calls[1] == clips
+
+    def test_logits_of_another_model_are_not_overwritten(self, data, teacher, tmp_path, monkeypatch):
+        other = save_teacher(tmp_path / "other")
+        for model, expectation in ((teacher, None), (other, FileExistsError)):
+            monkeypatch.setattr("sys.argv", self.command(data, model, tmp_path / "out"))
+            if expectation is None:
+                predict_logits.main()
+            else:
+                with pytest.raises(expectation, match="another run"):
+                    predict_logits.main()
+
+
+def test_run_eval(data, teacher, tmp_path, monkeypatch):
+    output = tmp_path / "evaluation"
+    command = ["run_eval.py", *data, "--use_cpu", "--model_name_or_path", str(teacher), "--output_dir", str(output)]
+    monkeypatch.setattr("sys.argv", command)
+    run_eval.main()
+    results = json.loads((output / "results.json").read_text())
+    assert results["metrics"]["clips"] == 90
+    assert set(results["metrics"]["device_wise"]) == {"a", "b", "c", "s1", "s2", "s3", "s4", "s5", "s6"}
+    assert results["complexity"]["parameters"] == BeatsForAudioClassification.from_pretrained(teacher).num_parameters()
+    low, high = results["metrics"]["confidence_intervals"]["macro_accuracy"]
+    assert low <= results["metrics"]["macro_accuracy"] <= high
+    assert (output / "confusion_matrix.png").is_file()
+
+
+def test_teachers_are_told_apart_and_named():
+    teachers = resolve_teachers(["ssl", "runs/ssl", "ssl", "user/my-model", "my/ssl_star.yaml"], seed=7)
+    assert [teacher.name for teacher in teachers] == ["ssl", "ssl_2", "ssl_3", "my_model", "ssl_star"]
+    assert [teacher.kind for teacher in teachers] == ["recipe", "model", "recipe", "model", "recipe"]
+    assert [teacher.seed for teacher in teachers] == [7, 7, 8, 7, 7]
+
+
+class TestWrongInput:
+    """One sentence, before anything is trained or written."""
+
+    @pytest.fixture(autouse=True)
+    def nothing_is_trained(self, monkeypatch):
+        def train(*arguments, **settings):
+            raise AssertionError("training began")
+
+        monkeypatch.setattr("train.trainer.DistillationTrainer.train", train)
+
+    def refuse(self, command, message, tmp_path):
+        with pytest.raises((ValueError, OSError), match=message) as error:
+            distill(command)
+        text = str(error.value)
+        assert "\n" not in text and text.endswith((".", ")."))
+        assert not (tmp_path / "student").exists()
+
+    def test_missing_corpus(self, student, tmp_path):
+        self.refuse([*student, "--data_dir", str(tmp_path / "nowhere")], "nowhere", tmp_path)
+
+    def test_unknown_recipe(self, student, tmp_path):
+        self.refuse([*student, "--recipe", "s9"], "no recipe 's9'", tmp_path)
+
+    def test_unknown_dataset(self, student, tmp_path):
+        self.refuse([*student, "--dataset", "demo7"], "7", tmp_path)
+
+    def test_logits_of_another_subset(self, student, logits, tmp_path):
+        self.refuse([*student, "--dataset", "demo50", "--teachers", str(logits)], "no row for audio/", tmp_path)
+
+    def test_no_such_teacher(self, student, tmp_path):
+        self.refuse([*student, "--teachers", str(tmp_path / "nobody")], "nobody", tmp_path)
+
+    @pytest.mark.parametrize("labels", [[*SCENES[1:], SCENES[0]], SCENES[:9], [*SCENES[:9], "kitchen"]])
+    def test_teacher_with_other_labels(self, student, tmp_path, labels):
+        other = save_teacher(tmp_path / "other", labels)
+        self.refuse([*student, "--teachers", str(other)], "same classes in the same order", tmp_path)
+
+    def test_logits_with_another_order_of_labels(self, student, corpus, cache, tmp_path):
+        filenames = load_scenes("demo10", corpus, cache_dir=cache)["train"]["filename"]
+        labels = [*SCENES[1:], SCENES[0]]
+        values = np.zeros((len(filenames), 10))
+        write_logits(tmp_path / "moved", filenames, values, teacher="t", revision="0", label_names=labels)
+        self.refuse([*student, "--teachers", str(tmp_path / "moved")], "order", tmp_path)
+
+    def test_missing_checkpoint_of_a_teachers_recipe(self, student, tmp_path):
+        self.refuse([*student, "--teachers", "ssl"], "convert_beats", tmp_path)
+
+    def test_batch_of_one(self, student, tmp_path):
+        self.refuse([*student, "--batch_size", "1"], "batch_size is 1", tmp_path)
+
+    def test_empty_impulse_response_folder(self, student, logits, tmp_path):
+        (tmp_path / "empty").mkdir()
+        command = [*student, "--teachers", str(logits), "--impulse_responses", str(tmp_path / "empty")]
+        self.refuse(command, "holds no WAV file", tmp_path)
+
+    @pytest.mark.parametrize("overrides", ["base_channels=5", "depth=3", "colour=red", "base_channels"])
+    def test_impossible_network(self, student, logits, tmp_path, overrides):
+        command = [*student, "--teachers", str(logits), "--config_overrides", overrides]
+        self.refuse(command, overrides.split("=")[0], tmp_path)
+
+    def test_full_output_folder(self, student, logits, tmp_path):
+        (tmp_path / "other").mkdir()
+        (tmp_path / "other" / "thesis.tex").write_text("precious")
+        command = [*student, "--teachers", str(logits), "--output_dir", str(tmp_path / "other")]
+        self.refuse(command, "holds no run", tmp_path)
+
+    def test_student_is_no_teacher_to_fine_tune(self, data, student, teacher, tmp_path):
+        with pytest.raises(FileNotFoundError, match="nowhere"):
+            finetune_teacher(["--recipe", "ssl", *data, *QUICK, "--model_name_or_path", str(tmp_path / "nowhere")])
+
+    def test_a_script_ends_with_the_sentence_alone(self, capsys):
+        def main():
+            raise ValueError("The fault and the fix.")
+
+        with pytest.raises(SystemExit, match=r"^ValueError: The fault and the fix\.$"):
+            run_script(main)
