@@ -70,7 +70,7 @@ def wav_fault(path: str | Path) -> str | None:
         return MISSING
     except OSError as error:
         return f"cannot be read ({error.strerror})"
-    if length is None or len(layout) < 16:
+    if length is None or len(layout) < 16 or not any(layout[12:14]):
         return "is a WAV file with a damaged header"
     channels = int.from_bytes(layout[2:4], "little")
     rate = int.from_bytes(layout[4:8], "little")
@@ -82,7 +82,7 @@ def wav_fault(path: str | Path) -> str | None:
     if length > available:
         return f"is cut off: {length - available:,} of its {length:,} bytes of sound are missing"
     if length != CLIP_SAMPLES * frame_bytes:
-        return f"lasts {length / max(frame_bytes, 1) / SAMPLE_RATE:.3f} s instead of 1 s"
+        return f"lasts {length / frame_bytes / SAMPLE_RATE:.3f} s instead of 1 s"
     return None
 
 

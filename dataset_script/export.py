@@ -19,7 +19,7 @@ from datasets.utils import tqdm
 from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard, HfApi, hf_hub_download
 
-from dataset_script.make_demo import synthetic_card
+from dataset_script.demo import synthetic_card
 from dataset_script.splits import CITIES, DEVICES, SCENES
 from dataset_script.tau_urban_2022 import is_synthetic
 
@@ -109,7 +109,7 @@ def push_audio(
     if api.file_exists(repo_id, "README.md", repo_type="dataset"):
         existing = Path(hf_hub_download(repo_id, "README.md", repo_type="dataset")).read_text(encoding="utf-8")
     make_card(scenes, config_name, existing).push_to_hub(repo_id, repo_type="dataset")
-    commit = scenes.push_to_hub(repo_id, config_name, private=private, max_shard_size="500MB")
+    commit = scenes.push_to_hub(repo_id, config_name, max_shard_size="500MB")
     return commit.commit_url
 
 

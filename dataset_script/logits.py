@@ -185,8 +185,9 @@ def read_logits(path_or_id: str | os.PathLike, label_names: Sequence[str] = SCEN
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path_or_id} is damaged ({error}): write or download it again.") from None
     missing = {"filename", "logits", "prediction", "teacher", "revision"} - set(table.column_names)
-    if missing:
-        raise ValueError(f"{path_or_id} has no column {min(missing)!r}: write it with write_logits.")
+    if missing or not table.num_rows:
+        lacking = f"column {min(missing)!r}" if missing else "rows"
+        raise ValueError(f"{path_or_id} has no {lacking}: write it with write_logits.")
     if not (pa.types.is_list(table["logits"].type) or pa.types.is_fixed_size_list(table["logits"].type)):
         raise ValueError(
             f"{path_or_id}: 'logits' holds {table['logits'].type} instead of lists: write it with write_logits."

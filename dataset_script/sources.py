@@ -4,6 +4,7 @@ import hashlib
 import http.client
 import os
 import shutil
+import time
 import urllib.error
 import urllib.request
 import zipfile
@@ -46,6 +47,9 @@ ARCHIVES = {
 
 FRUITLESS_ATTEMPTS = 3
 """A download gives up after this many connections in a row that brought no byte."""
+
+WAIT_SECONDS = 5.0
+"""Pause after each of them."""
 
 
 def find_root(data_dir: Path, kind: str = "development") -> Path:
@@ -185,9 +189,13 @@ def download(url: str, path: Path, md5: str | None = None) -> Path:
             complete = _receive(url, part)
         except (OSError, http.client.HTTPException) as error:
             reason = str(error)
-        fruitless = 0 if complete or _size(part) > before else fruitless + 1
+        if complete or _size(part) > before:
+            fruitless = 0
+            continue
+        fruitless += 1
         if fruitless == FRUITLESS_ATTEMPTS:
             raise ConnectionError(f"{url} could not be downloaded ({reason}).")
+        time.sleep(WAIT_SECONDS)
     if md5 is not None and (found := _md5(part)) != md5:
         part.unlink()
         raise ValueError(f"{url} has the MD5 sum {found} instead of {md5}; it was deleted: download it again.")

@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 from datasets import Audio, ClassLabel, Dataset, DatasetDict, Features, List, Value
 
 from dataset_script.clips import SAMPLE_RATE, check_clips
+from dataset_script.demo import demo_corpus, says_synthetic
 from dataset_script.logits import TeacherLogits, join_logits, read_logits
-from dataset_script.make_demo import demo_corpus, says_synthetic
 from dataset_script.sources import download_development, fetch_table, find_root
 from dataset_script.splits import (
     CITIES,
@@ -85,6 +85,10 @@ class TAUConfig(datasets.BuilderConfig):
     teacher_logits: dict[str, str] | None = None
 
 
+def _log(title: str, summary: str) -> None:
+    logger.debug("%s: %s", title, summary)
+
+
 def _configs() -> Iterator[TAUConfig]:
     for percent in PERCENTAGES:
         yield TAUConfig(
@@ -140,7 +144,7 @@ class TAUUrban2022(datasets.ArrowBasedBuilder):
             features=Features(features),
         )
 
-    def read_splits(self, report: Callable[[str, str], None] = logger.debug) -> dict[str, pa.Table]:
+    def read_splits(self, report: Callable[[str, str], None] = _log) -> dict[str, pa.Table]:
         """Find the corpus, check it, and list its clips.
 
         Args:

@@ -78,7 +78,7 @@ TABLE_FAULTS = {
     "unknown label in meta.csv": (
         "meta.csv",
         lambda lines: [line.replace("\tpark\t", "\tParks\t") for line in lines],
-        r"meta\.csv, line \d+: audio/park-\S+ has the unknown label 'Parks' \(so have 30 more rows\)",
+        r"meta\.csv, line \d+: audio/park-\S+ has the unknown label 'Parks' \(likewise 30 more rows\)",
     ),
     "swapped labels": (
         "split_setup/split50.csv",
@@ -155,6 +155,11 @@ FILE_FAULTS = {
         "split_setup/split50.csv",
         r"split25\.csv has 100 segments",
     ),
+    "smaller subset for split25": (
+        "split_setup/split25.csv",
+        "split_setup/split10.csv",
+        r"split25\.csv has 20 segments",
+    ),
     "smaller subset for split100": (
         "split_setup/split100.csv",
         "split_setup/split50.csv",
@@ -227,7 +232,7 @@ def test_shared_location(corpus, cache):
 KILLED = """
 import os, pkgutil, signal
 from dataset_script import *
-from dataset_script.make_demo import make_demo
+from dataset_script.demo import make_demo
 from dataset_script.sources import find_root
 from pathlib import Path
 
@@ -285,9 +290,9 @@ def test_killed_while_extracting(demo_root, tmp_path):
 
 
 def test_killed_while_making_the_demo_corpus(tmp_path):
-    run_killed(f"make_demo({str(tmp_path / 'demo')!r})", "dataset_script.make_demo", "_write_wav", 12)
+    run_killed(f"make_demo({str(tmp_path / 'demo')!r})", "dataset_script.demo", "_write_wav", 12)
     assert [path.name for path in tmp_path.iterdir()] == ["demo.incomplete"]
-    # The next run clears it away: test_make_demo.py has corpora made anew.
+    # The next run clears it away: test_demo.py has corpora made anew.
 
 
 def test_killed_while_saving(demo_root, cache, tmp_path):

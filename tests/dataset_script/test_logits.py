@@ -100,6 +100,7 @@ FAULTS = {
         r"'big' \(of me/teacher\) have no row for {7} and for 0 more of 220 clips",
     ),
     "missing column": (lambda rows: {"filename": rows["filename"]}, "has no column 'logits'"),
+    "no rows": (lambda rows: {column: [] for column in rows}, "has no rows"),
     "text for logits": (lambda rows: rows | {"logits": rows["revision"]}, "'logits' holds string instead of lists"),
 }
 

@@ -36,7 +36,8 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server():
+def server(monkeypatch):
+    monkeypatch.setattr(sources, "WAIT_SECONDS", 0)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.files, server.requests, server.limit, server.ranges = {"/file": CONTENT}, [], None, True
     server.url = f"http://127.0.0.1:{server.server_port}"

@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from dataset_script import CITIES, DEVICES, SCENES, SUBSETS, cache_waveforms, load_scenes, make_demo
+from dataset_script import CITIES, DEVICES, SCENES, SUBSETS, cache_waveforms, demo, load_scenes, make_demo
 
 
 NAMES = (*SUBSETS, "test")
@@ -23,17 +23,17 @@ def spectrum(response):
 @pytest.fixture
 def small(monkeypatch):
     """Corpora of 30 clips, for making several."""
-    monkeypatch.setattr(make_demo, "TRAIN_SEGMENTS", 2)
-    monkeypatch.setattr(make_demo, "TEST_SEGMENTS", 1)
+    monkeypatch.setattr(demo, "TRAIN_SEGMENTS", 2)
+    monkeypatch.setattr(demo, "TEST_SEGMENTS", 1)
 
 
 def test_same_seed_same_bytes(small, tmp_path):
     (tmp_path / "two.incomplete").mkdir()
     (tmp_path / "two.incomplete/rest").write_text("of a run that was killed")
     for name, seed in (("one", 7), ("two", 7), ("three", 8)):
-        make_demo.make_demo(tmp_path / name, seed)
+        demo.make_demo(tmp_path / name, seed)
     files = sorted(str(path.relative_to(tmp_path / "one")) for path in (tmp_path / "one").rglob("*.*"))
-    assert len(files) == 30 + make_demo.IMPULSE_RESPONSES + 11
+    assert len(files) == 30 + demo.IMPULSE_RESPONSES + 11
     assert files == sorted(str(path.relative_to(tmp_path / "two")) for path in (tmp_path / "two").rglob("*.*"))
     assert filecmp.cmpfiles(tmp_path / "one", tmp_path / "two", files, shallow=False)[0] == files
     audio = [path.name for path in (tmp_path / "one/audio").iterdir()]
@@ -44,7 +44,16 @@ def test_same_seed_same_bytes(small, tmp_path):
 def test_folder_in_use_is_left_alone(tmp_path):
     (tmp_path / "mine").write_text("")
     with pytest.raises(FileExistsError, match="is not empty: give a new folder"):
-        make_demo.make_demo(tmp_path)
+        demo.make_demo(tmp_path)
+
+
+def test_command_line(small, tmp_path, capsys):
+    make_demo.main(["--out", str(tmp_path / "corpus"), "--seed", "3"])
+    assert "with the seed 3" in (tmp_path / "corpus/README.md").read_text()
+    for arguments, message in ((["--seed", "3"], "is not empty"), (["--seed", "-1"], "give one that is not negative")):
+        with pytest.raises(SystemExit):
+            make_demo.main(["--out", str(tmp_path / "corpus"), *arguments])
+        assert message in capsys.readouterr().err
 
 
 def test_layout(demo_root):
@@ -89,9 +98,9 @@ def test_impulse_responses_are_of_further_devices(demo_root):
         # Minimum phase: most of the energy comes at once.
         assert (response[:100] ** 2).sum() > 0.5 * (response**2).sum()
         responses.append(spectrum(response))
-    devices = [spectrum(device[0]) for device in make_demo.make_devices(0).values()]
+    devices = [spectrum(device[0]) for device in demo.make_devices(0).values()]
     apart = [np.sqrt(((one - other) ** 2).mean()) for one in responses for other in devices]
-    assert len(apart) == make_demo.IMPULSE_RESPONSES * 8
+    assert len(apart) == demo.IMPULSE_RESPONSES * 8
     assert min(apart) > 1
 
 
