@@ -1,5 +1,6 @@
 """Configuration of BEATs."""
 
+import copy
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -69,6 +70,20 @@ class BeatsConfig(PreTrainedConfig):
             `relative_position_embedding` is `False`.
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of the initial weights of the Transformer that `deep_norm` does not set.
+        mask_ratio (`float`, *optional*, defaults to 0.75):
+            Share of a clip's patches that pre-training masks.
+        num_predictor_layers (`int`, *optional*, defaults to 2):
+            Layers of the label predictor of [`BeatsForPreTraining`].
+        codebook_size (`int`, *optional*, defaults to 1024):
+            Number of codes of a tokenizer, which are the labels of pre-training.
+        codebook_dim (`int`, *optional*, defaults to 256):
+            Width of a code.
+        codebook_decay (`float`, *optional*, defaults to 0.99):
+            Decay of the exponential moving averages that the codes of a trained tokenizer are.
+        num_estimator_layers (`int`, *optional*, defaults to 3):
+            Layers of the estimator of [`BeatsForTokenizerTraining`].
+        estimator_size (`int`, *optional*):
+            Width of what the estimator estimates; `hidden_size` without it.
 
     Raises:
         ValueError: A size is not a positive integer, a probability is not between 0 and 1, the activation is unknown,
@@ -113,6 +128,13 @@ class BeatsConfig(PreTrainedConfig):
     max_bucket_distance: int = 800
     gru_rel_pos: bool = True
     initializer_range: float = 0.02
+    mask_ratio: float = 0.75
+    num_predictor_layers: int = 2
+    codebook_size: int = 1024
+    codebook_dim: int = 256
+    codebook_decay: float = 0.99
+    num_estimator_layers: int = 3
+    estimator_size: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Checks the values."""
@@ -125,6 +147,10 @@ class BeatsConfig(PreTrainedConfig):
         decay = self.layer_wise_gradient_decay_ratio
         if not isinstance(decay, (int, float)) or decay <= 0:
             raise ValueError(f"layer_wise_gradient_decay_ratio is {decay!r}, but has to be a positive number.")
+        for name in ("mask_ratio", "codebook_decay"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not 0 < value < 1:
+                raise ValueError(f"{name} is {value!r}, but has to be a number between 0 and 1.")
         if self.hidden_act != "glu" and self.hidden_act not in ACT2FN:
             raise ValueError(
                 f"hidden_act is {self.hidden_act!r}, which is no activation: try 'gelu', 'relu' or 'glu'."
@@ -161,6 +187,14 @@ class BeatsConfig(PreTrainedConfig):
             }
         }
         return output
+
+    def with_layers(self, num_layers: int) -> "BeatsConfig":
+        """The configuration of a Transformer beside the encoder: as wide, but with its own number of layers."""
+        config = copy.deepcopy(self)
+        config.num_hidden_layers = num_layers
+        config.layerdrop = 0.0
+        config.layer_wise_gradient_decay_ratio = 1.0
+        return config
 
     @property
     def deep_norm_alpha(self) -> float:

@@ -113,10 +113,14 @@ class BeatsRelativePositionBias(nn.Module):
         buckets = torch.where(magnitude < num_exact, magnitude, logarithmic.clamp(max=num_buckets - 1))
         return buckets + (distance > 0) * num_buckets
 
-    def forward(self, num_patches: int) -> torch.Tensor:
-        """Returns the bias, (heads, num_patches, num_patches), with the query first."""
-        position = torch.arange(num_patches, device=self.embedding.weight.device)
-        return self.embedding(self.buckets(position[None, :] - position[:, None])).permute(2, 0, 1)
+    def forward(self, num_patches: int, visible: torch.Tensor | None = None) -> torch.Tensor:
+        """Returns the bias, (heads, num_patches, num_patches), with the query first.
+
+        With `visible`, the indices of some patches (batch, kept), it is that of these: (batch, heads, kept, kept).
+        """
+        position = torch.arange(num_patches, device=self.embedding.weight.device) if visible is None else visible
+        distance = position.unsqueeze(-2) - position.unsqueeze(-1)
+        return self.embedding(self.buckets(distance)).movedim(-1, -3)
 
 
 def encoder_linear(
@@ -321,18 +325,27 @@ class BeatsEncoder(nn.Module):
         patch_mask: torch.Tensor | None,
         output_attentions: bool,
         output_hidden_states: bool,
+        visible: torch.Tensor | None = None,
     ) -> BeatsModelOutput:
-        """Encodes (batch, patches, hidden_size); `patch_mask` is (batch, patches), `True` = real."""
+        """Encodes (batch, patches, hidden_size); `patch_mask` is (batch, patches), `True` = real.
+
+        With `visible`, the indices of some patches (batch, kept), the layers work on these alone, each at its place in
+        the clip. `patch_mask` has to leave all others out, so that the positional convolution does not see them.
+        """
         if patch_mask is not None:
             hidden_states = hidden_states.masked_fill(~patch_mask.unsqueeze(-1), 0.0)
         hidden_states = hidden_states + self.pos_conv_embed(hidden_states)
+        if visible is not None:
+            hidden_states = hidden_states.take_along_dim(visible.unsqueeze(-1), dim=1)
+            patch_mask = patch_mask.take_along_dim(visible, dim=1)
         if not self.config.layer_norm_first:
             hidden_states = self.layer_norm(hidden_states)
         hidden_states = self.dropout(hidden_states)
 
         position_bias = None
         if self.relative_position_bias is not None:
-            position_bias = self.relative_position_bias(hidden_states.shape[1]).unsqueeze(0)
+            position_bias = self.relative_position_bias(hidden_states.shape[1], visible)
+            position_bias = position_bias if visible is not None else position_bias.unsqueeze(0)
         all_hidden_states, all_weights = [hidden_states], []
         for layer in self.layers:
             if self.config.layer_wise_gradient_decay_ratio != 1:
