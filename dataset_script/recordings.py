@@ -1,0 +1,141 @@
+"""Labelled recordings in any layout but TAU's: folders of class folders, and datasets of the Hub."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import datasets
+import numpy as np
+import soundfile
+from datasets import Audio, ClassLabel, Dataset, DatasetDict, Features, Value
+from datasets.exceptions import DatasetGenerationError
+
+from dataset_script.clips import decode_clip
+
+
+SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+UNKNOWN = "unknown"
+
+
+def load_recordings(source: str, config_name: str | None = None) -> DatasetDict:
+    """Load labelled recordings of any length and rate, as clips of one second with the columns of `load_scenes`.
+
+    A longer recording is cut from its start, the last clip moved back to end with it; a shorter one is repeated. The
+    clips of a recording share a `location`: nothing divides them between training and validation. `city` is unknown,
+    and so is `device` where the source does not tell.
+
+    Args:
+        source: A folder with `train/<label>/` and `test/<label>/` of WAV, FLAC, OGG or MP3 files; or a dataset, folder
+            or Hub id, that `datasets.load_dataset` reads, with splits `train` and `test` and columns `audio`, `label`
+            and perhaps `device`.
+        config_name: Configuration of that dataset, if it has several.
+
+    Raises:
+        FileNotFoundError: There is no such folder or dataset.
+        ValueError: A split, a class or a column is missing, or a recording cannot be decoded.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir() and not any(folder.rglob("*.parquet")):
+        splits = {split: _files(folder / split) for split in ("train", "test")}
+    else:
+        splits = {split: _rows(source, config_name, split) for split in ("train", "test")}
+    names = {
+        column: sorted({row[column] for rows in splits.values() for row in rows}) for column in ("label", "device")
+    }
+    for label in names["label"]:
+        if all(row["label"] != label for row in splits["train"]):
+            raise ValueError(f"{source} has the class {label!r} in its test split only: training needs it as well.")
+    features = Features(
+        {
+            "audio": {"bytes": Value("binary"), "path": Value("string")},
+            "filename": Value("string"),
+            "label": ClassLabel(names=names["label"]),
+            "device": ClassLabel(names=names["device"]),
+            "city": ClassLabel(names=[UNKNOWN]),
+            "location": Value("int32"),
+            "segment": Value("int32"),
+        }
+    )
+    try:
+        clips = {
+            split: Dataset.from_generator(_clips, features=features, gen_kwargs={"recordings": rows}, split=split)
+            for split, rows in splits.items()
+        }
+    except DatasetGenerationError as error:
+        raise error.__cause__ or error from None
+    # An Audio column that is written value by value needs torchcodec; one that is cast does not.
+    return DatasetDict(clips).cast_column("audio", Audio(decode=False))
+
+
+def _files(folder: Path) -> list[dict]:
+    files = sorted(path for path in folder.glob("*/*") if path.suffix.lower() in SUFFIXES)
+    if not files:
+        raise FileNotFoundError(
+            f"{folder} holds no recordings: {', '.join(SUFFIXES)} files in a folder for every class are needed, as in "
+            f"{folder / 'park' / 'recording.wav'}."
+        )
+    return [
+        {
+            "audio": {"bytes": None, "path": str(path)},
+            "filename": str(path.relative_to(folder.parent)),
+            "label": path.parent.name,
+            "device": UNKNOWN,
+            "location": index,
+            "state": path.stat().st_mtime_ns,  # part of the cache's key: a file that was replaced is read again
+        }
+        for index, path in enumerate(files)
+    ]
+
+
+def _rows(source: str, config_name: str | None, split: str) -> list[dict]:
+    try:
+        dataset = datasets.load_dataset(source, config_name, split=split)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{source} is neither a folder nor a dataset that can be loaded: give a folder with train/<label>/ and "
+            "test/<label>/, or the id of a dataset of the Hub."
+        ) from None
+    except ValueError as error:
+        raise ValueError(
+            f"{source} has no split {split!r} that can be loaded ({' '.join(str(error).split())})."
+        ) from None
+    for column in ("audio", "label"):
+        if column not in dataset.features:
+            raise ValueError(f"{source} has the columns {', '.join(dataset.column_names)}, but no {column!r}.")
+    dataset = dataset.cast_column("audio", Audio(decode=False))
+    names = {}
+    for column in ("label", "device"):
+        feature = dataset.features.get(column)
+        values = dataset[column] if feature is not None else [UNKNOWN] * len(dataset)
+        names[column] = [feature.int2str(value) if isinstance(feature, ClassLabel) else str(value) for value in values]
+    filenames = (
+        dataset["filename"] if "filename" in dataset.features else [f"{split}-{i:07}" for i in range(len(dataset))]
+    )
+    return [
+        {"audio": audio, "filename": filename, "label": label, "device": device, "location": index}
+        for index, (audio, filename, label, device) in enumerate(
+            zip(dataset["audio"], filenames, names["label"], names["device"], strict=True)
+        )
+    ]
+
+
+def _clips(recordings: list[dict]) -> Iterator[dict]:
+    for recording in recordings:
+        samples, rate = decode_clip(recording["audio"])
+        mono = samples if samples.ndim == 1 else samples.mean(axis=1)
+        if len(mono) == 0:
+            raise ValueError(f"{recording['filename']} is empty: remove it.")
+        starts = [*range(0, len(mono) - rate, rate), max(0, len(mono) - rate)]
+        for segment, start in enumerate(starts):
+            clip = np.resize(mono[start : start + rate], rate)  # repeats what is shorter
+            wav = io.BytesIO()
+            soundfile.write(wav, clip, rate, format="WAV", subtype="PCM_24")
+            yield {
+                "audio": {"bytes": wav.getvalue(), "path": None},
+                "filename": recording["filename"] if len(starts) == 1 else f"{recording['filename']}#{segment}",
+                "label": recording["label"],
+                "device": recording["device"],
+                "city": UNKNOWN,
+                "location": recording["location"],
+                "segment": segment,
+            }
