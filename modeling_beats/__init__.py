@@ -1,27 +1,40 @@
-"""BEATs, the teacher: configuration, feature extractor, models and pipeline.
+"""BEATs, the teacher: configuration, feature extractor, models, pre-training and pipeline.
 
 Importing this package makes the `Auto` classes and `pipeline("audio-classification")` of transformers know BEATs.
 """
 
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModel,
+    AutoModelForAudioClassification,
+    AutoModelForPreTraining,
+)
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_beats import *
 from .feature_extraction_beats import *
 from .modeling_beats import *
 from .pipeline_beats import *
+from .pretraining_beats import *
+from .tokenizer_beats import *
 
 
 AutoConfig.register(BeatsConfig.model_type, BeatsConfig)
 AutoFeatureExtractor.register(BeatsConfig, BeatsFeatureExtractor)
 AutoModel.register(BeatsConfig, BeatsModel)
 AutoModelForAudioClassification.register(BeatsConfig, BeatsForAudioClassification)
+AutoModelForPreTraining.register(BeatsConfig, BeatsForPreTraining)
 
 # Saved folders carry this code, so that they load where the package is not installed.
 BeatsConfig.register_for_auto_class()
 BeatsFeatureExtractor.register_for_auto_class()
 BeatsModel.register_for_auto_class("AutoModel")
 BeatsForAudioClassification.register_for_auto_class("AutoModelForAudioClassification")
+BeatsForPreTraining.register_for_auto_class("AutoModelForPreTraining")
+BeatsForTokenizerTraining.register_for_auto_class("AutoModelForPreTraining")
+BeatsRandomProjectionTokenizer.register_for_auto_class("AutoModel")
+BeatsTokenizerModel.register_for_auto_class("AutoModel")
 
 # transformers has one pipeline for each task. This one leaves all other models to the one that it replaces, which is
 # known by its class or only by its name.

@@ -16,6 +16,7 @@ import torch
 from .configuration_beats import BeatsConfig
 from .feature_extraction_beats import BeatsFeatureExtractor
 from .modeling_beats import BeatsForAudioClassification, BeatsModel, BeatsPreTrainedModel
+from .tokenizer_beats import BeatsTokenizerModel
 
 
 # Key of the original `cfg` -> (field of BeatsConfig, value where the key is missing: the original class's default,
@@ -44,6 +45,8 @@ CFG_FIELDS = {
     "max_distance": ("max_bucket_distance", 1280),
     "gru_rel_pos": ("gru_rel_pos", False),
     "predictor_dropout": ("classifier_dropout", 0.1),
+    "quant_n": ("codebook_size", 1024),
+    "quant_dim": ("codebook_dim", 256),
 }
 
 ACTIVATIONS = {
@@ -65,7 +68,13 @@ PREFIXES = {
     "encoder.pos_conv_embed.direction": "encoder.pos_conv.0.weight_v",
     "encoder.pos_conv_embed.": "encoder.pos_conv.0.",
     "classifier.": "predictor.",
+    "quantizer.codebook": "quantize.embedding.weight",
+    "quantizer.cluster_size": "quantize.cluster_size",
+    "quantizer.initialized": "quantize.embedding.initted",
 }
+
+# Statistics in checkpoints of tokenizers that the original does not keep up to date.
+UNUSED = ("quantize.embedding.cluster_size", "quantize.embedding.embed_avg")
 
 
 def load_original(path: str | Path) -> dict[str, Any]:
@@ -122,7 +131,7 @@ def convert_config(checkpoint: dict[str, Any]) -> BeatsConfig:
 
 
 def original_names(name: str, config: BeatsConfig) -> list[str]:
-    """Names that a parameter of [`BeatsModel`] or of [`BeatsForAudioClassification`] has in original checkpoints.
+    """Names that a parameter of the models has in original checkpoints.
 
     There is one, but for the table of relative position biases, of which every layer holds a copy.
     """
@@ -152,6 +161,7 @@ def convert_state_dict(model: BeatsPreTrainedModel, original: dict[str, torch.Te
     original = {
         re.sub(r"parametrizations\.weight\.original([01])", lambda match: f"weight_{'gv'[int(match[1])]}", key): value
         for key, value in original.items()
+        if key not in UNUSED
     }
     if not model.config.relative_position_embedding:
         # Gates of a bias that is switched off: they are in the original's checkpoints, and never used.
@@ -177,18 +187,21 @@ def convert_state_dict(model: BeatsPreTrainedModel, original: dict[str, torch.Te
     return {name: original[aliases[0]] for name, aliases in names.items()}
 
 
-def convert(checkpoint: dict[str, Any]) -> BeatsModel | BeatsForAudioClassification:
+def convert(checkpoint: dict[str, Any]) -> BeatsModel | BeatsForAudioClassification | BeatsTokenizerModel:
     """Builds the model of a checkpoint of the original implementation (see [`load_original`]).
 
     Returns:
-        [`BeatsForAudioClassification`] with multi-label classification if the checkpoint was fine-tuned, else
-        [`BeatsModel`]; in evaluation mode, float32.
+        [`BeatsForAudioClassification`] with multi-label classification if the checkpoint was fine-tuned,
+        [`BeatsTokenizerModel`] if it is a tokenizer's, else [`BeatsModel`]; in evaluation mode, float32.
 
     Raises:
         ValueError: `cfg`, `model` and `label_dict` do not fit together; the message names the key.
     """
     config = convert_config(checkpoint)
-    model = (BeatsForAudioClassification if config.problem_type else BeatsModel)(config)
+    model_class = BeatsForAudioClassification if config.problem_type else BeatsModel
+    if "quantize.embedding.weight" in checkpoint["model"]:
+        model_class = BeatsTokenizerModel
+    model = model_class(config)
     model.load_state_dict(convert_state_dict(model, checkpoint["model"]))
     return model.eval()
 

@@ -1,0 +1,320 @@
+"""Acoustic tokenizers of BEATs: filter banks to a discrete label for each patch (arXiv 2212.09058, section 3.2)."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+from transformers import initialization as init
+from transformers.modeling_outputs import ModelOutput
+from transformers.utils import can_return_tuple
+
+from .configuration_beats import BeatsConfig
+from .modeling_beats import BeatsEncoder, BeatsModel, BeatsPreTrainedModel, encoder_linear
+
+
+KMEANS_ROUNDS = 10
+
+
+@dataclass
+class BeatsTokenizerOutput(ModelOutput):
+    """Output of the tokenizers.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, *optional*, if there are targets):
+            `1 - similarity + commitment_loss`.
+        codes (`torch.LongTensor` of shape `(batch, patches)`):
+            Label of each patch, 0 to `codebook_size - 1`; without meaning at patches that are padding.
+        patch_mask (`torch.BoolTensor` of shape `(batch, patches)`, *optional*, if there is a mask):
+            `True` for real patches, `False` for padding.
+        similarity (`torch.FloatTensor` of shape `()`, *optional*, if there are targets):
+            Mean over the real patches of the cosine between estimate and target.
+        commitment_loss (`torch.FloatTensor` of shape `()`, *optional*, if there are targets):
+            Mean squared error between the normalised vectors of the encoder and their codes.
+    """
+
+    loss: torch.FloatTensor | None = None
+    codes: torch.LongTensor | None = None
+    patch_mask: torch.BoolTensor | None = None
+    similarity: torch.FloatTensor | None = None
+    commitment_loss: torch.FloatTensor | None = None
+
+
+def nearest_codes(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
+    """Index of the code nearest to each vector by Euclidean distance: (..., dim) and (codes, dim) to (...)."""
+    # |v - e|^2 without |v|^2, which is the same for all codes.
+    return (codebook.square().sum(dim=1) - 2 * vectors @ codebook.T).argmin(dim=-1)
+
+
+def sum_over_processes(value: torch.Tensor) -> torch.Tensor:
+    """The sum over all processes, where several train together."""
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(value)
+    return value
+
+
+class BeatsRandomQuantizer(nn.Module):
+    """Frozen random projection of patches, and a frozen random codebook."""
+
+    def __init__(self, config: BeatsConfig) -> None:
+        super().__init__()
+        self.patch_size = config.patch_size
+        size = (config.codebook_dim, config.patch_size**2)
+        self.projection = nn.Parameter(torch.empty(size), requires_grad=False)
+        self.codebook = nn.Parameter(torch.empty(config.codebook_size, config.codebook_dim), requires_grad=False)
+
+    def forward(self, input_values: torch.Tensor) -> torch.Tensor:
+        """Maps (batch, frames, num_mel_bins) to codes (batch, patches), time-major."""
+        size = self.patch_size
+        with torch.autocast(input_values.device.type, enabled=False):
+            patches = input_values.to(self.projection.dtype).unfold(1, size, size).unfold(2, size, size)
+            patches = F.layer_norm(patches.flatten(3).flatten(1, 2), (size**2,))
+            return nearest_codes(patches @ self.projection.T, self.codebook)
+
+
+class BeatsQuantizer(nn.Module):
+    """Vector quantizer whose codes are moving averages on the unit sphere.
+
+    The nearest code replaces each L2-normalised vector. Gradients pass to the vector as if it had not been replaced
+    (straight-through). Codes learn from no gradient: on the first batch in training they are the centres of k-means by
+    cosine similarity, and after each batch a used code moves towards the normalised mean of its vectors, `decay * code
+    + (1 - decay) * mean`, and is normalised again. Several processes use the vectors of all, and stay equal.
+    """
+
+    def __init__(self, config: BeatsConfig) -> None:
+        super().__init__()
+        self.decay = config.codebook_decay
+        self.register_buffer("codebook", torch.empty(config.codebook_size, config.codebook_dim))
+        self.register_buffer("cluster_size", torch.empty(config.codebook_size))
+        self.register_buffer("initialized", torch.empty(1))
+
+    def forward(
+        self, hidden_states: torch.Tensor, patch_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Quantizes vectors, and in training updates the codes from them afterwards.
+
+        Args:
+            hidden_states (`torch.Tensor` of shape `(batch, patches, codebook_dim)`): Need not be normalised.
+            patch_mask (`torch.BoolTensor` of shape `(batch, patches)`, *optional*): `True` for vectors that count.
+
+        Returns:
+            The codes' vectors, of the same shape; their indices `(batch, patches)`; and the commitment loss, the mean
+            squared error between normalised vectors and codes, with gradient to the vectors.
+        """
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            vectors = F.normalize(hidden_states.to(self.codebook.dtype), dim=-1)
+            counted = ... if patch_mask is None else patch_mask
+            learned = vectors.detach()[counted].flatten(0, -2)
+            if self.training and not self.initialized:
+                self.initialize(learned)
+            codes = nearest_codes(vectors.detach(), self.codebook)
+            quantized = F.embedding(codes, self.codebook)
+            if self.training:
+                self.update(learned, codes[counted].flatten())
+            commitment_loss = F.mse_loss(vectors[counted], quantized[counted])
+            return vectors + (quantized - vectors).detach(), codes, commitment_loss
+
+    @torch.no_grad()
+    def initialize(self, vectors: torch.Tensor) -> None:
+        """Sets the codes to the centres of k-means by cosine similarity, from normalised vectors (number, dim).
+
+        The first centres are vectors drawn at random, repeated if there are too few. A centre without vectors stays.
+        """
+        num_codes = len(self.codebook)
+        rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        counts = torch.zeros(world_size, dtype=torch.long, device=vectors.device)
+        counts[rank] = len(vectors)
+        total = int(sum_over_processes(counts).sum())
+        chosen = torch.randperm(total)[:num_codes] if total >= num_codes else torch.randint(total, (num_codes,))
+        chosen = chosen.to(vectors.device)
+        if world_size > 1:
+            dist.broadcast(chosen, 0)
+        own = chosen - counts[:rank].sum()
+        is_own = (own >= 0) & (own < len(vectors))
+        centres = torch.zeros_like(self.codebook)
+        centres[is_own] = vectors[own[is_own]]
+        sum_over_processes(centres)
+        for _ in range(KMEANS_ROUNDS):
+            sizes, means = self.clusters(vectors, nearest_codes(vectors, centres))
+            centres = torch.where(sizes.unsqueeze(1) > 0, means, centres)
+        self.codebook.copy_(centres)
+        self.initialized.fill_(1)
+
+    @torch.no_grad()
+    def update(self, vectors: torch.Tensor, codes: torch.Tensor) -> None:
+        """Moves the codes (number,) towards their normalised vectors (number, dim)."""
+        sizes, means = self.clusters(vectors, codes)
+        moved = F.normalize(self.codebook.lerp(means, 1 - self.decay), dim=1)
+        self.codebook.copy_(torch.where(sizes.unsqueeze(1) > 0, moved, F.normalize(self.codebook, dim=1)))
+        self.cluster_size.lerp_(sizes, 1 - self.decay)
+
+    def clusters(self, vectors: torch.Tensor, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """How many vectors each code has in all processes (codes,), and their normalised mean (codes, dim)."""
+        num_codes, dim = self.codebook.shape
+        sums = vectors.new_zeros(num_codes, dim + 1)
+        sums.index_add_(0, codes, torch.cat([vectors, vectors.new_ones(len(vectors), 1)], dim=1))
+        sum_over_processes(sums)
+        return sums[:, dim], F.normalize(sums[:, :dim], dim=1)
+
+
+class BeatsTokenizerPreTrainedModel(BeatsPreTrainedModel):
+    """Initialisation of what the tokenizers have beside an encoder."""
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, BeatsRandomQuantizer):
+            init.normal_(module.projection, std=1 / math.sqrt(module.projection.shape[1]))
+            init.copy_(module.codebook, F.normalize(torch.randn_like(module.codebook), dim=1))
+        elif isinstance(module, BeatsQuantizer):
+            init.copy_(module.codebook, F.normalize(torch.randn_like(module.codebook), dim=1))
+            init.zeros_(module.cluster_size)
+            init.zeros_(module.initialized)
+        else:
+            super()._init_weights(module)
+
+
+class BeatsRandomProjectionTokenizer(BeatsTokenizerPreTrainedModel):
+    """Tokenizer of the first iteration: the nearest of frozen random vectors to a frozen random projection of a patch.
+
+    Patches are normalised to zero mean and unit variance first, and the random vectors have length 1, as in BEST-RQ
+    (arXiv 2202.01855); otherwise the loudness of a patch decides almost alone, and few codes are ever used.
+    """
+
+    def __init__(self, config: BeatsConfig) -> None:
+        super().__init__(config)
+        self.quantizer = BeatsRandomQuantizer(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        padding_mask: torch.Tensor | None = None,
+    ) -> BeatsTokenizerOutput:
+        """Labels the patches of filter banks; arguments and errors as in [`BeatsModel`].
+
+        Returns:
+            [`BeatsTokenizerOutput`]
+        """
+        BeatsModel.check_inputs(self, input_values, attention_mask, padding_mask)
+        return BeatsTokenizerOutput(
+            codes=self.quantizer(input_values),
+            patch_mask=BeatsModel.patch_mask(self, input_values.shape[1], attention_mask, padding_mask),
+        )
+
+
+class BeatsTokenizerModel(BeatsTokenizerPreTrainedModel):
+    """Trained tokenizer: a BEATs encoder, a projection to the width of the codes, and the quantizer."""
+
+    # A folder of the training model loads as the tokenizer that it has become.
+    _keys_to_ignore_on_load_unexpected = (r"^estimator\.",)
+
+    def __init__(self, config: BeatsConfig) -> None:
+        super().__init__(config)
+        self.beats = BeatsModel(config)
+        self.quantize_layer = nn.Sequential(
+            encoder_linear(config, config.hidden_size, config.hidden_size),
+            nn.Tanh(),
+            encoder_linear(config, config.hidden_size, config.codebook_dim),
+        )
+        self.quantizer = BeatsQuantizer(config)
+        if type(self) is BeatsTokenizerModel:
+            self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        padding_mask: torch.Tensor | None = None,
+    ) -> BeatsTokenizerOutput:
+        """Labels the patches of filter banks; arguments and errors as in [`BeatsModel`].
+
+        Returns:
+            [`BeatsTokenizerOutput`]
+        """
+        encoded = self.beats(input_values, attention_mask, padding_mask)
+        _, codes, _ = self.quantizer(self.quantize_layer(encoded.last_hidden_state), encoded.patch_mask)
+        return BeatsTokenizerOutput(codes=codes, patch_mask=encoded.patch_mask)
+
+
+class BeatsEstimator(nn.Module):
+    """Shallow Transformer from the vectors of codes to what the teacher made of the clip."""
+
+    def __init__(self, config: BeatsConfig) -> None:
+        super().__init__()
+        self.input = encoder_linear(config, config.codebook_dim, config.hidden_size)
+        self.encoder = BeatsEncoder(config.with_layers(config.num_estimator_layers))
+        self.output = encoder_linear(config, config.hidden_size, config.estimator_size or config.hidden_size)
+
+    def forward(self, quantized: torch.Tensor, patch_mask: torch.Tensor | None) -> torch.Tensor:
+        """Maps (batch, patches, codebook_dim) to (batch, patches, estimator_size)."""
+        return self.output(self.encoder(self.input(quantized), patch_mask, False, False).last_hidden_state)
+
+
+class BeatsForTokenizerTraining(BeatsTokenizerModel):
+    """Tokenizer in training, distilled from a BEATs model (self-distilled tokenizer, section 3.2.2).
+
+    From the codes of a clip, an estimator predicts the teacher's output for each patch. The loss is `1 - cosine`
+    between the two, plus the distance of the encoder's vectors to their codes. The estimator is dropped afterwards:
+    load the folder as [`BeatsTokenizerModel`].
+    """
+
+    def __init__(self, config: BeatsConfig) -> None:
+        super().__init__(config)
+        self.estimator = BeatsEstimator(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        targets: torch.Tensor | None = None,
+    ) -> BeatsTokenizerOutput:
+        r"""Labels patches, estimates the teacher's output from the labels alone, and compares.
+
+        Args:
+            input_values (`torch.Tensor` of shape `(batch, frames, num_mel_bins)`):
+                Normalised filter banks as [`BeatsFeatureExtractor`] makes them.
+            attention_mask (`torch.Tensor` of shape `(batch, frames)`, *optional*):
+                1 for real frames, 0 for padding, see [`BeatsModel`].
+            targets (`torch.Tensor` of shape `(batch, patches, estimator_size)`, *optional*):
+                Output of the teacher for each patch. There is no loss without it.
+            return_dict (`bool`, *optional*):
+                Whether to return a [`~transformers.utils.ModelOutput`] rather than a tuple.
+
+        Returns:
+            [`BeatsTokenizerOutput`]
+
+        Raises:
+            ValueError: An argument has the wrong shape.
+        """
+        encoded = self.beats(input_values, attention_mask)
+        vectors = self.quantize_layer(encoded.last_hidden_state)
+        quantized, codes, commitment_loss = self.quantizer(vectors, encoded.patch_mask)
+        output = BeatsTokenizerOutput(codes=codes, patch_mask=encoded.patch_mask)
+        if targets is not None:
+            estimate = self.estimator(quantized, encoded.patch_mask)
+            if targets.shape != estimate.shape:
+                raise ValueError(
+                    f"targets has shape {tuple(targets.shape)}, but has to be (batch, patches, estimator_size), here "
+                    f"{tuple(estimate.shape)}."
+                )
+            cosine = F.cosine_similarity(estimate.float(), targets.float(), dim=-1)
+            output.similarity = cosine.mean() if encoded.patch_mask is None else cosine[encoded.patch_mask].mean()
+            output.commitment_loss = commitment_loss
+            output.loss = 1 - output.similarity + commitment_loss
+        return output
+
+
+__all__ = [
+    "BeatsForTokenizerTraining",
+    "BeatsQuantizer",
+    "BeatsRandomProjectionTokenizer",
+    "BeatsTokenizerModel",
+    "BeatsTokenizerOutput",
+]
