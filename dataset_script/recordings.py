@@ -7,17 +7,18 @@ from pathlib import Path
 import datasets
 import numpy as np
 import soundfile
-from datasets import Audio, ClassLabel, Dataset, DatasetDict, Features, Value
+from datasets import Audio, ClassLabel, Dataset, DatasetDict, Features, List, Value
 from datasets.exceptions import DatasetGenerationError
 
 from dataset_script.clips import decode_clip
+from dataset_script.logits import join_logits, read_logits
 
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 UNKNOWN = "unknown"
 
 
-def load_recordings(source: str, config_name: str | None = None) -> DatasetDict:
+def load_recordings(source: str, teacher_logits: dict[str, str] | None = None) -> DatasetDict:
     """Load labelled recordings of any length and rate, as clips of one second with the columns of `load_scenes`.
 
     A longer recording is cut from its start, the last clip moved back to end with it; a shorter one is repeated. The
@@ -27,18 +28,19 @@ def load_recordings(source: str, config_name: str | None = None) -> DatasetDict:
     Args:
         source: A folder with `train/<label>/` and `test/<label>/` of WAV, FLAC, OGG or MP3 files; or a dataset, folder
             or Hub id, that `datasets.load_dataset` reads, with splits `train` and `test` and columns `audio`, `label`
-            and perhaps `device`.
-        config_name: Configuration of that dataset, if it has several.
+            and perhaps `device`; one of several configurations is chosen by `<source>:<configuration>`.
+        teacher_logits: Logits datasets, as for `load_scenes`.
 
     Raises:
         FileNotFoundError: There is no such folder or dataset.
-        ValueError: A split, a class or a column is missing, or a recording cannot be decoded.
+        ValueError: A split, a class or a column is missing, a recording cannot be decoded, or logits do not fit.
     """
+    source, _, config_name = source.partition(":")
     folder = Path(source).expanduser()
     if folder.is_dir() and not any(folder.rglob("*.parquet")):
         splits = {split: _files(folder / split) for split in ("train", "test")}
     else:
-        splits = {split: _rows(source, config_name, split) for split in ("train", "test")}
+        splits = {split: _rows(source, config_name or None, split) for split in ("train", "test")}
     names = {
         column: sorted({row[column] for rows in splits.values() for row in rows}) for column in ("label", "device")
     }
@@ -64,7 +66,15 @@ def load_recordings(source: str, config_name: str | None = None) -> DatasetDict:
     except DatasetGenerationError as error:
         raise error.__cause__ or error from None
     # An Audio column that is written value by value needs torchcodec; one that is cast does not.
-    return DatasetDict(clips).cast_column("audio", Audio(decode=False))
+    scenes = DatasetDict(clips).cast_column("audio", Audio(decode=False))
+    feature = List(Value("float32"), length=len(names["label"]))
+    for name, path in (teacher_logits or {}).items():
+        logits = read_logits(path, names["label"])
+        for split, rows in scenes.items():
+            # Students are trained on logits; the test clips need none.
+            column = join_logits(name, logits, rows["filename"], optional=split == "test")
+            scenes[split] = rows.add_column(f"teacher_logits_{name}", column, feature=feature)
+    return scenes
 
 
 def _files(folder: Path) -> list[dict]:

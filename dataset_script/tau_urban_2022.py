@@ -17,6 +17,7 @@ from datasets import Audio, ClassLabel, Dataset, DatasetDict, Features, List, Va
 from dataset_script.clips import SAMPLE_RATE, check_clips
 from dataset_script.demo import demo_corpus, says_synthetic
 from dataset_script.logits import TeacherLogits, join_logits, read_logits
+from dataset_script.recordings import load_recordings
 from dataset_script.sources import download_development, fetch_table, find_root
 from dataset_script.splits import (
     CITIES,
@@ -243,7 +244,8 @@ def load_scenes(
     Args:
         config_name: "split5", "split10", "split25", "split50" or "split100" (train: that subset; test: the test
             split), "full" (train: every labelled clip), "evaluation" (test: unlabelled clips), or "demo5", "demo10",
-            "demo25", "demo50", "demo" (5 to 100 % of the synthetic demo corpus).
+            "demo25", "demo50", "demo" (5 to 100 % of the synthetic demo corpus). Anything with a slash, and any
+            folder, is a dataset of your own: see `load_recordings`.
         data_dir: A folder with the corpus extracted, or with its archives as downloaded, which are then extracted
             there. Without it the demo corpus is made, and TAU is downloaded (25.6 GiB), into the cache.
         teacher_logits: Logits datasets written by `write_logits`, folders or ids on the Hub; each gives a column
@@ -266,7 +268,12 @@ def load_scenes(
     """
     names = [config.name for config in TAUUrban2022.BUILDER_CONFIGS]
     if config_name not in names:
-        raise ValueError(f"There is no configuration {config_name!r}: choose one of {', '.join(names)}.")
+        if "/" not in config_name and not Path(config_name).is_dir():
+            raise ValueError(
+                f"There is no configuration {config_name!r}: choose one of {', '.join(names)}, or give the folder or "
+                "Hub id of a dataset of your own."
+            )
+        return load_recordings(config_name, teacher_logits)
     options = {"teacher_logits": {name: str(path) for name, path in teacher_logits.items()}} if teacher_logits else {}
     builder = TAUUrban2022(
         config_name=config_name,

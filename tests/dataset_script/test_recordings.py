@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from dataset_script import load_scenes, write_logits
 from dataset_script.recordings import load_recordings
 
 
@@ -60,6 +61,32 @@ def test_dataset_with_splits(folder, tmp_path):
     assert scenes["train"]["label"] == expected["train"]["label"]
     for ours, reference in zip(scenes["test"], expected["test"], strict=True):
         np.testing.assert_array_equal(samples(ours)[0], samples(reference)[0])
+
+
+def test_teacher_logits_are_joined_by_name(folder, tmp_path):
+    train = load_recordings(str(folder))["train"]
+    order = np.random.default_rng(0).permutation(len(train))
+    logits = np.arange(2 * len(train), dtype=np.float32).reshape(-1, 2)
+    write_logits(
+        tmp_path / "logits",
+        [train["filename"][int(row)] for row in order],
+        logits[order],
+        teacher="a teacher",
+        revision="1",
+        label_names=["indoor", "outdoor"],
+    )
+    scenes = load_scenes(str(folder), teacher_logits={"a": str(tmp_path / "logits")})
+    np.testing.assert_array_equal(scenes["train"].with_format("numpy")["teacher_logits_a"][:], logits)
+    assert scenes["test"]["teacher_logits_a"][0] is None
+    with pytest.raises(ValueError, match="have no row for"):
+        load_scenes(str(folder), teacher_logits={"a": str(fewer_logits(tmp_path, train))})
+
+
+def fewer_logits(tmp_path, train):
+    names = list(train["filename"])[1:]
+    values = np.zeros((len(names), 2), np.float32)
+    write_logits(tmp_path / "fewer", names, values, teacher="t", revision="1", label_names=["indoor", "outdoor"])
+    return tmp_path / "fewer"
 
 
 def test_what_is_missing_is_named(folder, tmp_path):
