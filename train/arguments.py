@@ -1,7 +1,7 @@
 """Arguments of the scripts: dataclasses for `HfArgumentParser`, filled from a recipe and the command line."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from transformers import TrainingArguments
@@ -57,6 +57,15 @@ class InferenceArguments:
     use_cpu: bool = field(default=False, metadata={"help": "Do not use an accelerator."})
 
 
+REPLACED = {
+    "per_device_train_batch_size": "batch_size",
+    "lr_scheduler_type": "schedule",
+    "warmup_steps": "warmup_epochs",
+    "remove_unused_columns": "nothing: the loss needs the columns",
+}
+"""Arguments of `TrainingArguments` that have no effect here, and what to use instead."""
+
+
 @dataclass
 class SceneTrainingArguments(TrainingArguments):
     """`TrainingArguments` with the recipes' batch, schedule, augmentations and loss.
@@ -102,13 +111,15 @@ class SceneTrainingArguments(TrainingArguments):
         metadata={"help": "logits mixes teacher logits, as the report's equations; losses as its public code."},
     )
 
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: the loss needs them."})
     logging_strategy: str = field(default="epoch", metadata={"help": "When the loss is logged: epoch, steps or no."})
     save_strategy: str = field(default="epoch", metadata={"help": "When checkpoints are written: epoch, steps or no."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep, at least two."})
     per_device_eval_batch_size: int = field(default=256, metadata={"help": "Clips of a forward pass in evaluation."})
 
     def __post_init__(self):
+        for field_ in fields(TrainingArguments):
+            if field_.name in REPLACED and getattr(self, field_.name) != field_.default:
+                raise ValueError(f"{field_.name} has no effect here: use {REPLACED[field_.name]}.")
         if self.batch_size < 2:
             raise ValueError(
                 f"batch_size is {self.batch_size}, but batch normalisation and mixing need company: give 2 or more."
@@ -120,6 +131,7 @@ class SceneTrainingArguments(TrainingArguments):
             )
         self.loss_function(), self.feature_augmentations()  # so that wrong values are found at once
         self.label_names = ["labels", "device"]
+        self.remove_unused_columns = False
         super().__post_init__()
         # One process drives one device; more devices are accelerate's business. (Reading it first sets it up.)
         self._n_gpu = min(self.n_gpu, 1)

@@ -75,7 +75,7 @@ def describe_run(recipe: str, *arguments: Any) -> dict[str, Any]:
 
     Those that `TrainingArguments` has beside `DECISIVE` are about logging, hardware and the like.
     """
-    irrelevant = {field.name for field in fields(TrainingArguments)} - DECISIVE | {"cache_dir"}
+    irrelevant = {field.name for field in fields(TrainingArguments)} - DECISIVE | {"cache_dir", "trust_remote_code"}
     values = {name: value for instance in arguments for name, value in vars(instance).items()}
     names = {field.name for instance in arguments for field in fields(instance)} - irrelevant
     return {"recipe": recipe, **{name: values[name] for name in sorted(names)}}

@@ -34,8 +34,8 @@ from train.trainer import FULL_SCALE
 
 logger = logging.getLogger(__name__)
 
-BATCHES_PER_PART = 16
-"""Batches whose logits are kept on disk together until all are there."""
+CLIPS_PER_PART = 4096
+"""Clips whose logits are kept on disk together until all are there."""
 
 
 @dataclass
@@ -108,42 +108,42 @@ def predict_split(
     folder = Path(output_dir)
     revision = model_revision(model)
     filenames = list(scenes["filename"])
-    clips = f"{len(filenames)} clips, {hashlib.sha256(chr(10).join(filenames).encode()).hexdigest()[:12]}"
-    claim_output_folder(folder, {"teacher": teacher, "revision": revision, "clips": clips})
-    if (folder / "README.md").is_file():
-        logger.info("The logits in %s are complete.", folder)
-        return
+    checksum = hashlib.sha256("\n".join(filenames).encode()).hexdigest()[:12]
+    run = {"teacher": teacher, "revision": revision, "clips": len(filenames), "checksum of the file names": checksum}
+    claim_output_folder(folder, run)
     state = PartialState()
-    waveforms = cache_waveforms(scenes, feature_extractor.sampling_rate, cache_dir)
     parts = folder / "parts"
-    for start in range(0, len(scenes), BATCHES_PER_PART * batch_size):
-        path = parts / f"{start:08}.npy"
-        # all processes have to come to the same answer before one of them writes
-        state.wait_for_everyone()
-        done = path.is_file()
-        state.wait_for_everyone()
-        if done:
-            continue
-        logits = compute_logits(
-            model, feature_extractor, waveforms[start : start + BATCHES_PER_PART * batch_size], batch_size
-        )
+    if not (folder / "README.md").is_file():
+        waveforms = cache_waveforms(scenes, feature_extractor.sampling_rate, cache_dir)
+        for start in range(0, len(scenes), CLIPS_PER_PART):
+            path = parts / f"{start:08}.npy"
+            # all processes have to come to the same answer before one of them writes
+            state.wait_for_everyone()
+            done = path.is_file()
+            state.wait_for_everyone()
+            if done:
+                continue
+            clips = waveforms[start : start + CLIPS_PER_PART]
+            logits = compute_logits(model, feature_extractor, clips, batch_size)
+            if state.is_main_process:
+                parts.mkdir(exist_ok=True)
+                unfinished = path.with_suffix(".part")
+                with open(unfinished, "wb") as file:
+                    np.save(file, logits)
+                unfinished.rename(path)
         if state.is_main_process:
-            parts.mkdir(exist_ok=True)
-            unfinished = path.with_suffix(".part")
-            with open(unfinished, "wb") as file:
-                np.save(file, logits)
-            unfinished.rename(path)
+            write_logits(
+                folder,
+                filenames,
+                np.concatenate([np.load(path) for path in sorted(parts.glob("*.npy"))]),
+                teacher=teacher,
+                revision=revision,
+                label_names=scenes.features["label"].names,
+                synthetic=is_synthetic(scenes),
+            )
     if state.is_main_process:
-        write_logits(
-            folder,
-            filenames,
-            np.concatenate([np.load(path) for path in sorted(parts.glob("*.npy"))]),
-            teacher=teacher,
-            revision=revision,
-            label_names=scenes.features["label"].names,
-            synthetic=is_synthetic(scenes),
-        )
-        shutil.rmtree(parts)
+        shutil.rmtree(parts, ignore_errors=True)
+        logger.info("The logits of %s are in %s.", teacher, folder)
     state.wait_for_everyone()
 
 

@@ -23,8 +23,15 @@ from train.arguments import InferenceArguments
 from train.data import SceneDataset, is_synthetic
 from train.metrics import scene_metrics
 from train.plots import plot_confusion_matrix, plot_groups
-from train.predict_logits import compute_logits, load_clips
-from train.runs import RESULTS_FILE, configure_logging, provenance, run_script, write_json
+from train.predict_logits import compute_logits, load_clips, model_revision
+from train.runs import (
+    RESULTS_FILE,
+    claim_output_folder,
+    configure_logging,
+    provenance,
+    run_script,
+    write_json,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -142,13 +149,15 @@ def main() -> None:
     configure_logging()
     scenes, model, feature_extractor = load_clips(args)
     clips = scenes[args.split]
+    run = {"model": args.model_name_or_path, "revision": model_revision(model)}
+    claim_output_folder(args.output_dir, {**run, "dataset": args.dataset, "split": args.split})
     waveforms = cache_waveforms(clips, feature_extractor.sampling_rate, args.cache_dir)
     dataset = SceneDataset(clips, waveforms, with_teachers=False)
     unseen = unseen_devices(scenes["train"], clips)
     metrics = evaluate_classifier(model, feature_extractor, dataset, unseen, args.batch_size, args.bootstrap)
     if PartialState().is_main_process:
         results = {
-            "model": args.model_name_or_path,
+            **run,
             "dataset": args.dataset,
             "split": args.split,
             "synthetic": is_synthetic(clips),

@@ -4,7 +4,7 @@ import yaml
 from train.arguments import DataArguments, SceneTrainingArguments
 from train.distill import StudentArguments
 from train.finetune_teacher import TeacherArguments
-from train.recipes import FOLDER, is_recipe, load_recipe, parse_arguments, subset_percentage
+from train.recipes import is_recipe, load_recipe, parse_arguments, subset_percentage
 
 
 STUDENTS = ["vanilla", "s1", "s2", "s3"]
@@ -18,7 +18,7 @@ def parse(name: str, *arguments: str):
     return parse_arguments((own, DataArguments, SceneTrainingArguments), "demo", command)[1]
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.yaml")))
+@pytest.mark.parametrize("name", [*STUDENTS, *TEACHERS, "demo", "demo_teacher"])
 def test_every_recipe_is_understood(name):
     _, data_args, args = parse(name)
     assert data_args.dataset == "split25"
@@ -86,7 +86,7 @@ def test_subset_percentage(dataset, percentage):
 
 def test_unknown_recipe_lists_the_known_ones():
     assert is_recipe("s3") and is_recipe("my/own.yaml") and not is_recipe("s4") and not is_recipe("runs/s3")
-    with pytest.raises(FileNotFoundError, match=r"'s4'.*demo, .*s1, s2, s3, ssl, ssl_sl, ssl_star, vanilla"):
+    with pytest.raises(FileNotFoundError, match=r"'s4'.*demo, .*s1, s2, s3, ssl, ssl_sl, ssl_star.*vanilla"):
         load_recipe("s4")
 
 

@@ -161,7 +161,7 @@ class TestPredictLogits:
 
     def test_an_interrupted_run_goes_on(self, data, teacher, tmp_path, monkeypatch):
         monkeypatch.setattr("sys.argv", [*self.command(data, teacher, tmp_path / "out"), "--batch_size", "4"])
-        monkeypatch.setattr(predict_logits, "BATCHES_PER_PART", 2)
+        monkeypatch.setattr(predict_logits, "CLIPS_PER_PART", 8)
         original, calls = predict_logits.compute_logits, []
 
         def interrupted(*arguments):
@@ -196,6 +196,10 @@ def test_run_eval(data, teacher, tmp_path, monkeypatch):
     command = ["run_eval.py", *data, "--use_cpu", "--model_name_or_path", str(teacher), "--output_dir", str(output)]
     monkeypatch.setattr("sys.argv", command)
     run_eval.main()
+    run_eval.main()  # the same evaluation may be repeated, another one needs a folder of its own
+    with pytest.raises(FileExistsError, match="split is 'test' there and 'train' here"):
+        monkeypatch.setattr("sys.argv", [*command, "--split", "train"])
+        run_eval.main()
     results = json.loads((output / "results.json").read_text())
     assert results["metrics"]["clips"] == 90
     assert set(results["metrics"]["device_wise"]) == {"a", "b", "c", "s1", "s2", "s3", "s4", "s5", "s6"}

@@ -117,6 +117,8 @@ def test_bf16(tmp_path):
         ({"save_total_limit": 1}, "save_total_limit"),
         ({"impulse_response_p": 0.4, "impulse_responses": "/nowhere"}, "/nowhere"),
         ({"temperature": -1.0}, "temperature"),
+        ({"per_device_train_batch_size": 4}, "use batch_size"),
+        ({"lr_scheduler_type": "cosine"}, "use schedule"),
         ({"freq_mixstyle_p": 2.0}, "Freq-MixStyle"),
     ],
 )
