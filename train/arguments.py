@@ -16,7 +16,10 @@ class DataArguments:
 
     dataset: str = field(
         default="demo",
-        metadata={"help": "Configuration of the scenes: demo, demo5 ... demo50, or split5 ... split100 of TAU 2022."},
+        metadata={
+            "help": "demo, demo5 ... demo50; split5 ... split100 of TAU 2022; or recordings of your own: a folder, or "
+            "the id of a dataset on the Hub."
+        },
     )
     data_dir: str | None = field(default=None, metadata={"help": "Folder with the corpus, extracted or as archives."})
     cache_dir: str | None = field(default=None, metadata={"help": "Where prepared and resampled clips are kept."})

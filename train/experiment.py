@@ -58,13 +58,14 @@ def load_splits(
     if set(scenes) != {"train", "test"}:
         raise ValueError(f"{data_args.dataset} has no training and test split: give a subset such as split25 or demo.")
     if args.impulse_response_p and args.impulse_responses is None:
-        corpus = Path(scenes["train"][0]["audio"]["path"]).parents[1]
-        if not (corpus / "impulse_responses").is_dir():
+        path = scenes["train"][0]["audio"]["path"]
+        responses = Path(path).parents[1] / "impulse_responses" if path else None
+        if responses is None or not responses.is_dir():
             raise ValueError(
                 "impulse_response_p is set, but neither do you name a folder of impulse responses nor has the corpus "
                 "one: give --impulse_responses (such as MicIRP), or --impulse_response_p 0 to do without."
             )
-        args.impulse_responses = str(corpus / "impulse_responses")
+        args.impulse_responses = str(responses)
     if args.impulse_response_p:
         DeviceImpulseResponse(args.impulse_responses, sampling_rate=32_000)  # reads, and so checks, every file
     return scenes
