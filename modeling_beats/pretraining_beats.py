@@ -110,9 +110,7 @@ class BeatsForPreTraining(BeatsPreTrainedModel):
         is_visible = ~masked if patch_mask is None else ~masked & patch_mask
         counts = is_visible.sum(dim=1)
         if counts.min() == 0 or not masked.any():
-            raise ValueError(
-                "bool_masked_pos has to leave a visible patch in every clip, and to mask one in the batch."
-            )
+            raise ValueError("bool_masked_pos has to mask a patch, and to leave a visible one in every clip.")
 
         # The visible patches in their order. Clips with fewer than others are filled up; the encoder's mask knows.
         visible = is_visible.int().argsort(dim=1, descending=True, stable=True)[:, : counts.max()]

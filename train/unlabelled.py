@@ -1,0 +1,273 @@
+"""Unlabelled audio for pre-training: any source, any length, as segments for the network's front end."""
+
+import io
+import itertools
+import logging
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import soundfile
+import soxr
+import torch
+from datasets.distributed import split_dataset_by_node
+from datasets.utils import tqdm
+from torch.utils.data import Dataset, IterableDataset, Sampler
+
+from dataset_script import TAUUrban2022, load_scenes
+from train.data import derived_seed
+from train.distributed import BatchRows
+
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} - {".raw"} | {".oga", ".opus", ".aif"}
+"""File names that the scan of a folder takes for audio."""
+
+
+def load_unlabelled(
+    dataset: str,
+    dataset_config: str | None = None,
+    split: str = "train",
+    data_dir: str | None = None,
+    streaming: bool = False,
+    cache_dir: str | None = None,
+) -> list[Path] | datasets.Dataset | datasets.IterableDataset:
+    """Find audio, without its labels.
+
+    Args:
+        dataset (`str`): A folder, searched for audio files at any depth; a configuration of the scenes, such as
+            `"demo"` or `"split100"`; or anything else that `datasets.load_dataset` takes, such as an id on the Hub.
+        dataset_config (`str`, *optional*): Configuration of a dataset on the Hub.
+        split (`str`, *optional*, defaults to `"train"`): Split of the scenes or of a dataset on the Hub.
+        data_dir (`str`, *optional*): Folder of the scenes' corpus.
+        streaming (`bool`, *optional*, defaults to `False`): Read a dataset on the Hub while training.
+        cache_dir (`str`, *optional*): Where datasets are kept.
+
+    Returns:
+        The files of a folder, sorted, or the column `audio` of a dataset, not decoded.
+
+    Raises:
+        FileNotFoundError: If there is no such source, or no audio in it.
+        ValueError: If the dataset has no column `audio`.
+    """
+    if Path(dataset).is_dir():
+        files = sorted(path for path in Path(dataset).rglob("*") if path.suffix.lower() in SUFFIXES)
+        if not files:
+            raise FileNotFoundError(f"{dataset} holds no audio files: give a folder with WAV, FLAC, Ogg or MP3 files.")
+        return files
+    if dataset in (config.name for config in TAUUrban2022.BUILDER_CONFIGS):
+        scenes = load_scenes(dataset, data_dir, cache_dir=cache_dir)
+        if split not in scenes:
+            raise ValueError(f"{dataset} has no split {split!r}: choose one of {', '.join(scenes)}.")
+        loaded = scenes[split]
+    else:
+        try:
+            loaded = datasets.load_dataset(
+                dataset, dataset_config, split=split, streaming=streaming, cache_dir=cache_dir
+            )
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise FileNotFoundError(
+                f"{dataset} is no folder, no configuration of the scenes, and no dataset that can be loaded: {reason}"
+            ) from None
+    if "audio" not in (loaded.column_names or ()):
+        raise ValueError(f"{dataset} has no column 'audio', only {', '.join(loaded.column_names or ())}.")
+    return loaded.select_columns(["audio"]).cast_column("audio", datasets.Audio(decode=False))
+
+
+def read_segment(audio: dict[str, Any], seconds: float, sampling_rate: int, place: float) -> np.ndarray:
+    """Read a segment of an audio file, and nothing else of it.
+
+    Args:
+        audio (`dict`): `{"bytes": …, "path": …}`: the content of a file, or, where that is None, its path.
+        seconds (`float`): Length; all of a shorter clip is taken.
+        sampling_rate (`int`): Rate in Hz to resample to (soxr, quality HQ).
+        place (`float`): Where in the clip, from 0 (its beginning) to 1 (its end).
+
+    Returns:
+        `np.ndarray` of shape `(samples,)`, int16; the mean of the channels.
+
+    Raises:
+        ValueError: If the file cannot be decoded, is empty, or holds values that are not finite.
+    """
+    source = audio["path"] if audio.get("bytes") is None else io.BytesIO(audio["bytes"])
+    try:
+        with soundfile.SoundFile(source) as file:
+            rate, wanted = file.samplerate, round(seconds * file.samplerate)
+            file.seek(int(place * max(file.frames - wanted, 0)))
+            samples = file.read(wanted, dtype="float32", always_2d=True).mean(axis=1)
+    except (soundfile.LibsndfileError, TypeError) as error:
+        raise ValueError(f"{audio['path']} cannot be decoded ({error}): mend it, or leave it out.") from None
+    if not len(samples) or not np.isfinite(samples).all():
+        fault = "holds NaN or infinite samples" if len(samples) else "has no samples"
+        raise ValueError(f"{audio['path']} {fault}: mend it, or leave it out.")
+    if rate != sampling_rate:
+        samples = soxr.resample(samples, rate, sampling_rate, quality="HQ")
+    samples = samples[: round(seconds * sampling_rate)]
+    return np.clip(np.rint(samples * 2**15), -(2**15), 2**15 - 1).astype(np.int16)
+
+
+class Segments(Dataset):
+    """Segments of audio that can be read in any order.
+
+    A recording in a folder has as many rows as it has whole segments, but at least one, so that long ones are used
+    evenly. An entry of a dataset has one row, because its length is not known before it is read. The segment is
+    another one in each epoch: within a row's part of the recording, its place is random.
+
+    Args:
+        source (`list[Path]` or `datasets.Dataset`): As [`load_unlabelled`] gives it.
+        seconds (`float`): Length of a segment.
+        sampling_rate (`int`): Rate in Hz of the samples.
+        seed (`int`): Chooses the places.
+
+    Raises:
+        ValueError: If a file in the folder cannot be read, or the first entry of a dataset.
+    """
+
+    def __init__(self, source: list[Path] | datasets.Dataset, seconds: float, sampling_rate: int, seed: int):
+        self.source = source
+        self.seconds = seconds
+        self.sampling_rate = sampling_rate
+        self.seed = seed
+        if isinstance(source, list):
+            with ThreadPoolExecutor() as pool:
+                lengths = list(tqdm(pool.map(_duration, source), total=len(source), desc="Audio files", leave=False))
+            counts = np.maximum(1, np.floor(np.array(lengths) / seconds + 1e-6)).astype(np.int64)
+        else:
+            counts = np.ones(len(source), dtype=np.int64)
+        self.clips = np.repeat(np.arange(len(source)), counts)
+        self.parts = np.arange(len(self.clips)) - np.repeat(np.cumsum(counts) - counts, counts)
+        self.counts = counts
+        self[0, 0]
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: tuple[int, int]) -> np.ndarray:
+        epoch, row = index
+        clip = int(self.clips[row])
+        audio = self.source[clip]
+        audio = {"path": str(audio)} if isinstance(audio, Path) else audio["audio"]
+        chance = np.random.default_rng(derived_seed(self.seed, epoch, row)).random()
+        return read_segment(audio, self.seconds, self.sampling_rate, (self.parts[row] + chance) / self.counts[clip])
+
+
+def _duration(path: Path) -> float:
+    try:
+        info = soundfile.info(path)
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"{path} cannot be decoded ({error.error_string}): mend it, or leave it out.") from None
+    if not info.frames:
+        raise ValueError(f"{path} has no samples: mend it, or leave it out.")
+    return info.frames / info.samplerate
+
+
+class StreamedSegments(IterableDataset):
+    """Segments of streamed clips without end: one of each clip in a pass, at a random place.
+
+    Every pass is shuffled anew, through a buffer. Each process takes its share of the clips.
+
+    Args:
+        source (`datasets.IterableDataset`): As [`load_unlabelled`] gives it.
+        seconds (`float`): Length of a segment.
+        sampling_rate (`int`): Rate in Hz of the samples.
+        seed (`int`): Chooses order and places.
+        num_processes, process_index (`int`): This process, counted from 0.
+        first (`int`, *optional*, defaults to 0): Segments of this process to leave out, where a run goes on.
+        buffer_size (`int`, *optional*, defaults to 1000): Clips to draw the next one from.
+    """
+
+    def __init__(
+        self,
+        source: datasets.IterableDataset,
+        seconds: float,
+        sampling_rate: int,
+        seed: int,
+        num_processes: int = 1,
+        process_index: int = 0,
+        first: int = 0,
+        buffer_size: int = 1000,
+    ):
+        self.source = split_dataset_by_node(source.shuffle(seed, buffer_size), process_index, num_processes)
+        self.seconds = seconds
+        self.sampling_rate = sampling_rate
+        self.seed = derived_seed(seed, process_index)
+        self.first = first
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        passed = 0
+        for epoch in itertools.count():
+            self.source.set_epoch(epoch)
+            before = passed
+            for row in self.source:
+                passed += 1
+                if passed > self.first:
+                    place = np.random.default_rng(derived_seed(self.seed, passed)).random()
+                    yield read_segment(row["audio"], self.seconds, self.sampling_rate, place)
+            if passed == before:
+                raise ValueError("The stream has no audio for this process: use fewer processes, or more clips.")
+
+
+class SegmentBatches(Sampler[list[tuple[int, int]]]):
+    """Batches of `(epoch, row)` for a whole run, of which each process gets its rows.
+
+    Each epoch visits the rows in an order of its own, and leaves out what does not fill a batch.
+
+    Args:
+        num_rows (`int`): Rows of the dataset.
+        batch_size (`int`): Rows of a batch over all processes, or all rows if they are fewer.
+        num_batches (`int`): Batches of the run.
+        seed (`int`): Seed of the run.
+        rows (`BatchRows`): Which rows of a batch belong to this process.
+    """
+
+    def __init__(self, num_rows: int, batch_size: int, num_batches: int, seed: int, rows: BatchRows):
+        self.num_rows = num_rows
+        self.batch_size = min(batch_size, num_rows)
+        self.num_batches = num_batches
+        self.seed = seed
+        rows.resize(self.batch_size)
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        batches_per_epoch = self.num_rows // self.batch_size
+        for batch in range(self.num_batches):
+            epoch, index = divmod(batch, batches_per_epoch)
+            if index == 0:
+                generator = torch.Generator().manual_seed(derived_seed(self.seed, epoch))
+                order = torch.randperm(self.num_rows, generator=generator).tolist()
+            rows = order[index * self.batch_size : (index + 1) * self.batch_size]
+            yield [(epoch, row) for row in rows[self.rows.work]]
+
+
+class SegmentCollator:
+    """Pad segments to the longest of a batch.
+
+    Args:
+        min_samples (`int`): What one patch of the network takes; shorter segments are repeated up to it.
+
+    Returns, from a list of segments, a dictionary of:
+
+    - `waveform` (`torch.ShortTensor` of shape `(batch_size, samples)`)
+    - `num_samples` (`torch.LongTensor` of shape `(batch_size,)`), unless all have the same
+    """
+
+    def __init__(self, min_samples: int):
+        self.min_samples = min_samples
+
+    def __call__(self, segments: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
+        """Stack `segments`, int16 arrays of any length."""
+        segments = [np.resize(segment, max(len(segment), self.min_samples)) for segment in segments]
+        lengths = torch.tensor([len(segment) for segment in segments])
+        tensors = [torch.from_numpy(segment) for segment in segments]
+        batch = {"waveform": torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)}
+        if (lengths != lengths.max()).any():
+            batch["num_samples"] = lengths
+        return batch
