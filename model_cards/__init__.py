@@ -1,1 +1,1 @@
-
+"""Model cards from results files, and pushing models with them to the Hub."""

@@ -1,0 +1,120 @@
+"""Size and cost of a model folder, and the limits of DCASE 2024 Task 1."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from modeling_tfsepnet import TFSepNetConfig
+from modeling_tfsepnet.complexity import MAX_MACS, MAX_PARAMETER_BYTES, count_complexity
+
+
+BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+"""Bytes of a parameter, by the name that safetensors has for its type."""
+
+
+@dataclass(frozen=True)
+class ModelComplexity:
+    """What a model takes.
+
+    Attributes:
+        number_format: "INT8", "float32", "float16" or "bfloat16".
+        parameters: Their number.
+        parameter_bytes: Bytes of all parameters in the number format; one each in INT8, as the challenge counts.
+        file_bytes: Size of the files with the weights.
+        macs: Multiply-accumulate operations for one second, as the challenge counts them; None for a teacher.
+    """
+
+    number_format: str
+    parameters: int
+    parameter_bytes: int
+    file_bytes: int
+    macs: int | None
+
+    def excesses(self) -> list[str]:
+        """Return a sentence for every limit that the network exceeds as INT8, the format it is submitted in."""
+        if self.macs is None:
+            return []
+        sentences = []
+        if self.parameters > MAX_PARAMETER_BYTES:
+            sentences.append(
+                f"As INT8 its parameters take {self.parameters:,} bytes, over the limit of {MAX_PARAMETER_BYTES:,}."
+            )
+        if self.macs > MAX_MACS:
+            sentences.append(f"It takes {self.macs:,} MACs for one second, over the limit of {MAX_MACS:,}.")
+        return sentences
+
+
+def measure_model(model_dir: str | Path) -> ModelComplexity:
+    """Measure a model folder, from its configuration and the headers of its weights; nothing is loaded.
+
+    Raises:
+        FileNotFoundError: If the folder holds no model.
+        ValueError: If it is neither a TF-SepNet nor a BEATs.
+    """
+    config = read_config(model_dir)
+    files = sorted(Path(model_dir).glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"{model_dir} holds no *.safetensors: give a finished model folder.")
+    if config["model_type"] == "tfsepnet":
+        network = count_complexity(TFSepNetConfig.from_pretrained(model_dir))
+        parameters, macs = network.parameters, network.macs
+    else:
+        parameters, macs = _floating_values(files)[0], None
+    if is_quantized(config):
+        number_format, parameter_bytes = "INT8", parameters
+    else:
+        values, stored = _floating_values(files)
+        width = round(stored / values)
+        number_format = config.get("dtype") or config.get("torch_dtype") or {4: "float32", 2: "float16"}[width]
+        parameter_bytes = parameters * width
+    return ModelComplexity(
+        number_format, parameters, parameter_bytes, sum(file.stat().st_size for file in files), macs
+    )
+
+
+def check_limits(complexity: ModelComplexity, model_dir: str | Path, allow_over_limit: bool = False) -> None:
+    """Raise `ValueError` if a student exceeds a limit of the challenge, unless that is allowed."""
+    if (excesses := complexity.excesses()) and not allow_over_limit:
+        raise ValueError(
+            f"{model_dir} exceeds a limit of the challenge: {' '.join(excesses).rstrip('.')}; pass --allow_over_limit "
+            "for a card that says so."
+        )
+
+
+def read_config(model_dir: str | Path) -> dict:
+    """Return the `config.json` of a model folder.
+
+    Raises:
+        FileNotFoundError: If the folder holds no model.
+        ValueError: If it is neither a TF-SepNet nor a BEATs.
+    """
+    path = Path(model_dir) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{model_dir} holds no config.json: give a finished model folder.")
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if config.get("model_type") not in ("tfsepnet", "beats"):
+        raise ValueError(
+            f"{model_dir} is a {config.get('model_type')} model: cards are made for tfsepnet (students) and beats "
+            "(teachers)."
+        )
+    return config
+
+
+def is_quantized(config: dict) -> bool:
+    """Return whether a `config.json` is that of an INT8 model."""
+    return config.get("quantization_config") is not None
+
+
+def _floating_values(files: list[Path]) -> tuple[int, int]:
+    """Return the number of floating-point values in safetensors files, and their bytes."""
+    values = stored = 0
+    for file in files:
+        with open(file, "rb") as stream:
+            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        for name, tensor in header.items():
+            if name != "__metadata__" and tensor["dtype"] in BYTES:
+                size = math.prod(tensor["shape"])
+                values += size
+                stored += size * BYTES[tensor["dtype"]]
+    return values, stored

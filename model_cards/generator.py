@@ -1,0 +1,282 @@
+"""Model cards, made from results files alone: every figure in a card is in a file that goes with it.
+
+    python -m model_cards.generator outputs/s2-split25 --results outputs/s2-split5 outputs/s2-split50
+
+writes `README.md` into the model folder. The results of the folder itself are those of the model; further results are
+of runs of the same recipe on other subsets or with other seeds.
+"""
+
+import argparse
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from model_cards.complexity import check_limits, measure_model, read_config
+from model_cards.results import Corpus, identify_corpus, load_results, percentage
+from model_cards.tables import complexity_table, group_table, hyperparameter_table, mean_accuracy, summary_table
+
+
+TEMPLATES = Path(__file__).with_name("templates")
+
+PICTURES = {
+    "confusion_matrix.png": "Confusion matrix on the test split",
+    "devices.png": "Accuracy by device",
+    "learning_curve.png": "Learning curves",
+}
+
+
+COUNTERPART_FILE = "results/counterpart.json"
+"""Where the results of the other number format go in a repository."""
+
+
+@dataclass
+class Evidence:
+    """The results behind a card.
+
+    Attributes:
+        own: Of the model itself.
+        runs: Of all runs of its recipe, the own one too, under the path in the repository; smallest subset first.
+        counterpart: Of the same network in the other number format, if there are any.
+        corpus: What all of them are of.
+    """
+
+    own: dict[str, Any]
+    runs: dict[str, dict[str, Any]]
+    counterpart: dict[str, Any] | None
+    corpus: Corpus
+
+    @property
+    def by_subset(self) -> dict[str, list[dict[str, Any]]]:
+        """The runs of each configuration of the data, smallest subset first."""
+        subsets: dict[str, list[dict[str, Any]]] = {}
+        for run in self.runs.values():
+            subsets.setdefault(run["dataset"], []).append(run)
+        return subsets
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """The results that tell how the weights came about: an INT8 model was trained as its float counterpart."""
+        return self.own if "recipe" in self.own or self.counterpart is None else self.counterpart
+
+
+def collect_evidence(
+    model_dir: str | Path,
+    results: Iterable[str | Path] = (),
+    counterpart: str | Path | None = None,
+    dataset_name: str | None = None,
+    dataset_license: str | None = None,
+) -> Evidence:
+    """Read the results behind a card, and check that they belong together.
+
+    Args:
+        model_dir (`str` or `Path`): The model folder, with its own `results.json`.
+        results (`Iterable[str | Path]`): Further runs of the same recipe.
+        counterpart (`str` or `Path`, *optional*): Results of the INT8 form of a float model, or the other way round.
+        dataset_name, dataset_license (`str`, *optional*): As for [`~model_cards.results.identify_corpus`].
+
+    Raises:
+        FileNotFoundError, ValueError: If results are missing, wrong, or of different corpora, recipes or networks.
+    """
+    own = load_results(model_dir)
+    corpus = identify_corpus(own, dataset_name, dataset_license)
+
+    def load(source: str | Path) -> dict[str, Any]:
+        run = load_results(source)
+        if identify_corpus(run, dataset_name, dataset_license) != corpus:
+            difference = "another corpus"
+        elif run["complexity"].get("parameters") != own["complexity"].get("parameters"):
+            difference = "another network"
+        elif run.get("recipe", own.get("recipe")) != own.get("recipe", run.get("recipe")):
+            difference = "another recipe"
+        else:
+            return run
+        raise ValueError(f"The results in {source} are of {difference} than those in {model_dir}: leave them out.")
+
+    other = load(counterpart) if counterpart is not None else None
+    if other is not None and other["dataset"] != own["dataset"]:
+        raise ValueError(
+            f"The results in {counterpart} are on {other['dataset']}, those in {model_dir} on {own['dataset']}: float "
+            "and INT8 stand side by side on the same data only."
+        )
+    runs = [own, *(load(source) for source in results if Path(source).resolve() != Path(model_dir).resolve())]
+    named: dict[str, dict[str, Any]] = {}
+    for run in sorted(runs, key=lambda run: percentage(run["dataset"])):
+        number = sum(other["dataset"] == run["dataset"] for other in named.values())
+        named["results.json" if run is own else f"results/{run['dataset']}-{number}.json"] = run
+    return Evidence(own, named, other, corpus)
+
+
+def make_card(
+    model_dir: str | Path, evidence: Evidence, repo_id: str | None = None, allow_over_limit: bool = False
+) -> ModelCard:
+    """Return the card of a model folder.
+
+    Args:
+        model_dir (`str` or `Path`): A TF-SepNet (float or INT8) or BEATs.
+        evidence (`Evidence`): The results that it states.
+        repo_id (`str`, *optional*): Where the model will be on the Hub; defaults to the path of the folder.
+        allow_over_limit (`bool`, *optional*, defaults to `False`): Make the card of a student that exceeds a limit of
+            the challenge; it says so.
+
+    Raises:
+        FileNotFoundError: If the folder is incomplete.
+        ValueError: If a limit is exceeded, or the results are of another network.
+    """
+    model_dir = Path(model_dir)
+    complexity = measure_model(model_dir)
+    check_limits(complexity, model_dir, allow_over_limit)
+    for name in ("parameters", "macs"):
+        stated, counted = evidence.own["complexity"].get(name), getattr(complexity, name)
+        if counted is not None and stated != counted:
+            raise ValueError(
+                f"The results in {model_dir} are of a network with {stated} {name}, but the one there has {counted}: "
+                "evaluate it again."
+            )
+    config = read_config(model_dir)
+    corpus, training = evidence.corpus, evidence.training
+    name = (repo_id or model_dir.resolve().name).split("/")[-1]
+    open_licence = corpus.kind == "synthetic"
+    card_data = ModelCardData(
+        license="apache-2.0" if open_licence else "other",
+        license_name=None if open_licence else corpus.license,
+        license_link=None if open_licence else corpus.license_link,
+        library_name="transformers",
+        pipeline_tag="audio-classification",
+        tags=[
+            "acoustic-scene-classification",
+            "dcase",
+            config["model_type"],
+            *(["int8"] if complexity.number_format == "INT8" else []),
+            *(["knowledge-distillation"] if training.get("teachers") else []),
+            *(["synthetic-data"] if corpus.kind == "synthetic" else []),
+        ],
+        metrics=["accuracy"],
+        model_name=name,
+        eval_results=evaluation_results(evidence),
+    )
+    card = ModelCard.from_template(
+        card_data,
+        template_path=str(TEMPLATES / "model.md"),
+        student=complexity.macs is not None,
+        name=name,
+        model_id=repo_id or str(model_dir),
+        corpus=corpus,
+        complexity=complexity,
+        excesses=complexity.excesses(),
+        own=evidence.own,
+        subset=percentage(evidence.own["dataset"]),
+        training=training,
+        other_subsets=len(evidence.by_subset) > 1,
+        optimistic=any(run.get("selection") == "best epoch on the test split" for run in evidence.runs.values()),
+        summary_table=summary_table(evidence.by_subset, training.get("recipe"), corpus, complexity.number_format),
+        class_table=group_table(evidence.by_subset, "class_wise"),
+        device_table=group_table(evidence.by_subset, "device_wise"),
+        complexity_table=complexity_table(complexity, evidence.own, evidence.counterpart),
+        hyperparameters=hyperparameter_table(training.get("arguments", {})),
+        files=[*evidence.runs, *([COUNTERPART_FILE] if evidence.counterpart else [])],
+        pictures={file: title for file, title in PICTURES.items() if (model_dir / file).is_file()},
+        citations=(TEMPLATES / "citations.bib").read_text(encoding="utf-8").strip(),
+    )
+    card.text = re.sub(r"\n{3,}", "\n\n", card.text).strip("\n") + "\n"  # conditions leave empty lines behind
+    return card
+
+
+def evaluation_results(evidence: Evidence) -> list[EvalResult]:
+    """Return the entries of the `model-index`: accuracy and macro-averaged accuracy for each training subset."""
+    names = {"accuracy": "Accuracy", "macro_accuracy": "Macro-averaged accuracy"}
+    return [
+        EvalResult(
+            task_type="audio-classification",
+            task_name="Acoustic scene classification",
+            dataset_type=evidence.corpus.hub_type,
+            dataset_name=evidence.corpus.name,
+            dataset_config=subset,
+            dataset_split="test",
+            metric_type="accuracy",
+            metric_name=f"{name}, trained on {percentage(subset)} % of the training clips",
+            metric_value=round(mean_accuracy(runs, key), 4),
+        )
+        for subset, runs in evidence.by_subset.items()
+        for key, name in names.items()
+    ]
+
+
+def write_card(
+    model_dir: str | Path,
+    results: Iterable[str | Path] = (),
+    *,
+    counterpart: str | Path | None = None,
+    repo_id: str | None = None,
+    dataset_name: str | None = None,
+    dataset_license: str | None = None,
+    allow_over_limit: bool = False,
+) -> ModelCard:
+    """Write the card of a model folder into it, as `README.md`, with copies of all results that it states.
+
+    Args:
+        model_dir (`str` or `Path`): A TF-SepNet (float or INT8) or BEATs, with its `results.json`.
+        results (`Iterable[str | Path]`): Results of the same recipe on other subsets, or with other seeds: files, or
+            folders with a `results.json`.
+        counterpart (`str` or `Path`, *optional*): Results of the same network in the other number format.
+        repo_id, allow_over_limit: As for [`make_card`].
+        dataset_name, dataset_license: As for [`~model_cards.results.identify_corpus`].
+
+    Raises:
+        FileNotFoundError, ValueError: As [`make_card`] and [`collect_evidence`]; nothing is written then.
+    """
+    model_dir = Path(model_dir)
+    evidence = collect_evidence(model_dir, results, counterpart, dataset_name, dataset_license)
+    card = make_card(model_dir, evidence, repo_id, allow_over_limit)
+    copies = dict(evidence.runs)
+    del copies["results.json"]
+    if evidence.counterpart is not None:
+        copies[COUNTERPART_FILE] = evidence.counterpart
+    shutil.rmtree(model_dir / "results", ignore_errors=True)
+    for path, run in copies.items():
+        (model_dir / path).parent.mkdir(exist_ok=True)
+        (model_dir / path).write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
+    card.save(model_dir / "README.md")
+    return card
+
+
+def add_card_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of [`write_card`] to a command line."""
+    parser.add_argument("folder", help="Model folder, with its results.json.")
+    parser.add_argument(
+        "--results", nargs="+", default=[], help="Results of the same recipe on other subsets, or with other seeds."
+    )
+    parser.add_argument("--counterpart", help="Results of the INT8 form of a float model, or the other way round.")
+    parser.add_argument("--dataset_name", help="Name of the data if they are neither TAU nor the demo corpus.")
+    parser.add_argument("--dataset_license", help="Their licence, as the Hub identifies it, such as cc-by-4.0.")
+    parser.add_argument(
+        "--allow_over_limit", action="store_true", help="Accept a student over a limit; its card says so."
+    )
+
+
+def run_command(command: Callable[[], str]) -> None:
+    """Run a command and print what it returns; wrong input ends it with one sentence."""
+    try:
+        print(command())
+    except (ValueError, OSError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+def main() -> str:
+    """Write the card that the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_card_arguments(parser)
+    args = vars(parser.parse_args())
+    folder = args.pop("folder")
+    write_card(folder, **args)
+    return str(Path(folder) / "README.md")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,190 @@
+"""Results files: read, checked, and told by what corpus they are of. Cards and tables state nothing else."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+
+RESULTS_FILE = "results.json"
+
+TAU_TEST_CLIPS = {
+    "airport": 2960,
+    "bus": 2970,
+    "metro": 2970,
+    "metro_station": 2970,
+    "park": 2970,
+    "public_square": 2970,
+    "shopping_mall": 2970,
+    "street_pedestrian": 2970,
+    "street_traffic": 2970,
+    "tram": 2960,
+}
+"""Clips of each class in the test split of TAU Urban Acoustic Scenes 2022 Mobile, by which its results are known."""
+
+TAU_TRAINING_CLIPS = {"split5": 6_980, "split10": 13_960, "split25": 34_900, "split50": 69_800, "split100": 139_620}
+"""Clips of the training subsets of DCASE 2024 Task 1."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What a model was trained and tested on.
+
+    Attributes:
+        name: As cards name it.
+        hub_type: Identifier of the dataset in a `model-index`.
+        license: Identifier of its licence, as the Hub lists them, or a name.
+        license_link: Where the licence is.
+        kind: "tau", "synthetic" or "other".
+    """
+
+    name: str
+    hub_type: str
+    license: str
+    license_link: str
+    kind: str
+
+
+TAU = Corpus(
+    "TAU Urban Acoustic Scenes 2022 Mobile, development",
+    "tau-urban-acoustic-scenes-2022-mobile-development",
+    "tau-non-commercial",
+    "https://zenodo.org/records/6337421",
+    "tau",
+)
+SYNTHETIC = Corpus(
+    "Synthetic acoustic scenes",
+    "synthetic-acoustic-scenes",
+    "cc0-1.0",
+    "https://creativecommons.org/publicdomain/zero/1.0/",
+    "synthetic",
+)
+
+
+def load_results(source: str | Path) -> dict[str, Any]:
+    """Read a results file and check that its figures agree with its confusion matrix.
+
+    Args:
+        source (`str` or `Path`): A `results.json`, or the folder that it is in.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is no results file of a test split, or its figures contradict each other.
+    """
+    path = Path(source) / RESULTS_FILE if Path(source).is_dir() else Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(f"There are no results {path}: finish the run, or evaluate it with train/run_eval.py.")
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        metrics = results["metrics"]
+        confusion = np.asarray(metrics["confusion_matrix"], dtype=float)
+        clips = confusion.sum(axis=1)
+        accuracy, macro = metrics["accuracy"], metrics["macro_accuracy"]
+        split, _ = results["split"], (results["dataset"], results["synthetic"], results["provenance"]["command"])
+        labels = list(metrics["class_wise"])
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is no results file ({type(error).__name__}: {error}): make it with a script of train/."
+        ) from None
+    if split != "test":
+        raise ValueError(f"{path} has results on the split {split!r}: only those on the test split say something.")
+    hits = np.diag(confusion)
+    expected = {
+        "clips": clips.sum(),
+        "accuracy": hits.sum() / clips.sum(),
+        "macro_accuracy": (hits[clips > 0] / clips[clips > 0]).mean(),
+    }
+    given = {"clips": metrics["clips"], "accuracy": accuracy, "macro_accuracy": macro}
+    for label, count, hit in zip(labels, clips, hits, strict=True):
+        figures = metrics["class_wise"][label]
+        expected[f"accuracy of {label}"] = hit / count if count else 0
+        given[f"accuracy of {label}"] = figures["accuracy"] if figures else 0
+    for name, value in expected.items():
+        if abs(value - given[name]) > 1e-6:
+            raise ValueError(
+                f"{path} was edited: its {name} is {given[name]}, but its confusion matrix gives {value:.6g}: "
+                "evaluate the model again."
+            )
+    return results
+
+
+def identify_corpus(
+    results: dict[str, Any], dataset_name: str | None = None, dataset_license: str | None = None
+) -> Corpus:
+    """Return the corpus that results are of, or refuse those that pass for results on another one.
+
+    Results on TAU are known by the published numbers of clips. Other recordings in the layout of TAU have to be named.
+
+    Args:
+        results (`dict`): As of [`load_results`].
+        dataset_name (`str`, *optional*): Name of recordings that are not TAU.
+        dataset_license (`str`, *optional*): Their licence, such as `"cc-by-4.0"`.
+
+    Raises:
+        ValueError: If clips of the demo corpus or other recordings would pass for TAU.
+    """
+    config, metrics = results["dataset"], results["metrics"]
+    if results["synthetic"]:
+        if not config.startswith("demo"):
+            raise ValueError(
+                f"The results are called those of {config}, a subset of TAU, but the clips are synthetic: evaluate on "
+                f"--dataset {config.replace('split100', 'demo').replace('split', 'demo')} instead."
+            )
+        if dataset_name is not None:
+            raise ValueError(f"The clips are synthetic: results on them cannot be called those of {dataset_name!r}.")
+        return SYNTHETIC
+    clips = {name: figures["clips"] if figures else 0 for name, figures in metrics["class_wise"].items()}
+    held_out = results.get("arguments", {}).get("validation_fraction", 0)
+    of_training = results.get("training_clips", TAU_TRAINING_CLIPS.get(config, 0))
+    if clips == TAU_TEST_CLIPS and (of_training == TAU_TRAINING_CLIPS.get(config) or held_out):
+        if dataset_name is not None:
+            raise ValueError(
+                f"The clips are those of TAU: results on them cannot be called those of {dataset_name!r}."
+            )
+        return TAU
+    if dataset_name is None or dataset_license is None or re.search(r"\btau", dataset_name, re.IGNORECASE):
+        raise ValueError(
+            f"The results are called those of {config}, but their {metrics['clips']:,} test clips are neither the "
+            "29,680 of TAU nor synthetic: say what they are with --dataset_name and --dataset_license."
+        )
+    slug = re.sub(r"[^a-z0-9]+", "-", dataset_name.lower()).strip("-")
+    return Corpus(dataset_name, slug, dataset_license, "README.md#training-data-and-licence", "other")
+
+
+def percentage(dataset: str) -> int:
+    """Return the share of the training clips in a configuration's name, in percent: 25 of "split25", 100 of "demo"."""
+    digits = re.search(r"\d+$", dataset)
+    return int(digits.group()) if digits else 100
+
+
+def published() -> dict[str, Any]:
+    """Return the published figures (percent) with their sources, of `published/dcase2024_task1.yaml`."""
+    path = Path(__file__).with_name("published") / "dcase2024_task1.yaml"
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+PUBLISHED_ROWS = {
+    "ssl_star": ("teachers", "BEATs (SSL)*"),
+    "ssl": ("teachers", "BEATs (SSL)"),
+    "ssl_sl": ("teachers", "BEATs (SSL+SL)"),
+    "ensemble5": ("teachers", "5 Ensemble"),
+    "ensemble10": ("teachers", "10 Ensemble"),
+    "vanilla": ("student", "Vanilla"),
+    "s1": ("student", "S1"),
+    "s2": ("student", "S2"),
+    "s3": ("student", "S3"),
+}
+"""Table and row of the report in which a recipe's accuracies are published."""
+
+
+def published_row(recipe: str) -> dict[int, float] | None:
+    """Return the published accuracies of a recipe's system, in percent, by the subset's percentage; None without."""
+    if recipe not in PUBLISHED_ROWS:
+        return None
+    table, system = PUBLISHED_ROWS[recipe]
+    (row,) = (row for row in published()[table]["rows"] if row["system"] == system)
+    return {percentage: row[percentage] for percentage in published()["splits"]}

@@ -1,0 +1,134 @@
+"""Tables of results, in Markdown."""
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from model_cards.complexity import MAX_MACS, MAX_PARAMETER_BYTES, ModelComplexity
+from model_cards.results import PUBLISHED_ROWS, Corpus, percentage, published, published_row
+
+
+Subsets = Mapping[str, Sequence[Mapping[str, Any]]]
+"""Results of the runs on each configuration of the data."""
+
+ELSEWHERE = {"cache_dir", "config_overrides", "data_dir", "dataset", "impulse_responses", "recipe", "teachers"}
+"""Arguments of a run that are no hyperparameters, or stand elsewhere in a card."""
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table whose first column is left-aligned and whose others are right-aligned."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def mean_accuracy(runs: Sequence[Mapping[str, Any]], name: str = "macro_accuracy") -> float:
+    """Return the mean over runs of a figure of their metrics."""
+    return statistics.fmean(run["metrics"][name] for run in runs)
+
+
+def mean_interval(runs: Sequence[Mapping[str, Any]], name: str = "macro_accuracy") -> tuple[float, float] | None:
+    """Return the mean 95 % interval of an accuracy over runs, or None if a run has none.
+
+    It tells how much the choice of the test recordings matters, which is the same for all runs; so it does not become
+    narrower with their number.
+    """
+    intervals = [run["metrics"].get("confidence_intervals", {}).get(name) for run in runs]
+    if None in intervals:
+        return None
+    low, high = zip(*intervals, strict=True)
+    return statistics.fmean(low), statistics.fmean(high)
+
+
+def summary_table(subsets: Subsets, recipe: str | None, corpus: Corpus, number_format: str) -> str:
+    """Return the table of a card with a row for each training subset.
+
+    The published accuracies stand beside results on TAU only, and only where they are of the same number format.
+    """
+    reference = None
+    if corpus.kind == "tau" and recipe in PUBLISHED_ROWS:
+        table = published()[PUBLISHED_ROWS[recipe][0]]
+        reference = published_row(recipe) if table["number_format"] == number_format else None
+    header = ["training clips", "macro accuracy, %", "95 % interval", "accuracy, %", "log loss", "runs"]
+    rows = []
+    for subset, runs in subsets.items():
+        interval = mean_interval(runs)
+        macro = percent(mean_accuracy(runs))
+        if len(runs) > 1:
+            macro += f" ± {percent(statistics.stdev(run['metrics']['macro_accuracy'] for run in runs))}"
+        row = [
+            f"{percentage(subset)} % (`{subset}`)",
+            macro,
+            f"{percent(interval[0])} to {percent(interval[1])}" if interval else "",
+            percent(mean_accuracy(runs, "accuracy")),
+            f"{mean_accuracy(runs, 'log_loss'):.3f}",
+            str(len(runs)),
+        ]
+        rows.append([*row, f"{reference[percentage(subset)]:.1f}"] if reference else row)
+    if reference:
+        header.append(f"published ({table['source'].rsplit(', ', 1)[1]}), %")
+    return markdown_table(header, rows)
+
+
+def group_table(subsets: Subsets, grouping: str) -> str:
+    """Return the accuracies of `class_wise` or `device_wise`, with a column for each training subset."""
+    unseen = {device for runs in subsets.values() for run in runs for device in run["unseen_devices"]}
+    names = dict.fromkeys(name for runs in subsets.values() for run in runs for name in run["metrics"][grouping])
+    rows = []
+    for name in names:
+        row = [f"{name} (not in training)" if grouping == "device_wise" and name in unseen else name]
+        for runs in subsets.values():
+            figures = [run["metrics"][grouping].get(name) for run in runs]
+            row.append("no clips" if None in figures else percent(statistics.fmean(f["accuracy"] for f in figures)))
+        rows.append(row)
+    title = {"class_wise": "class", "device_wise": "device"}[grouping]
+    return markdown_table([f"{title}, accuracy in %", *(f"{percentage(subset)} %" for subset in subsets)], rows)
+
+
+def complexity_table(
+    complexity: ModelComplexity, own: Mapping[str, Any], counterpart: Mapping[str, Any] | None
+) -> str:
+    """Return what a model takes beside what it reaches, as stored and as INT8, with the limits of the challenge."""
+    quantized = complexity.number_format == "INT8"
+    own_column, other_column = complexity.number_format, "float32" if quantized else "INT8"
+    other_bytes = complexity.parameters * (4 if quantized else 1)
+    is_student = complexity.macs is not None
+    show_other = is_student or counterpart is not None
+    rows = [
+        ["parameters", f"{complexity.parameters:,}", f"{complexity.parameters:,}", ""],
+        [
+            "bytes of parameters",
+            marked(complexity.parameter_bytes, MAX_PARAMETER_BYTES if is_student else None),
+            marked(other_bytes, MAX_PARAMETER_BYTES if is_student else None),
+            f"{MAX_PARAMETER_BYTES:,}" if is_student else "",
+        ],
+        ["bytes of the file", f"{complexity.file_bytes:,}", "", ""],
+    ]
+    if is_student:
+        macs = marked(complexity.macs, MAX_MACS)
+        rows.append(["MACs for one second", macs, macs, f"{MAX_MACS:,}"])
+    accuracy = percent(mean_accuracy([counterpart])) if counterpart else "not measured"
+    rows.append(["macro accuracy, %", percent(mean_accuracy([own])), accuracy, ""])
+    header = ["", f"{own_column} (this model)", other_column, "limit"]
+    if not show_other:
+        header, rows = header[:2], [row[:2] for row in rows]
+    return markdown_table(header, rows)
+
+
+def hyperparameter_table(arguments: Mapping[str, Any]) -> str:
+    """Return the hyperparameters of a run, those that are off or unset left out."""
+    rows = [
+        [f"`{name}`", f"`{value}`"]
+        for name, value in arguments.items()
+        if name not in ELSEWHERE and value not in (None, False) and not (name == "max_steps" and value < 0)
+    ]
+    return markdown_table(["argument", "value"], rows) if rows else ""
+
+
+def percent(share: float) -> str:
+    """Return a share from 0 to 1 in percent, with one decimal."""
+    return f"{100 * share:.1f}"
+
+
+def marked(value: int, limit: int | None) -> str:
+    """Return a number, which says so if it exceeds its limit."""
+    return f"{value:,} (**over the limit**)" if limit is not None and value > limit else f"{value:,}"
