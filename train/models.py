@@ -57,10 +57,16 @@ def new_teacher(
     if not isinstance(config, modeling_beats.BeatsConfig):
         raise ValueError(f"{model_name_or_path} is a {config.model_type} model: give a BEATs model to fine-tune.")
     config = override(type(config)(**{**config.to_dict(), **maps, "num_labels": len(label_names)}), config_overrides)
-    # A classifier of other classes is not wanted; the encoder's weights have to fit.
-    model = modeling_beats.BeatsForAudioClassification.from_pretrained(
-        model_name_or_path, config=config, ignore_mismatched_sizes=True
+    model, loading = modeling_beats.BeatsForAudioClassification.from_pretrained(
+        model_name_or_path, config=config, ignore_mismatched_sizes=True, output_loading_info=True
     )
+    # A classifier of other classes is replaced; the encoder's weights have to be there, and to fit.
+    absent = {*loading["missing_keys"], *(mismatch[0] for mismatch in loading["mismatched_keys"])}
+    if absent := sorted(name for name in absent if not name.startswith("classifier.")):
+        raise ValueError(
+            f"{model_name_or_path} has no weights that fit {len(absent)} parameters of the encoder, such as "
+            f"{absent[0]}: leave out config_overrides that change its sizes, or give another model."
+        )
     return model, AutoFeatureExtractor.from_pretrained(model_name_or_path)
 
 

@@ -120,7 +120,8 @@ def results_table(results: dict[str, Any]) -> str:
         return text
 
     rows = [
-        ("clips", f"{metrics['clips']:,}"),
+        ("clips", f"{metrics['clips']:,}" + (", synthetic" if results["synthetic"] else "")),
+        *([("selected", results["selection"])] if "selection" in results else []),
         ("macro accuracy", percent("macro_accuracy")),
         ("accuracy", percent("accuracy")),
         ("log loss", f"{metrics['log_loss']:.3f}"),

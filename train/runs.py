@@ -16,6 +16,7 @@ from typing import Any
 import transformers
 from accelerate import PartialState
 
+from train.runtime import keep_freed_memory
 from train.trainer import COMPLETE
 
 
@@ -121,6 +122,7 @@ def configure_logging(log_level: str = "info") -> None:
 
 def run_script(main: Callable[[], Any]) -> None:
     """Run a script's `main`; wrong input ends it with one sentence, and a traceback at log level debug only."""
+    keep_freed_memory()
     try:
         main()
     except (ValueError, OSError) as error:
