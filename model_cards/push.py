@@ -1,0 +1,81 @@
+"""Push a model folder, or a logits dataset, to the Hub, with its card.
+
+    python -m model_cards.push outputs/s2-split25 user/tfsepnet-64-split25 --results outputs/s2-split5 --private
+
+One commit holds the weights, the feature extractor, the code, the card, the results behind it and the pictures. The
+limits of the challenge and the card are seen to before anything is sent. A push that fails leaves everything on disk;
+the same command finishes it.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.errors import HTTPError  # of whichever HTTP client the installed version uses
+
+from dataset_script import push_logits
+from model_cards.generator import add_card_arguments, run_command, write_card
+
+
+PUSHED = (
+    "README.md",
+    "config.json",
+    "preprocessor_config.json",
+    "*.safetensors",
+    "*.py",
+    "*.png",
+    "*.svg",
+    "results.json",
+    "results/*.json",
+)
+"""What of a run's folder goes to the Hub: no checkpoints, no pickled arguments."""
+
+
+def push_model(folder: str | Path, repo_id: str, *, private: bool | None = None, **card_options: Any) -> str:
+    """Write the card of a model folder, and push all of the model in one commit.
+
+    Args:
+        folder (`str` or `Path`): Model folder, with its `results.json`.
+        repo_id (`str`): The repository, which is made if there is none.
+        private (`bool`, *optional*): Whether a new repository is private; defaults to what the account has set.
+        card_options: As for [`~model_cards.generator.write_card`].
+
+    Returns:
+        Address of the commit.
+
+    Raises:
+        ConnectionError: If the Hub cannot be reached or refuses; the folder is complete, and can be pushed again.
+        FileNotFoundError, ValueError: As [`~model_cards.generator.write_card`]; nothing has been sent then.
+    """
+    folder = Path(folder)
+    write_card(folder, repo_id=repo_id, **card_options)
+    paths = sorted({path for pattern in PUSHED for path in folder.glob(pattern)})
+    operations = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in paths]
+    api = HfApi()
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        commit = api.create_commit(repo_id, operations, commit_message="Upload the model with its card and results")
+    except (OSError, HTTPError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ConnectionError(
+            f"The push to {repo_id} failed ({reason}); everything is in {folder}, and the same command finishes it."
+        ) from error
+    return commit.commit_url
+
+
+def main() -> str:
+    """Push what the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_card_arguments(parser)
+    parser.add_argument("repo_id", help="Repository on the Hub, as user/name.")
+    parser.add_argument("--private", action="store_true", default=None, help="Make a new repository private.")
+    args = vars(parser.parse_args())
+    folder, repo_id, private = args.pop("folder"), args.pop("repo_id"), args.pop("private")
+    if (Path(folder) / "data").is_dir():
+        return push_logits(folder, repo_id, private)
+    return push_model(folder, repo_id, private=private, **args)
+
+
+if __name__ == "__main__":
+    run_command(main)

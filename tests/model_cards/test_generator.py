@@ -1,0 +1,251 @@
+"""Cards against a recorded pattern, the Hub's own classes, and the results that they state."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from huggingface_hub import ModelCard, metadata_load
+from huggingface_hub.repocard_data import model_index_to_eval_results
+
+from model_cards.complexity import measure_model
+from model_cards.generator import write_card
+from model_cards.results import TAU_TRAINING_CLIPS, published
+from modeling_tfsepnet import TFSepNetConfig, TFSepNetForAudioClassification
+from tests.model_cards.helpers import make_results, make_student, make_teacher, save_results
+
+
+PATTERN = Path(__file__).with_name("card_pattern.md")
+
+
+def tables(text: str) -> list[dict[str, list[str]]]:
+    """The Markdown tables of a text, each as a mapping from the first cell of a row to the others."""
+    blocks = re.findall(r"(?:^\|.*\|\n)+", text, flags=re.MULTILINE)
+    rows = [
+        [[cell.strip() for cell in line.strip("|\n").split("|")] for line in block.splitlines()] for block in blocks
+    ]
+    return [{row[0]: row[1:] for row in table} for table in rows]
+
+
+def edit(folder: Path, **changes) -> None:
+    path = folder / "results.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_recorded_pattern(student, smaller):
+    """The whole card, with stars in the pattern for what depends on the machine."""
+    write_card(student, [smaller])
+    parts = PATTERN.read_text(encoding="utf-8").split("***")
+    pattern = "[^\n]+?".join(re.escape(part) for part in parts)
+    assert re.fullmatch(pattern, (student / "README.md").read_text(encoding="utf-8"))
+
+
+def test_card_passes_the_hubs_classes(student, smaller):
+    write_card(student, [smaller], repo_id="user/scenes")
+    card = ModelCard.load(student / "README.md")
+    assert card.data.to_dict() == metadata_load(student / "README.md")
+    name, results = model_index_to_eval_results(metadata_load(student / "README.md")["model-index"])
+    assert name == "scenes"
+    assert [(r.dataset_config, r.dataset_split, r.metric_name.split(",")[0]) for r in results] == [
+        ("demo5", "test", "Accuracy"),
+        ("demo5", "test", "Macro-averaged accuracy"),
+        ("demo10", "test", "Accuracy"),
+        ("demo10", "test", "Macro-averaged accuracy"),
+    ]
+    assert 'model="user/scenes"' in card.text
+
+
+def test_every_figure_is_that_of_a_file(student, smaller):
+    card = write_card(student, [smaller])
+    files = {name: json.loads((student / name).read_text()) for name in ("results/demo5-0.json", "results.json")}
+    for name in files:
+        assert f"]({name})" in card.text
+    for result in card.data.eval_results:
+        (run,) = (run for run in files.values() if run["dataset"] == result.dataset_config)
+        key = "macro_accuracy" if result.metric_name.startswith("Macro") else "accuracy"
+        assert result.metric_value == round(run["metrics"][key], 4)
+    _, classes, devices, complexity, _ = tables(card.text)
+    for name, figures in files["results.json"]["metrics"]["class_wise"].items():
+        assert classes[name][1] == f"{100 * figures['accuracy']:.1f}"
+    for name, figures in files["results/demo5-0.json"]["metrics"]["device_wise"].items():
+        unseen = " (not in training)" if name in ("s4", "s5", "s6") else ""
+        assert devices[name + unseen][0] == f"{100 * figures['accuracy']:.1f}"
+    assert complexity["parameters"][0] == f"{files['results.json']['complexity']['parameters']:,}"
+    for picture in re.findall(r"!\[.*\]\((.*)\)", card.text):
+        assert (student / picture).is_file()
+
+
+def test_seeds_are_averaged(student, tiny, tmp_path):
+    others = [save_results(tmp_path / f"seed{seed}", tiny, "demo10", seed) for seed in (1, 2)]
+    card = write_card(student, others)
+    runs = [json.loads((folder / "results.json").read_text())["metrics"] for folder in (student, *others)]
+    macro = [100 * run["macro_accuracy"] for run in runs]
+    row = tables(card.text)[0]["10 % (`demo10`)"]
+    assert row[0] == f"{np.mean(macro):.1f} ± {np.std(macro, ddof=1):.1f}"
+    assert row[-1] == "3"
+
+
+def test_int8_stands_beside_float(student, tiny, tmp_path):
+    int8 = save_results(tmp_path / "int8", tiny, "demo10", seed=5)
+    card = write_card(student, counterpart=int8)
+    accuracy = json.loads((int8 / "results.json").read_text())["metrics"]["macro_accuracy"]
+    assert tables(card.text)[3]["macro accuracy, %"][1] == f"{100 * accuracy:.1f}"
+
+    config = json.loads((student / "config.json").read_text())
+    (student / "config.json").write_text(json.dumps({**config, "quantization_config": {"bits": 8}}))
+    edit(student, recipe=None)
+    results = json.loads((student / "results.json").read_text())
+    results.pop("recipe")
+    (student / "results.json").write_text(json.dumps(results))
+    card = write_card(student, counterpart=int8)
+    assert "int8" in card.data.tags
+    complexity = tables(card.text)[3]
+    assert complexity[""][:2] == ["INT8 (this model)", "float32"]
+    assert complexity["bytes of parameters"][:2] == ["3,266", "13,064"]
+    assert "Recipe `s2`" in card.text
+    other = save_results(tmp_path / "other", tiny, "demo5", seed=5)
+    with pytest.raises(ValueError, match="on the same data only"):
+        write_card(student, counterpart=other)
+
+
+def test_complexity_of_the_reports_network(tmp_path):
+    folder = make_student(tmp_path / "full", base_channels=64, num_mel_bins=512)
+    network = TFSepNetForAudioClassification(TFSepNetConfig())
+    edit(folder, complexity=make_results(network)["complexity"])
+    card = write_card(folder)
+    complexity = tables(card.text)[3]
+    assert complexity["parameters"][0] == "126,858"
+    assert complexity["bytes of parameters"] == ["507,432 (**over the limit**)", "126,858", "128,000"]
+    assert complexity["MACs for one second"] == ["29,419,648", "29,419,648", "30,000,000"]
+
+
+def test_teacher(tmp_path):
+    card = write_card(make_teacher(tmp_path / "teacher"))
+    assert "started from `checkpoints/BEATs`, with the encoder fine-tuned" in card.text
+    assert "limits of DCASE 2024 Task 1 are for students" in card.text
+    assert "arXiv 2212.09058" in card.text
+    assert measure_model(tmp_path / "teacher").macs is None
+
+
+class TestTAU:
+    @pytest.fixture
+    def folder(self, student, tiny):
+        shutil_results = save_results(student.parent / "tau", tiny, "split25")
+        (student / "results.json").write_bytes((shutil_results / "results.json").read_bytes())
+        return student
+
+    def test_licence_and_name(self, folder):
+        card = write_card(folder)
+        assert card.data.license == "other"
+        assert card.data.license_name == "tau-non-commercial"
+        assert "non-commercial purposes only" in card.text
+        assert {r.dataset_name for r in card.data.eval_results} == {
+            "TAU Urban Acoustic Scenes 2022 Mobile, development"
+        }
+        assert "synthetic" not in card.text
+
+    def test_published_figures_stand_beside_the_same_number_format(self, folder):
+        assert "published" not in tables(write_card(folder).text)[0]["training clips"][-1]
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"bits": 8}}))
+        summary = tables(write_card(folder).text)[0]
+        assert summary["training clips"][-1] == "published (Table 3), %"
+        assert summary["25 % (`split25`)"][-1] == "57.9"
+
+    def test_selection_on_the_test_split_is_said(self, folder):
+        assert "optimistic" not in write_card(folder).text
+        edit(folder, selection="best epoch on the test split")
+        assert "optimistic" in write_card(folder).text
+
+
+class TestRefusal:
+    """One sentence, and no card."""
+
+    def refuse(self, folder, message, results=(), **options):
+        with pytest.raises((ValueError, OSError), match=message) as error:
+            write_card(folder, results, **options)
+        assert "\n" not in str(error.value)
+        assert not (folder / "README.md").exists()
+
+    def test_demo_data_as_a_subset_of_tau(self, student):
+        edit(student, dataset="split25")
+        self.refuse(student, "subset of TAU, but the clips are synthetic.*--dataset demo25")
+
+    def test_demo_data_that_deny_being_synthetic(self, student):
+        edit(student, dataset="split25", synthetic=False)
+        self.refuse(student, "90 test clips are neither the 29,680 of TAU nor synthetic")
+        self.refuse(student, "neither", dataset_name="TAU 2022", dataset_license="cc0-1.0")
+
+    def test_demo_data_under_another_name(self, student):
+        self.refuse(student, "synthetic", dataset_name="My recordings", dataset_license="cc0-1.0")
+
+    def test_other_recordings_are_named(self, student):
+        edit(student, dataset="split5", synthetic=False)
+        card = write_card(student, dataset_name="ESC-10, cut", dataset_license="cc-by-3.0")
+        assert {(r.dataset_name, r.dataset_type) for r in card.data.eval_results} == {("ESC-10, cut", "esc-10-cut")}
+        assert "**not** TAU" in card.text and "licence: cc-by-3.0" in card.text
+
+    def test_mixed_corpora(self, student, tiny, tmp_path):
+        tau = save_results(tmp_path / "tau", tiny, "split25")
+        self.refuse(student, "another corpus", [tau])
+
+    def test_other_recipe(self, student, tiny, tmp_path):
+        self.refuse(student, "another recipe", [save_results(tmp_path / "other", tiny, "demo5", recipe="s1")])
+
+    def test_other_network(self, student, tmp_path):
+        network = TFSepNetForAudioClassification(TFSepNetConfig(base_channels=12, num_mel_bins=64))
+        self.refuse(student, "another network", [save_results(tmp_path / "other", network, "demo5")])
+
+    @pytest.mark.parametrize("figure", ["accuracy", "macro_accuracy"])
+    def test_edited_figure(self, student, figure):
+        metrics = json.loads((student / "results.json").read_text())["metrics"]
+        edit(student, metrics={**metrics, figure: 0.99})
+        self.refuse(student, f"was edited: its {figure} is 0.99")
+
+    def test_results_of_another_network_in_the_folder(self, student):
+        edit(student, complexity={"parameters": 100, "macs": 100})
+        self.refuse(student, "evaluate it again")
+
+    def test_training_split(self, student):
+        edit(student, split="train")
+        self.refuse(student, "split 'train'")
+
+    def test_no_results(self, student):
+        (student / "results.json").unlink()
+        self.refuse(student, "no results")
+
+    def test_no_model(self, student):
+        (student / "config.json").unlink()
+        self.refuse(student, "no config.json")
+
+    @pytest.mark.parametrize(
+        ("config", "message"),
+        [
+            ({"base_channels": 68, "num_mel_bins": 64}, "bytes, over the limit of 128,000"),
+            ({"base_channels": 64, "num_mel_bins": 512, "num_frames": 66}, "30,740,608 MACs"),
+        ],
+    )
+    def test_over_a_limit_without_saying_so(self, tmp_path, config, message):
+        network = TFSepNetForAudioClassification(TFSepNetConfig(**config))
+        folder = make_student(tmp_path / "large", make_results(network), **config)
+        self.refuse(folder, message)
+        card = write_card(folder, allow_over_limit=True)
+        assert "**Over the limits of the challenge.**" in card.text
+        assert re.search(message, card.text)
+
+
+def test_published_figures_are_the_reference_data(shared):
+    reference = yaml.safe_load((shared / "reference/published_results.yaml").read_text())
+    for table in ("teachers", "student"):
+        ours, theirs = published()[table]["rows"], reference[table]["rows"]
+        for our, their in zip(ours, theirs, strict=True):
+            assert our == {name: value for name, value in their.items() if name in our} | {"system": our["system"]}
+            assert their["system"].startswith(our["system"])
+
+
+def test_numbers_of_training_clips_are_those_of_the_tables():
+    assert all(
+        clips == 69_800 * int(name[5:]) / 50 or name == "split100" for name, clips in TAU_TRAINING_CLIPS.items()
+    )

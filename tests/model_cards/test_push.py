@@ -1,0 +1,128 @@
+"""Pushing to a Hub on this machine, and loading from it where this code is not installed."""
+
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HTTPError
+from transformers import pipeline
+
+from dataset_script import write_logits
+from model_cards import push
+from tests.clean_process import run_in_clean_process
+from tests.hub_server import Handler, hub_environment, hub_server
+
+
+LOADED = """
+from transformers import pipeline
+classifier = pipeline("audio-classification", model="user/scenes", trust_remote_code=True)
+report({"scores": classifier(WAV, top_k=None), "module": type(classifier.model).__module__})
+"""
+
+
+def push_command(hub, tmp_path, *arguments):
+    command = [sys.executable, "-m", "model_cards.push", *map(str, arguments)]
+    environment = hub_environment(hub, tmp_path / "home")
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def content(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_interrupted_push_and_back(student, smaller, tmp_path, monkeypatch):
+    """The Hub fails once; the same command finishes the push; the model comes back in a clean process."""
+    commits = []
+
+    def commit(handler, **where):
+        commits.append(where)
+        if len(commits) == 1:
+            handler.answer({"error": "out of order"}, 500)
+        else:
+            original(handler, **where)
+
+    original = Handler.commit
+    monkeypatch.setattr(Handler, "commit", commit)
+    wav = tmp_path / "clip.wav"
+    soundfile.write(wav, np.random.default_rng(0).normal(scale=0.1, size=44_100), 44_100, subtype="PCM_24")
+    with hub_server() as hub:
+        failed = push_command(hub, tmp_path, student, "user/scenes", "--results", smaller)
+        assert failed.returncode == 1
+        assert "ConnectionError: The push to user/scenes failed" in failed.stderr
+        assert failed.stderr.strip().splitlines()[-1].endswith("and the same command finishes it.")
+        before = content(student)
+        assert "README.md" in before and hub.files("models", "user/scenes") == {}
+
+        pushed = push_command(hub, tmp_path, student, "user/scenes", "--results", smaller)
+        assert pushed.returncode == 0, pushed.stderr
+        assert pushed.stdout.strip().endswith("/commit/" + hub.repositories["models", "user/scenes"].head)
+        assert len(hub.repositories["models", "user/scenes"].commits) == 2  # the empty one, and ours
+        files = hub.files("models", "user/scenes")
+        assert set(files) == {
+            "README.md",
+            "config.json",
+            "model.safetensors",
+            "preprocessor_config.json",
+            "configuration_tfsepnet.py",
+            "feature_extraction_tfsepnet.py",
+            "modeling_tfsepnet.py",
+            "pipeline_tfsepnet.py",
+            "classes.png",
+            "confusion_matrix.png",
+            "devices.png",
+            "results.json",
+            "results/demo5-0.json",
+        }
+        assert content(student) == before
+        assert all(files[name] == before[name] for name in files)
+        assert any("validate-yaml" in request for request in hub.requests)
+
+        clean = tmp_path / "clean"
+        clean.mkdir()
+        environment = {**hub_environment(hub, clean / "home"), "HF_HUB_OFFLINE": "0", "PATH": ""}
+        back = run_in_clean_process(f"WAV = {str(wav)!r}\n" + LOADED, clean, **environment)
+    assert back["module"].startswith("transformers_modules.")
+    assert back["scores"] == pipeline("audio-classification", model=str(student))(str(wav), top_k=None)
+
+
+def test_the_limits_come_first(student, monkeypatch):
+    config = json.loads((student / "config.json").read_text())
+    (student / "config.json").write_text(json.dumps({**config, "base_channels": 80}))
+    monkeypatch.setattr(push, "HfApi", lambda: pytest.fail("the Hub was asked"))
+    with pytest.raises(ValueError, match="exceeds a limit"):
+        push.push_model(student, "user/scenes")
+
+
+def test_logits(tmp_path):
+    write_logits(tmp_path / "logits", ["audio/0.wav"], np.eye(10)[:1], teacher="ssl", revision="1", synthetic=True)
+    with hub_server() as hub:
+        result = push_command(hub, tmp_path, tmp_path / "logits", "user/logits")
+        assert result.returncode == 0, result.stderr
+        assert set(hub.files("datasets", "user/logits")) == {"README.md", "data/train-00000-of-00001.parquet"}
+
+
+@pytest.mark.parametrize("private", [None, True])
+def test_private_is_the_accounts_business_unless_told(student, monkeypatch, private):
+    made = {}
+    monkeypatch.setattr(HfApi, "create_repo", lambda api, repo_id, **options: made.update(options))
+    monkeypatch.setattr(
+        HfApi, "create_commit", lambda api, repo_id, operations, **options: SimpleNamespace(commit_url="there")
+    )
+    assert push.push_model(student, "user/scenes", private=private) == "there"
+    assert made["private"] is private
+
+
+def test_unreachable_hub(student, monkeypatch):
+    def create_repo(*arguments, **options):
+        raise HTTPError("Connection refused\nand more")
+
+    monkeypatch.setattr(HfApi, "create_repo", create_repo)
+    with pytest.raises(ConnectionError, match=r"failed \(Connection refused\); everything is in .*student") as error:
+        push.push_model(student, "user/scenes")
+    assert "\n" not in str(error.value)
+    assert (student / "README.md").is_file()
