@@ -149,7 +149,8 @@ def identify_corpus(
     if dataset_name is None or dataset_license is None or re.search(r"\btau", dataset_name, re.IGNORECASE):
         raise ValueError(
             f"The results are called those of {config}, but their {metrics['clips']:,} test clips are neither the "
-            "29,680 of TAU nor synthetic: say what they are with --dataset_name and --dataset_license."
+            "29,680 of TAU nor synthetic: say what they are with --dataset_name and --dataset_license of python -m "
+            "model_cards.push."
         )
     slug = re.sub(r"[^a-z0-9]+", "-", dataset_name.lower()).strip("-")
     return Corpus(dataset_name, slug, dataset_license, "README.md#training-data-and-licence", "other")
@@ -157,8 +158,8 @@ def identify_corpus(
 
 def percentage(dataset: str) -> int:
     """Return the share of the training clips in a configuration's name, in percent: 25 of "split25", 100 of "demo"."""
-    digits = re.search(r"\d+$", dataset)
-    return int(digits.group()) if digits else 100
+    digits = re.fullmatch(r"(?:demo|split)(\d+)", dataset)
+    return int(digits[1]) if digits else 100
 
 
 def published() -> dict[str, Any]:

@@ -21,6 +21,7 @@ from dataset_script import read_logits
 from train.arguments import DataArguments, SceneTrainingArguments
 from train.experiment import describe_run, load_splits, run_training
 from train.finetune_teacher import finetune_teacher
+from train.hub import take_over_push
 from train.models import check_labels, load_classifier, load_config, new_student
 from train.predict_logits import predict_split
 from train.recipes import is_recipe, load_recipe, parse_arguments
@@ -183,6 +184,7 @@ def distill(arguments: list[str] | None = None) -> dict[str, Any]:
         (StudentArguments, DataArguments, SceneTrainingArguments), DEFAULT_RECIPE, arguments
     )
     configure_logging(args.log_level)
+    push = take_over_push(args)
     teachers = resolve_teachers(student_args.teachers, args.seed)
     ready = {teacher.name: teacher.source for teacher in teachers if teacher.kind == "logits"}
     scenes = load_splits(data_args, args, ready)
@@ -202,6 +204,7 @@ def distill(arguments: list[str] | None = None) -> dict[str, Any]:
         description = {"recipe": recipe, "teachers": student_args.teachers, "arguments": run}
         results = run_training(model, feature_extractor, scenes, data_args, args, description)
     logger.info(SUMMARY, results_table(results), args.output_dir, args.output_dir)
+    push()
     return results
 
 

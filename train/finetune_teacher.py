@@ -16,6 +16,7 @@ from transformers import set_seed
 
 from train.arguments import DataArguments, SceneTrainingArguments
 from train.experiment import describe_run, load_splits, run_training
+from train.hub import take_over_push
 from train.models import new_teacher
 from train.recipes import parse_arguments
 from train.runs import claim_output_folder, configure_logging, finished_results, run_script
@@ -53,6 +54,7 @@ def finetune_teacher(arguments: list[str] | None = None) -> dict[str, Any]:
         (TeacherArguments, DataArguments, SceneTrainingArguments), DEFAULT_RECIPE, arguments
     )
     configure_logging(args.log_level)
+    push = take_over_push(args)
     scenes = load_splits(data_args, args)
     set_seed(args.seed)
     model, feature_extractor = new_teacher(
@@ -64,8 +66,11 @@ def finetune_teacher(arguments: list[str] | None = None) -> dict[str, Any]:
     claim_output_folder(args.output_dir, run)
     if results := finished_results(args.output_dir):
         logger.info("The teacher in %s is finished.", args.output_dir)
-        return results
-    return run_training(model, feature_extractor, scenes, data_args, args, {"recipe": recipe, "arguments": run})
+    else:
+        description = {"recipe": recipe, "arguments": run}
+        results = run_training(model, feature_extractor, scenes, data_args, args, description)
+    push()
+    return results
 
 
 if __name__ == "__main__":

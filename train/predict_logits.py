@@ -27,6 +27,7 @@ from transformers.feature_extraction_utils import FeatureExtractionMixin
 from dataset_script import cache_waveforms, load_scenes, write_logits
 from train.arguments import InferenceArguments
 from train.data import is_synthetic
+from train.hub import HubArguments, check_repository, push_predictions
 from train.models import load_classifier
 from train.runs import claim_output_folder, configure_logging, run_script
 from train.trainer import FULL_SCALE
@@ -39,8 +40,8 @@ CLIPS_PER_PART = 4096
 
 
 @dataclass
-class PredictionArguments(InferenceArguments):
-    """`InferenceArguments`, of the training split if nothing else is said."""
+class PredictionArguments(HubArguments, InferenceArguments):
+    """`InferenceArguments`, of the training split if nothing else is said, and where the logits are pushed."""
 
     split: str = field(default="train", metadata={"help": "train or test."})
 
@@ -179,6 +180,7 @@ def main() -> None:
     """Predict logits as the command line asks for."""
     (args,) = HfArgumentParser(PredictionArguments).parse_args_into_dataclasses()
     configure_logging()
+    check_repository(args.push_to_hub, args.hub_model_id)
     scenes, model, feature_extractor = load_clips(args)
     predict_split(
         model,
@@ -189,6 +191,7 @@ def main() -> None:
         args.batch_size,
         args.cache_dir,
     )
+    push_predictions(args, args.output_dir)
 
 
 if __name__ == "__main__":

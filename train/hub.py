@@ -1,0 +1,57 @@
+"""Pushing what a script has finished: `--push_to_hub`."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from accelerate import PartialState
+from transformers import TrainingArguments
+
+from dataset_script import push_logits
+from model_cards.push import push_model
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class HubArguments:
+    """Where a script's outcome is pushed; named as in `TrainingArguments`."""
+
+    push_to_hub: bool = field(default=False, metadata={"help": "Push the outcome to the Hub."})
+    hub_model_id: str | None = field(default=None, metadata={"help": "Repository on the Hub, as user/name."})
+    hub_private_repo: bool | None = field(
+        default=None, metadata={"help": "Whether a new repository is private; defaults to what the account has set."}
+    )
+
+
+def take_over_push(args: TrainingArguments) -> Callable[[], None]:
+    """Return what pushes a finished run, once and with its card; `Trainer` would push every checkpoint.
+
+    Args:
+        args (`TrainingArguments`): Their `push_to_hub` is switched off; without it the returned function does nothing.
+
+    Raises:
+        ValueError: If no repository is named.
+    """
+    wanted, args.push_to_hub = args.push_to_hub, False
+    check_repository(wanted, args.hub_model_id)
+
+    def push() -> None:
+        if wanted and PartialState().is_main_process:
+            url = push_model(args.output_dir, args.hub_model_id, private=args.hub_private_repo)
+            logger.info("The model is on the Hub: %s", url)
+
+    return push
+
+
+def push_predictions(args: HubArguments, folder: str) -> None:
+    """Push a finished logits dataset if the arguments ask for it."""
+    if args.push_to_hub and PartialState().is_main_process:
+        logger.info("The logits are on the Hub: %s", push_logits(folder, args.hub_model_id, args.hub_private_repo))
+
+
+def check_repository(push_to_hub: bool, hub_model_id: str | None) -> None:
+    """Raise `ValueError` if a push is asked for without saying where to."""
+    if push_to_hub and not hub_model_id:
+        raise ValueError("push_to_hub needs the repository: give --hub_model_id user/name.")
