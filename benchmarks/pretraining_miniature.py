@@ -20,10 +20,12 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from transformers import TrainerState
 
 from dataset_script import cache_waveforms, load_scenes
 from modeling_beats import BeatsConfig, BeatsFeatureExtractor, BeatsForAudioClassification
 from train.pretrain_teacher import pretrain_teacher
+from train.runs import last_complete_checkpoint
 from train.runtime import keep_freed_memory
 from train.unlabelled import read_segment
 

@@ -33,6 +33,7 @@ def measure_cost(trainer: PretrainingTrainer) -> dict[str, Any]:
     model = trainer.accelerator.prepare(trainer.model)
     trainer.model_wrapped = model
     trainer.create_optimizer()
+    trainer.current_gradient_accumulation_steps = args.gradient_accumulation_steps  # as `train` sets it
     samples = round(args.segment_seconds * trainer.feature_extractor.sampling_rate)
     largest = trainer.rows.count
 

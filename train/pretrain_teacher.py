@@ -18,6 +18,7 @@ for it.
 """
 
 import logging
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -268,7 +269,9 @@ def pretrain_teacher(arguments: list[str] | None = None) -> dict[str, Any]:
     set_seed(args.seed)
     model, guide, extractor = make_models(stage)
     if stage.dry_run:
-        return print_cost(make_trainer(stage, audio, args, model, guide, extractor))
+        with tempfile.TemporaryDirectory() as folder:
+            args.output_dir = folder  # which the trainer creates
+            return print_cost(make_trainer(stage, audio, args, model, guide, extractor))
 
     run = describe_run(recipe, stage, audio, args)
     run |= {"lr_scheduler_type": str(args.lr_scheduler_type), "warmup_steps": args.warmup_steps}

@@ -192,7 +192,9 @@ class StreamedSegments(IterableDataset):
         first: int = 0,
         buffer_size: int = 1000,
     ):
-        self.source = split_dataset_by_node(source.shuffle(seed, buffer_size), process_index, num_processes)
+        self.source = split_dataset_by_node(
+            source.shuffle(seed=seed, buffer_size=buffer_size), process_index, num_processes
+        )
         self.seconds = seconds
         self.sampling_rate = sampling_rate
         self.seed = derived_seed(seed, process_index)
