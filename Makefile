@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-EXTRAS = train,quantize,test,quality
+EXTRAS = train,test,quality
 
 .PHONY: install test test-slow quality style demo bench clean
 
