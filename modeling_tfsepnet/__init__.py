@@ -10,6 +10,7 @@ from .configuration_tfsepnet import *
 from .feature_extraction_tfsepnet import *
 from .modeling_tfsepnet import *
 from .pipeline_tfsepnet import *
+from .quantization_tfsepnet import *
 
 
 AutoConfig.register(TFSepNetConfig.model_type, TFSepNetConfig)

@@ -11,6 +11,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_tfsepnet import TFSepNetConfig
 from .pipeline_tfsepnet import SceneClassificationPipeline
+from .quantization_tfsepnet import TFSepNetInt8Config  # noqa: F401 - registers INT8 models with transformers
 
 
 # Windows that pass through the network together where no gradients are wanted.

@@ -1,0 +1,180 @@
+"""INT8 TF-SepNet: what it takes to load and run a quantized model folder, on torch and transformers alone."""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.quantizers.auto import (
+    AUTO_QUANTIZER_MAPPING,
+    register_quantization_config,
+    register_quantizer,
+)
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+
+METHOD = "tfsepnet_int8"
+"""`quant_method` of the models' configurations."""
+
+
+class TFSepNetInt8Config(QuantizationConfigMixin):
+    """Marks a model folder as INT8 and tells how it was made.
+
+    Args:
+        calibration_clips (`int`, *optional*): Number of clips that the activation ranges come from.
+        activation_algorithm (`str`, *optional*): Neural Compressor's estimate of the ranges, `"kl"` or `"minmax"`.
+        activation_symmetric (`bool`, *optional*): Whether the ranges are symmetric about zero.
+    """
+
+    def __init__(
+        self,
+        calibration_clips: int | None = None,
+        activation_algorithm: str | None = None,
+        activation_symmetric: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.quant_method = METHOD
+        self.calibration_clips = calibration_clips
+        self.activation_algorithm = activation_algorithm
+        self.activation_symmetric = activation_symmetric
+
+
+class TFSepNetInt8Conv(nn.Module):
+    """Convolution of 8-bit inputs and weights, the batch norm folded in, then perhaps ReLU.
+
+    The state is everything the integer arithmetic needs: `weight` (int8, out channels first), `weight_scale` (float32,
+    one per output channel), `bias` (int16) and its `bias_scale`, `input_scale` (float32) and `input_zero_point`
+    (uint8), and with `smooth` one `smoothing` factor (float32) per input channel. An integer `q` of the input stands
+    for `(q - input_zero_point) * input_scale * smoothing`, one of the weights for `q * weight_scale / smoothing`.
+
+    Args:
+        convolution (`nn.Conv2d`): The float layer; its geometry is taken.
+        relu (`bool`): Whether a ReLU follows.
+        smooth (`bool`): Whether the input's channels have factors of their own.
+        centred (`bool`): Whether the smallest value of each clip's frequency bin is subtracted from the input before
+            rounding, and its contribution added after the convolution, in float. After a residual norm all channels
+            that a ReLU has silenced share one such value; rounded, it would add the same error to all of them.
+    """
+
+    def __init__(self, convolution: nn.Conv2d, relu: bool, smooth: bool, centred: bool) -> None:
+        super().__init__()
+        self.stride, self.padding, self.groups = convolution.stride, convolution.padding, convolution.groups
+        self.relu = relu
+        self.centred = centred
+        out_channels = convolution.out_channels
+        self.register_buffer("weight", torch.zeros(convolution.weight.shape, dtype=torch.int8))
+        self.register_buffer("weight_scale", torch.ones(out_channels))
+        self.register_buffer("bias", torch.zeros(out_channels, dtype=torch.int16))
+        self.register_buffer("bias_scale", torch.ones(()))
+        self.register_buffer("input_scale", torch.ones(()))
+        self.register_buffer("input_zero_point", torch.zeros((), dtype=torch.uint8))
+        self.register_buffer("smoothing", torch.ones(convolution.in_channels) if smooth else None)
+
+    def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
+        """Maps (batch, in_channels, frequency, time) to (batch, out_channels, frequency, time), in float32.
+
+        The integers are multiplied as the floats that they stand for, which gives what integer arithmetic gives up to
+        the rounding of float32, on any device.
+        """
+        weight = self.weight.to(torch.float32) * self.weight_scale.view(-1, 1, 1, 1)
+        bias = self.bias.to(torch.float32) * self.bias_scale
+        level = hidden_state.amin(dim=(1, 3), keepdim=True) if self.centred else None
+        hidden_state = prepare_input(hidden_state, level, self.smoothing)
+        zero_point = self.input_zero_point.to(torch.float32)
+        integers = torch.clamp(torch.round(hidden_state * (1.0 / self.input_scale)) + zero_point, 0, 255)
+        hidden_state = (integers - zero_point) * self.input_scale
+        output = nn.functional.conv2d(hidden_state, weight, bias, self.stride, self.padding, (1, 1), self.groups)
+        return finish_output(output, level, weight, self.smoothing, self.relu)
+
+
+def prepare_input(
+    hidden_state: torch.Tensor, level: torch.Tensor | None, smoothing: torch.Tensor | None
+) -> torch.Tensor:
+    """What is rounded: the input above its `level`, divided by the channels' factors."""
+    if level is not None:
+        hidden_state = hidden_state - level
+    if smoothing is not None:
+        hidden_state = hidden_state * smoothing.reciprocal().view(1, -1, 1, 1)
+    return hidden_state
+
+
+def finish_output(
+    output: torch.Tensor,
+    level: torch.Tensor | None,
+    weight: torch.Tensor,
+    smoothing: torch.Tensor | None,
+    relu: bool,
+) -> torch.Tensor:
+    """Adds what the convolution makes of the `level`, and rectifies."""
+    if level is not None:
+        gain = (weight.flatten(1) * smoothing.reciprocal()).sum(dim=1)
+        output = torch.addcmul(output, level, gain.view(1, -1, 1, 1))
+    return output.relu() if relu else output
+
+
+def replace_convolutions(model: nn.Module, make: Any) -> None:
+    """Replaces every convolution unit and the classifier of a TF-SepNet by `make(unit, smooth, centred)`."""
+    for name, module in list(model.named_modules()):
+        # By name, as a model that came as remote code has classes of its own.
+        if type(module).__name__ != "TFSepNetConvUnit" and name != "classifier":
+            continue
+        centred = name == "classifier" or name.endswith(".transition")
+        smooth = centred or name.endswith("_path.depthwise")
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, make(module, smooth, centred))
+
+
+def make_int8(unit: nn.Module, smooth: bool, centred: bool) -> TFSepNetInt8Conv:
+    """An empty INT8 layer of a unit's shape."""
+    relu = not isinstance(unit, nn.Conv2d)
+    return TFSepNetInt8Conv(unit.convolution if relu else unit, relu, smooth, centred)
+
+
+class TFSepNetInt8Quantizer(HfQuantizer):
+    """Lets `from_pretrained` load INT8 model folders. Making them needs calibration: see [`INCQuantizer`]."""
+
+    requires_calibration = True
+
+    def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Keeps scales in float32 whatever is asked for: other widths would change every integer's value."""
+        return torch.float32
+
+    def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
+        replace_convolutions(model, make_int8)
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+        for name, module in model.named_modules():
+            if isinstance(module, TFSepNetInt8Conv):
+                check_layer(name, module)
+        return model
+
+    def is_serializable(self) -> bool:
+        """INT8 models can be saved again."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Integers have no gradients."""
+        return False
+
+
+def check_layer(name: str, layer: TFSepNetInt8Conv) -> None:
+    """Refuses a layer whose state is not that of a quantized convolution."""
+    if layer.weight.dtype != torch.int8 or layer.bias.dtype != torch.int16:
+        raise ValueError(
+            f"{name} holds weights of {layer.weight.dtype} and biases of {layer.bias.dtype}, not int8 and int16: "
+            "this folder was not written by INCQuantizer."
+        )
+    scales = [layer.weight_scale, layer.bias_scale.view(1), layer.input_scale.view(1)]
+    scales = torch.cat(scales if layer.smoothing is None else [*scales, layer.smoothing])
+    if not math.isfinite(float(scales.sum())) or float(scales.min()) <= 0:
+        raise ValueError(f"{name} has a scale that is not a positive number: the folder is damaged, quantize again.")
+
+
+if METHOD not in AUTO_QUANTIZER_MAPPING:  # the package and the copy beside a model's weights may both be imported
+    register_quantization_config(METHOD)(TFSepNetInt8Config)
+    register_quantizer(METHOD)(TFSepNetInt8Quantizer)
+
+
+__all__ = ["TFSepNetInt8Config", "TFSepNetInt8Conv", "TFSepNetInt8Quantizer"]
