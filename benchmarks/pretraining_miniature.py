@@ -86,6 +86,14 @@ def pretrain(audio: str, folder: Path, seed: int, iterations: int, steps: int | 
     return report
 
 
+def new_classifier(folder: Path, from_random: bool, num_labels: int, seed: int) -> BeatsForAudioClassification:
+    """A classifier on the network in `folder`, with its weights or with random ones."""
+    torch.manual_seed(seed)
+    if from_random:
+        return BeatsForAudioClassification(BeatsConfig.from_pretrained(folder, num_labels=num_labels)).eval()
+    return BeatsForAudioClassification.from_pretrained(folder, num_labels=num_labels).eval()
+
+
 def probe(model: BeatsForAudioClassification, parts: dict) -> float:
     """Accuracy of a logistic regression on mean features of the frozen encoder."""
     extractor = BeatsFeatureExtractor()
@@ -149,19 +157,16 @@ def main() -> None:
         stages = pretrain(audio, folder, seed, options.iterations, options.steps)
         print(json.dumps({"seed": seed, **stages}), flush=True)
         num_labels = int(max(parts["train"][1])) + 1
-        starts = {"random": None, **{recipe: folder / recipe for recipe in stages if "tokenizer" not in recipe}}
-        for start, path in starts.items():
-
-            def make() -> BeatsForAudioClassification:
-                torch.manual_seed(seed)  # noqa: B023
-                if path is None:  # noqa: B023
-                    config = BeatsConfig.from_pretrained(folder / "demo_pretrain_iter1", num_labels=num_labels)  # noqa: B023
-                    return BeatsForAudioClassification(config).eval()
-                return BeatsForAudioClassification.from_pretrained(path, num_labels=num_labels).eval()  # noqa: B023
-
-            row = {"seed": seed, "start": start, "frozen": probe(make(), parts)}
+        for start in ("random", *(recipe for recipe in stages if "tokenizer" not in recipe)):
+            network = (
+                folder / ("demo_pretrain_iter1" if start == "random" else start),
+                start == "random",
+                num_labels,
+                seed,
+            )
+            row = {"seed": seed, "start": start, "frozen": probe(new_classifier(*network), parts)}
             if not options.frozen_only:
-                row["unfrozen"] = finetune(make(), parts, seed)
+                row["unfrozen"] = finetune(new_classifier(*network), parts, seed)
             results["runs"].append(row)
             print(json.dumps(row), flush=True)
         results.setdefault("stages", []).append(stages)

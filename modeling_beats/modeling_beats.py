@@ -368,7 +368,7 @@ class BeatsEncoder(nn.Module):
 
 
 class BeatsPreTrainedModel(PreTrainedModel):
-    """What the models share: configuration, names, and initialisation."""
+    """What the models share: configuration, names, initialisation, and the treatment of inputs and masks."""
 
     config_class = BeatsConfig
     base_model_prefix = "beats"
@@ -398,22 +398,6 @@ class BeatsPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
         elif isinstance(module, (nn.Conv2d, nn.Linear)):
             module.reset_parameters()  # guarded by transformers: loaded weights stay
-
-
-def all_of_equal_runs(mask: torch.Tensor, num_runs: int) -> torch.Tensor:
-    """Cuts (batch, length) into `num_runs` runs of equal length, without the rest, and tells which are all `True`."""
-    run_length = mask.shape[1] // num_runs
-    return mask.unfold(1, run_length, run_length)[:, :num_runs].all(dim=-1)
-
-
-class BeatsModel(BeatsPreTrainedModel):
-    """BEATs encoder: features of 16 x 16 patches of a spectrogram, without a head."""
-
-    def __init__(self, config: BeatsConfig) -> None:
-        super().__init__(config)
-        self.embeddings = BeatsPatchEmbeddings(config)
-        self.encoder = BeatsEncoder(config)
-        self.post_init()
 
     def check_inputs(
         self, input_values: torch.Tensor, attention_mask: torch.Tensor | None, padding_mask: torch.Tensor | None
@@ -465,6 +449,22 @@ class BeatsModel(BeatsPreTrainedModel):
             clip = int(mask.any(dim=1).int().argmin())
             raise ValueError(f"The mask leaves no whole patch of clip {clip} of the batch; leave the clip out.")
         return mask
+
+
+def all_of_equal_runs(mask: torch.Tensor, num_runs: int) -> torch.Tensor:
+    """Cuts (batch, length) into `num_runs` runs of equal length, without the rest, and tells which are all `True`."""
+    run_length = mask.shape[1] // num_runs
+    return mask.unfold(1, run_length, run_length)[:, :num_runs].all(dim=-1)
+
+
+class BeatsModel(BeatsPreTrainedModel):
+    """BEATs encoder: features of 16 x 16 patches of a spectrogram, without a head."""
+
+    def __init__(self, config: BeatsConfig) -> None:
+        super().__init__(config)
+        self.embeddings = BeatsPatchEmbeddings(config)
+        self.encoder = BeatsEncoder(config)
+        self.post_init()
 
     @can_return_tuple
     def forward(

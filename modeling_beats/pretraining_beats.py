@@ -93,8 +93,8 @@ class BeatsForPreTraining(BeatsPreTrainedModel):
         Raises:
             ValueError: An argument has the wrong shape, a clip is left without a visible patch, or no patch is masked.
         """
-        self.beats.check_inputs(input_values, attention_mask, None)
-        patch_mask = self.beats.patch_mask(input_values.shape[1], attention_mask, None)
+        self.check_inputs(input_values, attention_mask, None)
+        patch_mask = self.patch_mask(input_values.shape[1], attention_mask, None)
         hidden_states = self.beats.embeddings(input_values)
         shape = hidden_states.shape[:2]
         for name, value in (("labels", labels), ("bool_masked_pos", bool_masked_pos)):

@@ -48,9 +48,16 @@ def nearest_codes(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor
     return (codebook.square().sum(dim=1) - 2 * vectors @ codebook.T).argmin(dim=-1)
 
 
-def sum_over_processes(value: torch.Tensor) -> torch.Tensor:
-    """The sum over all processes, where several train together."""
+def process_of() -> tuple[int, int]:
+    """Index of this process and number of processes that train together, 0 and 1 if it is alone."""
     if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def sum_over_processes(value: torch.Tensor) -> torch.Tensor:
+    """Replaces `value` by its sum over all processes, and returns it."""
+    if process_of()[1] > 1:
         dist.all_reduce(value)
     return value
 
@@ -123,7 +130,7 @@ class BeatsQuantizer(nn.Module):
         The first centres are vectors drawn at random, repeated if there are too few. A centre without vectors stays.
         """
         num_codes = len(self.codebook)
-        rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        rank, world_size = process_of()
         counts = torch.zeros(world_size, dtype=torch.long, device=vectors.device)
         counts[rank] = len(vectors)
         total = int(sum_over_processes(counts).sum())
@@ -199,10 +206,10 @@ class BeatsRandomProjectionTokenizer(BeatsTokenizerPreTrainedModel):
         Returns:
             [`BeatsTokenizerOutput`]
         """
-        BeatsModel.check_inputs(self, input_values, attention_mask, padding_mask)
+        self.check_inputs(input_values, attention_mask, padding_mask)
         return BeatsTokenizerOutput(
             codes=self.quantizer(input_values),
-            patch_mask=BeatsModel.patch_mask(self, input_values.shape[1], attention_mask, padding_mask),
+            patch_mask=self.patch_mask(input_values.shape[1], attention_mask, padding_mask),
         )
 
 
@@ -221,8 +228,7 @@ class BeatsTokenizerModel(BeatsTokenizerPreTrainedModel):
             encoder_linear(config, config.hidden_size, config.codebook_dim),
         )
         self.quantizer = BeatsQuantizer(config)
-        if type(self) is BeatsTokenizerModel:
-            self.post_init()
+        self.post_init()
 
     @can_return_tuple
     def forward(

@@ -28,6 +28,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 import modeling_beats
 from train.cost import print_cost
+from train.distributed import BatchRows
 from train.experiment import describe_run
 from train.models import load_config, override
 from train.pretraining import MaskedModelingTrainer, PretrainingTrainer, TokenizerTrainer
@@ -125,10 +126,6 @@ class PretrainingArguments(TrainingArguments):
             raise ValueError(f"batch_size is {self.batch_size}: give at least one segment to each process.")
         self.per_device_train_batch_size = -(-self.batch_size // self.world_size)
         self.ddp_broadcast_buffers = False
-
-    def min_samples(self, feature_extractor: modeling_beats.BeatsFeatureExtractor) -> int:
-        """Return the samples of the shortest clip that has a patch."""
-        return feature_extractor.frame_length + (feature_extractor.patch_size - 1) * feature_extractor.hop_length
 
     def max_patches(self, config: modeling_beats.BeatsConfig) -> int:
         """Return a number of patches that no segment exceeds."""
@@ -231,20 +228,23 @@ def make_trainer(
             )
         settings = (args.segment_seconds, extractor.sampling_rate, args.seed)
         if audio.streaming:
-            step = 0
-            if checkpoint is not None:
-                step = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")).global_step
+            rows = BatchRows(args.world_size, args.process_index)
+            rows.resize(args.batch_size)
+            first = steps_done(checkpoint) * args.gradient_accumulation_steps * rows.count
             args.ignore_data_skip = True  # the stream itself starts where it has to
-            processes = (args.world_size, args.process_index)
-            dataset = StreamedSegments(source, *settings, *processes)
+            dataset = StreamedSegments(source, *settings, args.world_size, args.process_index, first)
         else:
             dataset = Segments(source, *settings)
             logger.info("%d segments of at most %g s.", len(dataset), args.segment_seconds)
     trainer_class = TokenizerTrainer if stage.stage == "tokenizer" else MaskedModelingTrainer
-    trainer = trainer_class(model, args, extractor, guide, dataset)
-    if audio.streaming and dataset is not None:
-        dataset.first = step * args.gradient_accumulation_steps * trainer.rows.count
-    return trainer
+    return trainer_class(model, args, extractor, guide, dataset)
+
+
+def steps_done(checkpoint: str | None) -> int:
+    """Return the optimizer steps before a checkpoint, 0 without one."""
+    if checkpoint is None:
+        return 0
+    return TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")).global_step
 
 
 def pretrain_teacher(arguments: list[str] | None = None) -> dict[str, Any]:

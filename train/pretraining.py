@@ -88,11 +88,12 @@ class PretrainingTrainer(Trainer):
         self.rows = BatchRows(args.world_size, args.process_index)
         self.rows.resize(args.batch_size)
         self.feature_extractor = feature_extractor
+        shortest = feature_extractor.frame_length + (model.config.patch_size - 1) * feature_extractor.hop_length
         args.ddp_find_unused_parameters = bool(model.config.layerdrop)
         super().__init__(
             model=model,
             args=args,
-            data_collator=SegmentCollator(args.min_samples(feature_extractor)),
+            data_collator=SegmentCollator(shortest),
             train_dataset=train_dataset,
             processing_class=feature_extractor,
         )

@@ -329,10 +329,8 @@ def test_two_processes_equal_one(audio, first_iteration, tmp_path):
     for stage in stages:
         one, two = weights(tmp_path / "one" / stage), weights(tmp_path / "two" / stage)
         for name, value in one.items():
-            # Adam's first steps have full size even where the gradient is nothing but rounding error.
-            difference = (two[name] - value).abs()
-            assert difference.max() < 4e-3, name
-            assert difference.mean() < 2e-5, name
+            if not name.endswith("k_proj.bias"):  # whose gradient is nothing but rounding error
+                torch.testing.assert_close(two[name], value, rtol=0, atol=1e-6, msg=name)
 
 
 class TestCost:
