@@ -28,10 +28,9 @@ from transformers.trainer_utils import IntervalStrategy
 
 import modeling_beats
 from train.cost import print_cost
-from train.distributed import BatchRows
 from train.experiment import describe_run
 from train.models import load_config, override
-from train.pretraining import MaskedModelingTrainer, PretrainingTrainer, TokenizerTrainer
+from train.pretraining import MaskedModelingTrainer, TokenizerTrainer
 from train.recipes import parse_arguments
 from train.runs import (
     RESULTS_FILE,
@@ -201,43 +200,23 @@ def make_models(
     return model, guide, extractor
 
 
-def make_trainer(
-    stage: StageArguments,
-    audio: AudioArguments,
-    args: PretrainingArguments,
-    model: PreTrainedModel,
-    guide: PreTrainedModel,
-    extractor: modeling_beats.BeatsFeatureExtractor,
-    checkpoint: str | None = None,
-) -> PretrainingTrainer:
-    """Return the trainer of a stage, to go on from `checkpoint`.
+def make_dataset(audio: AudioArguments, args: PretrainingArguments, sampling_rate: int) -> Segments | StreamedSegments:
+    """Return the segments of a run, from its first step on.
 
     Raises:
         FileNotFoundError, ValueError: As [`~train.unlabelled.load_unlabelled`] and [`~train.unlabelled.Segments`].
     """
-    dataset = None
-    if audio.dataset is not None:
-        with args.main_process_first():
-            source = load_unlabelled(
-                audio.dataset,
-                audio.dataset_config,
-                audio.dataset_split,
-                audio.data_dir,
-                audio.streaming,
-                audio.cache_dir,
-            )
-        settings = (args.segment_seconds, extractor.sampling_rate, args.seed)
-        if audio.streaming:
-            rows = BatchRows(args.world_size, args.process_index)
-            rows.resize(args.batch_size)
-            first = steps_done(checkpoint) * args.gradient_accumulation_steps * rows.count
-            args.ignore_data_skip = True  # the stream itself starts where it has to
-            dataset = StreamedSegments(source, *settings, args.world_size, args.process_index, first)
-        else:
-            dataset = Segments(source, *settings)
-            logger.info("%d segments of at most %g s.", len(dataset), args.segment_seconds)
-    trainer_class = TokenizerTrainer if stage.stage == "tokenizer" else MaskedModelingTrainer
-    return trainer_class(model, args, extractor, guide, dataset)
+    with args.main_process_first():
+        source = load_unlabelled(
+            audio.dataset, audio.dataset_config, audio.dataset_split, audio.data_dir, audio.streaming, audio.cache_dir
+        )
+    if audio.streaming:
+        return StreamedSegments(
+            source, args.segment_seconds, sampling_rate, args.seed, args.world_size, args.process_index
+        )
+    dataset = Segments(source, args.segment_seconds, sampling_rate, args.seed)
+    logger.info("%d segments of at most %g s.", len(dataset), args.segment_seconds)
+    return dataset
 
 
 def steps_done(checkpoint: str | None) -> int:
@@ -268,10 +247,12 @@ def pretrain_teacher(arguments: list[str] | None = None) -> dict[str, Any]:
         raise ValueError("There is no audio: give --dataset, a folder or a dataset.")
     set_seed(args.seed)
     model, guide, extractor = make_models(stage)
+    dataset = None if audio.dataset is None else make_dataset(audio, args, extractor.sampling_rate)
+    trainer_class = TokenizerTrainer if stage.stage == "tokenizer" else MaskedModelingTrainer
     if stage.dry_run:
         with tempfile.TemporaryDirectory() as folder:
             args.output_dir = folder  # which the trainer creates
-            return print_cost(make_trainer(stage, audio, args, model, guide, extractor))
+            return print_cost(trainer_class(model, args, extractor, guide, dataset))
 
     run = describe_run(recipe, stage, audio, args)
     run |= {"lr_scheduler_type": str(args.lr_scheduler_type), "warmup_steps": args.warmup_steps}
@@ -286,7 +267,10 @@ def pretrain_teacher(arguments: list[str] | None = None) -> dict[str, Any]:
             guide = modeling_beats.BeatsRandomProjectionTokenizer.from_pretrained(folder)
         elif args.should_save:
             guide.save_pretrained(folder)
-    trainer = make_trainer(stage, audio, args, model, guide, extractor, checkpoint)
+    args.ignore_data_skip = audio.streaming  # a stream itself starts where it has to
+    trainer = trainer_class(model, args, extractor, guide, dataset)
+    if audio.streaming:
+        dataset.first = steps_done(checkpoint) * args.gradient_accumulation_steps * trainer.rows.count
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     figures = next((entry for entry in reversed(trainer.state.log_history) if "loss" in entry), {})

@@ -29,13 +29,13 @@ class CodeWindow:
 
     def __init__(self, num_codes: int, figures: tuple[str, ...], device: torch.device):
         self.figures = figures
-        self.histogram = torch.zeros(num_codes, dtype=torch.float64, device=device)
-        self.sums = torch.zeros(len(figures), dtype=torch.float64, device=device)
+        self.histogram = torch.zeros(num_codes, dtype=torch.long, device=device)
+        self.sums = torch.zeros(len(figures), device=device)
 
     def add(self, codes: Tensor, *means: Tensor) -> None:
         """Count `codes` `(number,)`, and figures that are means over as many patches."""
         self.histogram += torch.bincount(codes, minlength=len(self.histogram))
-        self.sums += len(codes) * torch.stack([mean.detach().double() for mean in means])
+        self.sums += len(codes) * torch.stack([mean.detach().float() for mean in means])
 
     def summary(self) -> dict[str, float]:
         """Return the figures of the window, and begin a new one; all processes must call this.
@@ -43,10 +43,10 @@ class CodeWindow:
         `codebook_usage` is the share of the codes that came up at all, `perplexity` the exponential of their entropy,
         and `largest_share` the share of the most frequent code, which is the accuracy of naming it always.
         """
-        values = torch.cat([self.histogram, self.sums])
+        values = torch.cat([self.histogram.float(), self.sums])
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(values)
-        counts, sums = values.cpu().split([len(self.histogram), len(self.sums)])
+        counts, sums = values.cpu().double().split([len(self.histogram), len(self.sums)])
         self.histogram.zero_()
         self.sums.zero_()
         total = counts.sum().clamp(min=1)
@@ -201,7 +201,7 @@ class MaskedModelingTrainer(PretrainingTrainer):
         masked = mask_patches(noise, self.model.config.mask_ratio, tokens.patch_mask)
         outputs = model(features, attention_mask, tokens.codes, masked)
         labels = tokens.codes[masked]
-        accuracy = (outputs.logits[masked].argmax(dim=-1) == labels).double().mean()
+        accuracy = (outputs.logits[masked].argmax(dim=-1) == labels).float().mean()
         return outputs.loss, labels, (accuracy,)
 
 

@@ -52,14 +52,17 @@ def load_unlabelled(
 
     Raises:
         FileNotFoundError: If there is no such source, or no audio in it.
-        ValueError: If the dataset has no column `audio`.
+        ValueError: If the dataset has no column `audio`, or cannot be streamed.
     """
+    is_scenes = dataset in (config.name for config in TAUUrban2022.BUILDER_CONFIGS)
+    if streaming and (is_scenes or Path(dataset).is_dir()):
+        raise ValueError(f"{dataset} is on this machine and needs no streaming: leave --streaming out.")
     if Path(dataset).is_dir():
         files = sorted(path for path in Path(dataset).rglob("*") if path.suffix.lower() in SUFFIXES)
         if not files:
             raise FileNotFoundError(f"{dataset} holds no audio files: give a folder with WAV, FLAC, Ogg or MP3 files.")
         return files
-    if dataset in (config.name for config in TAUUrban2022.BUILDER_CONFIGS):
+    if is_scenes:
         scenes = load_scenes(dataset, data_dir, cache_dir=cache_dir)
         if split not in scenes:
             raise ValueError(f"{dataset} has no split {split!r}: choose one of {', '.join(scenes)}.")

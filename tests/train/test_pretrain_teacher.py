@@ -376,6 +376,7 @@ class TestArguments:
             (("save_total_limit", "1"), "save_total_limit is 1"),
             (("stage", "tokenizer"), "A tokenizer needs a teacher"),
             (("config_overrides", "mask_ratio=1.5"), "mask_ratio is 1.5"),
+            (("streaming", "True"), "needs no streaming"),
         ],
     )
     def test_wrong_arguments(self, audio, tmp_path, options, message):
@@ -394,5 +395,8 @@ class TestArguments:
         ):
             with pytest.raises(ValueError, match=message):
                 pretrain_teacher(arguments(tmp_path / "run", audio, *options))
+        with pytest.raises(FileNotFoundError, match="no/such is no folder"):
+            pretrain_teacher(arguments(tmp_path / "run", "no/such"))
+        assert not (tmp_path / "run").exists()
         with pytest.raises(FileNotFoundError, match="is no model"):
             pretrain_teacher(arguments(tmp_path / "run", audio, "tokenizer_name_or_path", str(tmp_path)))
