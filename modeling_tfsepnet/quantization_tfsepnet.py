@@ -64,7 +64,8 @@ class TFSepNetInt8Conv(nn.Module):
         self.centred = centred
         out_channels = convolution.out_channels
         self.register_buffer("weight", torch.zeros(convolution.weight.shape, dtype=torch.int8))
-        self.register_buffer("weight_scale", torch.ones(out_channels))
+        # A parameter, as transformers takes a model's dtype from its first floating-point one.
+        self.weight_scale = nn.Parameter(torch.ones(out_channels), requires_grad=False)
         self.register_buffer("bias", torch.zeros(out_channels, dtype=torch.int16))
         self.register_buffer("bias_scale", torch.ones(()))
         self.register_buffer("input_scale", torch.ones(()))
@@ -167,7 +168,7 @@ def check_layer(name: str, layer: TFSepNetInt8Conv) -> None:
             "this folder was not written by INCQuantizer."
         )
     scales = [layer.weight_scale, layer.bias_scale.view(1), layer.input_scale.view(1)]
-    scales = torch.cat(scales if layer.smoothing is None else [*scales, layer.smoothing])
+    scales = torch.cat(scales if layer.smoothing is None else [*scales, layer.smoothing]).detach()
     if not math.isfinite(float(scales.sum())) or float(scales.min()) <= 0:
         raise ValueError(f"{name} has a scale that is not a positive number: the folder is damaged, quantize again.")
 

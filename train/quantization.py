@@ -200,7 +200,7 @@ class INCQuantizer(OptimumQuantizer):
             layer: TFSepNetInt8Conv = model.get_submodule(name)
             source = prepared[name]
             layer.weight.copy_(found["weight"])
-            layer.weight_scale.copy_(found["weight_scale"])
+            layer.weight_scale.data.copy_(found["weight_scale"])
             layer.bias_scale.copy_(source.bias_scale)
             layer.bias.copy_((source.bias / source.bias_scale).round())
             layer.input_scale.fill_(found["input_scale"])
