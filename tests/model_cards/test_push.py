@@ -72,6 +72,7 @@ def test_interrupted_push_and_back(student, smaller, tmp_path, monkeypatch):
             "feature_extraction_tfsepnet.py",
             "modeling_tfsepnet.py",
             "pipeline_tfsepnet.py",
+            "quantization_tfsepnet.py",
             "classes.png",
             "confusion_matrix.png",
             "devices.png",
