@@ -1,6 +1,5 @@
 """The trainer of students and teachers."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,6 @@ from train.distributed import BatchRows, synchronize_layers
 from train.metrics import scene_metrics
 
 
-logger = logging.getLogger(__name__)
-
 FULL_SCALE = 2**15
 COMPLETE = "complete"
 """Empty file that is written last into a checkpoint: one without it was interrupted."""
@@ -37,7 +34,8 @@ class DistillationTrainer(Trainer):
 
     A step is a function of weights, optimizer state, seed, step and micro-step alone: a run that was interrupted
     continues to the same weights, and several processes compute the same as one, up to rounding. (Two exceptions,
-    where only the distribution is the same: dropout inside fused attention, and dropout on CUDA.)
+    where the number of processes changes the draws but not their distribution: dropout inside fused attention, and
+    dropout on CUDA.)
 
     Args:
         model (`PreTrainedModel`): Takes `input_values` and returns `logits`.
@@ -46,7 +44,6 @@ class DistillationTrainer(Trainer):
             `sampling_rate` is that of the datasets' waveforms. Saved with the model.
         train_dataset (`SceneDataset`): Clips to train on.
         eval_dataset (`SceneDataset`, *optional*): Clips to evaluate on after each epoch.
-        callbacks (`list[TrainerCallback]`, *optional*): As for `Trainer`.
 
     Raises:
         FileNotFoundError, ValueError: As [`~train.augmentations.DeviceImpulseResponse`].
@@ -59,7 +56,6 @@ class DistillationTrainer(Trainer):
         feature_extractor: FeatureExtractionMixin,
         train_dataset: SceneDataset,
         eval_dataset: SceneDataset | None = None,
-        callbacks: list[TrainerCallback] | None = None,
     ):
         self.loss_function = args.loss_function()
         self.freq_mixstyle, self.spec_augment, self.soft_mixup = args.feature_augmentations()
@@ -82,7 +78,7 @@ class DistillationTrainer(Trainer):
             eval_dataset=eval_dataset,
             processing_class=feature_extractor,
             compute_metrics=self.compute_scene_metrics,
-            callbacks=[_SetEpoch(), *(callbacks or [])],
+            callbacks=[_SetEpoch()],
         )
         self.model_accepts_loss_kwargs = False
         self._micro_step = (-1, 0)
