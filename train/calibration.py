@@ -256,7 +256,8 @@ def fit_layer(
 
     shift = target_mean - (weight @ input_mean.unsqueeze(2)).squeeze(2)
     bias = reference.bias.double() + shift.flatten()
-    layer.weight_scale = scale.flatten().float()
+    # Steps that a quantizer finds again in float32 from the span of the integers, half of which is 127.5.
+    layer.weight_scale = scale.flatten().float() * 127.5 / 127.5
     integers = (weight / scale).round().view(reference.weight.shape)
     # The products are those that the integers give in float32 wherever they are loaded.
     layer.weight.copy_(integers.float() * layer.weight_scale.view(-1, 1, 1, 1))
