@@ -9,8 +9,9 @@ from modeling_tfsepnet import TFSepNetConfig
 from modeling_tfsepnet.complexity import MAX_MACS, MAX_PARAMETER_BYTES, count_complexity
 
 
-BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-"""Bytes of a parameter, by the name that safetensors has for its type."""
+FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+INTEGERS = {"I8": 1, "I16": 2, "I32": 4}
+"""Bytes of a parameter, by the name that safetensors has for its type; unsigned integers are zero points."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class ModelComplexity:
     Attributes:
         number_format: "INT8", "float32", "float16" or "bfloat16".
         parameters: Their number.
-        parameter_bytes: Bytes of all parameters in the number format; one each in INT8, as the challenge counts.
+        parameter_bytes: Bytes of all parameters as they are stored; in INT8 those of weights and biases, whose scales
+            and zero points the challenge does not count.
         file_bytes: Size of the files with the weights.
         macs: Multiply-accumulate operations for one second, as the challenge counts them; None for a teacher.
     """
@@ -36,9 +38,10 @@ class ModelComplexity:
         if self.macs is None:
             return []
         sentences = []
-        if self.parameters > MAX_PARAMETER_BYTES:
+        in_int8 = self.parameter_bytes if self.number_format == "INT8" else self.parameters
+        if in_int8 > MAX_PARAMETER_BYTES:
             sentences.append(
-                f"As INT8 its parameters take {self.parameters:,} bytes, over the limit of {MAX_PARAMETER_BYTES:,}."
+                f"As INT8 its parameters take {in_int8:,} bytes, over the limit of {MAX_PARAMETER_BYTES:,}."
             )
         if self.macs > MAX_MACS:
             sentences.append(f"It takes {self.macs:,} MACs for one second, over the limit of {MAX_MACS:,}.")
@@ -60,11 +63,11 @@ def measure_model(model_dir: str | Path) -> ModelComplexity:
         network = count_complexity(TFSepNetConfig.from_pretrained(model_dir))
         parameters, macs = network.parameters, network.macs
     else:
-        parameters, macs = _floating_values(files)[0], None
+        parameters, macs = _stored_values(files, FLOATS)[0], None
     if is_quantized(config):
-        number_format, parameter_bytes = "INT8", parameters
+        number_format, parameter_bytes = "INT8", _stored_values(files, INTEGERS)[1]
     else:
-        values, stored = _floating_values(files)
+        values, stored = _stored_values(files, FLOATS)
         width = round(stored / values)
         number_format = config.get("dtype") or config.get("torch_dtype") or {4: "float32", 2: "float16"}[width]
         parameter_bytes = parameters * width
@@ -106,15 +109,15 @@ def is_quantized(config: dict) -> bool:
     return config.get("quantization_config") is not None
 
 
-def _floating_values(files: list[Path]) -> tuple[int, int]:
-    """Return the number of floating-point values in safetensors files, and their bytes."""
+def _stored_values(files: list[Path], types: dict[str, int]) -> tuple[int, int]:
+    """Return the number of values of some types in safetensors files, and their bytes."""
     values = stored = 0
     for file in files:
         with open(file, "rb") as stream:
             header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
         for name, tensor in header.items():
-            if name != "__metadata__" and tensor["dtype"] in BYTES:
+            if name != "__metadata__" and tensor["dtype"] in types:
                 size = math.prod(tensor["shape"])
                 values += size
-                stored += size * BYTES[tensor["dtype"]]
+                stored += size * types[tensor["dtype"]]
     return values, stored

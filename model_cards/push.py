@@ -20,8 +20,7 @@ from model_cards.generator import add_card_arguments, run_command, write_card
 
 PUSHED = (
     "README.md",
-    "config.json",
-    "preprocessor_config.json",
+    "*config.json",
     "*.safetensors",
     "*.py",
     "*.png",
