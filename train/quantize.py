@@ -1,0 +1,170 @@
+"""Quantize a TF-SepNet to INT8 and report what that cost.
+
+    python train/quantize.py --model_name_or_path outputs/demo --dataset demo --output_dir outputs/demo-int8
+
+Calibration clips come from the training subset, evenly by class; the test split is only read for the report. Writes a
+model folder `model`, `results.json`, `results.md` and a picture of the error along the network.
+"""
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+from transformers import HfArgumentParser
+
+from dataset_script import cache_waveforms
+from train.arguments import InferenceArguments
+from train.data import SceneDataset, is_synthetic
+from train.metrics import scene_metrics
+from train.predict_logits import compute_logits, load_clips, model_revision
+from train.quantization import INCConfig, INCQuantizer, agreement, check_compliance, layer_sqnr
+from train.run_eval import unseen_devices
+from train.runs import RESULTS_FILE, claim_output_folder, configure_logging, provenance, run_script, write_json
+
+
+logger = logging.getLogger(__name__)
+
+FULL_SCALE = 32768
+
+
+@dataclass
+class QuantizationArguments(InferenceArguments):
+    """`InferenceArguments`, and how to quantize."""
+
+    calibration_clips: int = field(default=300, metadata={"help": "Clips of the training subset to calibrate on."})
+    tolerable_loss: float = field(default=0.01, metadata={"help": "Largest relative loss of accuracy on them."})
+    max_trials: int = field(default=100, metadata={"help": "Most configurations that the tuning tries."})
+    seed: int = field(default=0, metadata={"help": "Chooses the calibration clips."})
+
+    def __post_init__(self) -> None:
+        if self.calibration_clips < 1:
+            raise ValueError(f"calibration_clips is {self.calibration_clips}: give some hundred.")
+
+
+def choose_evenly(labels: np.ndarray, clips: int, seed: int) -> np.ndarray:
+    """Return row numbers, ascending, of as many clips of every class as there are, up to `clips` in all."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    rank = np.empty(len(labels), dtype=int)  # how many clips of the same class come before
+    for label in np.unique(labels):
+        rank[order[labels[order] == label]] = np.arange((labels == label).sum())
+    return np.sort(order[np.argsort(rank[order], kind="stable")][:clips])
+
+
+def plot_layers(decibels: Mapping[str, float], path: Path) -> None:
+    """Draw the signal-to-quantization-noise ratio along the network."""
+    figure = Figure(figsize=(8, 0.24 * len(decibels) + 1), layout="constrained")
+    axes = figure.subplots()
+    axes.barh(range(len(decibels)), list(decibels.values()))
+    axes.set_yticks(range(len(decibels)), [name.removeprefix("tfsepnet.") for name in decibels], fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xlabel("signal to quantization noise (dB)")
+    figure.savefig(path, dpi=150)
+
+
+@torch.no_grad()
+def measure_latency(models: Mapping[str, nn.Module], example: torch.Tensor, repetitions: int = 30) -> dict[str, float]:
+    """Return the median time of each model for one clip on one thread, in ms, taken in turn."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    times: dict[str, list[float]] = {name: [] for name in models}
+    for _ in range(repetitions):
+        for name, model in models.items():
+            start = time.perf_counter()
+            model(example)
+            times[name].append(1000 * (time.perf_counter() - start))
+    torch.set_num_threads(threads)
+    return {name: float(np.median(values)) for name, values in times.items()}
+
+
+def results_table(results: Mapping[str, Any]) -> str:
+    """Return the main figures as a Markdown table of float beside INT8."""
+    before, after = results["float"], results["int8"]
+    rows = [("macro accuracy", before["macro_accuracy"], after["macro_accuracy"])]
+    rows += [("accuracy", before["accuracy"], after["accuracy"])]
+    for group, kind in (("device_wise", "device"), ("class_wise", "class")):
+        rows += [
+            (f"{kind} {name}", figures["accuracy"], after[group][name]["accuracy"])
+            for name, figures in before[group].items()
+            if figures
+        ]
+    lines = [f"| {name} | {100 * a:.1f} % | {100 * b:.1f} % |" for name, a, b in rows]
+    latency = results["latency_ms"]
+    lines.append(f"| one clip, one thread (torch) | {latency['float']:.1f} ms | {latency['int8']:.1f} ms |")
+    size = results["size"]
+    lines += [
+        f"| parameters | | {size['parameters']:,} in {size['parameter_bytes']:,} bytes |",
+        f"| scales and zero points | | {size['scale_bytes']:,} bytes |",
+        f"| multiply-accumulates | | {size['macs']:,} |",
+        f"| equal decisions | | {100 * results['agreement']:.1f} % |",
+        f"| logits' SQNR | | {results['sqnr_db']:.1f} dB |",
+    ]
+    return "\n".join(["| figure | float | INT8 |", "|---|---|---|", *lines]) + "\n"
+
+
+def main() -> None:
+    """Quantize as the command line asks for."""
+    (args,) = HfArgumentParser(QuantizationArguments).parse_args_into_dataclasses()
+    configure_logging()
+    scenes, model, extractor = load_clips(args)
+    quantizer = INCQuantizer(model, extractor)
+    output = Path(args.output_dir)
+    run = {"model": args.model_name_or_path, "revision": model_revision(model), "dataset": args.dataset}
+    claim_output_folder(output, {**run, "calibration_clips": args.calibration_clips, "seed": args.seed})
+    data = {
+        split: SceneDataset(
+            scenes[split], cache_waveforms(scenes[split], extractor.sampling_rate, args.cache_dir), with_teachers=False
+        )
+        for split in {"train", args.split}
+    }
+
+    labels = data["train"].columns["label"]
+    chosen = choose_evenly(labels, args.calibration_clips, args.seed)
+    waveforms = torch.from_numpy(np.stack([data["train"].waveforms[row] for row in chosen])) / FULL_SCALE
+    calibration = {"input_values": extractor.features(waveforms), "labels": labels[chosen]}
+    config = INCConfig(tolerable_loss=args.tolerable_loss, max_trials=args.max_trials)
+    quantized = quantizer.quantize(config, calibration, output / "model")
+
+    test = data[args.split]
+    logits = {
+        name: compute_logits(network.eval(), extractor, test.waveforms, args.batch_size)
+        for name, network in (("float", model), ("int8", quantized))
+    }
+    metrics = {
+        name: scene_metrics(
+            values,
+            test.columns["label"],
+            labels=test.scenes.features["label"].names,
+            devices=test.names("device"),
+            unseen_devices=unseen_devices(scenes["train"], scenes[args.split]),
+        )
+        for name, values in logits.items()
+    }
+    windows = calibration["input_values"][:, 0].cpu()
+    decibels = layer_sqnr(model.cpu(), quantized.cpu(), windows)
+    plot_layers(decibels, output / "layers.png")
+    results = {
+        **run,
+        "split": args.split,
+        "synthetic": is_synthetic(scenes[args.split]),
+        "calibration_clips": len(chosen),
+        **metrics,
+        **agreement(torch.from_numpy(logits["float"]), torch.from_numpy(logits["int8"])),
+        "layer_sqnr_db": decibels,
+        "latency_ms": measure_latency({"float": model, "int8": quantized}, windows[:1].unsqueeze(1)),
+        "size": check_compliance(output / "model")._asdict(),
+        "provenance": provenance(),
+    }
+    (output / "results.md").write_text(results_table(results), encoding="utf-8")
+    write_json(output / RESULTS_FILE, results)
+    logger.info("%s\nThe model and pictures are in %s.", results_table(results), output)
+
+
+if __name__ == "__main__":
+    run_script(main)
