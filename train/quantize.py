@@ -7,6 +7,7 @@ model folder `model`, `results.json`, `results.md` and a picture of the error al
 """
 
 import logging
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -117,6 +118,7 @@ def main() -> None:
     output = Path(args.output_dir)
     run = {"model": args.model_name_or_path, "revision": model_revision(model), "dataset": args.dataset}
     claim_output_folder(output, {**run, "calibration_clips": args.calibration_clips, "seed": args.seed})
+    shutil.rmtree(output / "model", ignore_errors=True)  # of this very run, interrupted before its report
     data = {
         split: SceneDataset(
             scenes[split], cache_waveforms(scenes[split], extractor.sampling_rate, args.cache_dir), with_teachers=False
