@@ -32,7 +32,7 @@ def tables(text: str) -> list[dict[str, list[str]]]:
 
 
 def as_int8(folder: Path) -> None:
-    """Make a folder look like an INT8 one, with about as many values as the network has with its batch norms folded."""
+    """Make a folder look like an INT8 one."""
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(
         json.dumps({**config, "quantization_config": {"quant_method": "tfsepnet_int8"}})
