@@ -117,10 +117,12 @@ def quantize_convolution(graph: onnx.GraphProto, name: str, layer: TFSepNetInt8C
     weight_name = f"model.{name}.weight"
     (node,) = (node for node in graph.node if node.op_type == "Conv" and node.input[1] == weight_name)
     position = list(graph.node).index(node)
+    # Shifted to unsigned: the kernels of onnxruntime for signed weights saturate on processors without 8-bit dot
+    # products (unless a session option forbids it), and the decisions fall apart.
     tensors = {
-        "integers": layer.weight.numpy(),
+        "integers": (layer.weight.numpy().astype(np.int16) + 128).astype(np.uint8),
         "scale": layer.weight_scale.detach().numpy(),
-        "zero_point": np.zeros(len(layer.weight), np.int8),
+        "zero_point": np.full(len(layer.weight), 128, np.uint8),
     }
     for kind, values in tensors.items():
         graph.initializer.append(numpy_helper.from_array(values, f"{weight_name}.{kind}"))
