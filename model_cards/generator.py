@@ -19,7 +19,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from model_cards.complexity import check_limits, measure_model, read_config
-from model_cards.results import Corpus, identify_corpus, load_results, percentage
+from model_cards.results import RESULTS_FILE, Corpus, identify_corpus, load_results, percentage, results_path
 from model_cards.tables import complexity_table, group_table, hyperparameter_table, mean_accuracy, summary_table
 
 
@@ -91,7 +91,7 @@ def collect_evidence(
         run = load_results(source)
         if identify_corpus(run, dataset_name, dataset_license) != corpus:
             difference = "another corpus"
-        elif run["complexity"].get("parameters") != own["complexity"].get("parameters"):
+        elif run["complexity"] and own["complexity"] and run["complexity"] != own["complexity"]:
             difference = "another network"
         elif run.get("recipe", own.get("recipe")) != own.get("recipe", run.get("recipe")):
             difference = "another recipe"
@@ -105,11 +105,13 @@ def collect_evidence(
             f"The results in {counterpart} are on {other['dataset']}, those in {model_dir} on {own['dataset']}: float "
             "and INT8 stand side by side on the same data only."
         )
+    if other is not None:  # what quantization does not record
+        own["unseen_devices"] = own["unseen_devices"] or other["unseen_devices"]
     runs = [own, *(load(source) for source in results if Path(source).resolve() != Path(model_dir).resolve())]
     named: dict[str, dict[str, Any]] = {}
     for run in sorted(runs, key=lambda run: percentage(run["dataset"])):
         number = sum(other["dataset"] == run["dataset"] for other in named.values())
-        named["results.json" if run is own else f"results/{run['dataset']}-{number}.json"] = run
+        named[RESULTS_FILE if run is own else f"results/{run['dataset']}-{number}.json"] = run
     return Evidence(own, named, other, corpus)
 
 
@@ -132,9 +134,8 @@ def make_card(
     model_dir = Path(model_dir)
     complexity = measure_model(model_dir)
     check_limits(complexity, model_dir, allow_over_limit)
-    for name in ("parameters", "macs"):
-        stated, counted = evidence.own["complexity"].get(name), getattr(complexity, name)
-        if counted is not None and stated != counted:
+    for name, stated in evidence.own["complexity"].items():
+        if (counted := getattr(complexity, name)) != stated:
             raise ValueError(
                 f"The results in {model_dir} are of a network with {stated} {name}, but the one there has {counted}: "
                 "evaluate it again."
@@ -234,8 +235,10 @@ def write_card(
     model_dir = Path(model_dir)
     evidence = collect_evidence(model_dir, results, counterpart, dataset_name, dataset_license)
     card = make_card(model_dir, evidence, repo_id, allow_over_limit)
+    if not (model_dir / RESULTS_FILE).is_file():
+        shutil.copy(results_path(model_dir), model_dir / RESULTS_FILE)
     copies = dict(evidence.runs)
-    del copies["results.json"]
+    del copies[RESULTS_FILE]
     if evidence.counterpart is not None:
         copies[COUNTERPART_FILE] = evidence.counterpart
     shutil.rmtree(model_dir / "results", ignore_errors=True)

@@ -69,17 +69,22 @@ def load_results(source: str | Path) -> dict[str, Any]:
     """Read a results file and check that its figures agree with its confusion matrix.
 
     Args:
-        source (`str` or `Path`): A `results.json`, or the folder that it is in.
+        source (`str` or `Path`): As for [`results_path`].
+
+    Returns:
+        The results; of an INT8 model also where the file has those of its float counterpart beside them.
 
     Raises:
         FileNotFoundError: If there is none.
         ValueError: If it is no results file of a test split, or its figures contradict each other.
     """
-    path = Path(source) / RESULTS_FILE if Path(source).is_dir() else Path(source)
+    path = results_path(source)
     if not path.is_file():
         raise FileNotFoundError(f"There are no results {path}: finish the run, or evaluate it with train/run_eval.py.")
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
+        if "int8" in results:  # of train/quantize.py, which also has those of the float model
+            results = {"unseen_devices": [], "complexity": {}, **results, "metrics": results["int8"]}
         metrics = results["metrics"]
         confusion = np.asarray(metrics["confusion_matrix"], dtype=float)
         clips = confusion.sum(axis=1)
@@ -110,6 +115,21 @@ def load_results(source: str | Path) -> dict[str, Any]:
                 "evaluate the model again."
             )
     return results
+
+
+def results_path(source: str | Path) -> Path:
+    """Return the results file of a run.
+
+    Args:
+        source (`str` or `Path`): The file, the folder that it is in, or the folder `model` in that one, where
+            train/quantize.py puts the INT8 model.
+    """
+    source = Path(source)
+    if not source.is_dir():
+        return source
+    beside = source.resolve().parent / RESULTS_FILE
+    own = source / RESULTS_FILE
+    return beside if source.resolve().name == "model" and beside.is_file() and not own.is_file() else own
 
 
 def identify_corpus(

@@ -64,7 +64,7 @@ def report_table(number: int, cells: Cells) -> str:
                 rows.append(["", "− published", *_row(difference, "+.1f")])
         rows.append([TITLES[system], f"published, {table['number_format']}", *_row(published_row(system))])
     seeds = max((len(runs) for f in cells.values() for s in f.values() for runs in s.values()), default=0)
-    notes = [f"Macro-averaged accuracy in percent; our figures are means over up to {seeds} seeds."]
+    notes = [f"Macro-averaged accuracy in percent; our figures are means over {seeds} seed{'s' * (seeds > 1)}."]
     if not on_tau:
         synthetic = any(
             run["synthetic"] for f in cells.values() for s in f.values() for rs in s.values() for run in rs

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,27 @@ def test_int8_stands_beside_float(student, tiny, tmp_path):
     other = save_results(tmp_path / "other", tiny, "demo5", seed=5)
     with pytest.raises(ValueError, match="on the same data only"):
         write_card(student, counterpart=other)
+
+
+def test_folder_of_train_quantize(student, tmp_path):
+    """The model stands in a folder of its own, beside results of both number formats."""
+    results = json.loads((student / "results.json").read_text())
+    quantized = tmp_path / "quantized"
+    shutil.copytree(student, quantized / "model")
+    (quantized / "model" / "results.json").unlink()
+    as_int8(quantized / "model")
+    metrics = make_results(TFSepNetForAudioClassification(TFSepNetConfig(base_channels=8)), seed=7)["metrics"]
+    kept = {name: results[name] for name in ("dataset", "split", "synthetic", "provenance")}
+    content = {**kept, "float": results["metrics"], "int8": metrics, "size": {"parameters": 3066}}
+    (quantized / "results.json").write_text(json.dumps(content))
+    card = write_card(quantized / "model", counterpart=student)
+    row = tables(card.text)[3]["macro accuracy, %"]
+    assert row[:2] == [f"{100 * values['macro_accuracy']:.1f}" for values in (metrics, results["metrics"])]
+    assert "s4 (not in training)" in card.text and "Quantized by:" in card.text
+    assert json.loads((quantized / "model" / "results.json").read_text()) == content
+    assert write_card(quantized / "model", counterpart=student).text == card.text
+    card = write_card(student, counterpart=quantized)
+    assert tables(card.text)[3]["macro accuracy, %"][:2] == row[1::-1]
 
 
 def test_complexity_of_the_reports_network(tmp_path):

@@ -1,0 +1,122 @@
+"""Demo of acoustic scene classifiers: a recording in, the probabilities of the scenes over time out.
+
+    python model_cards/space/app.py outputs/demo float=outputs/s2 INT8=outputs/s2-int8
+
+Takes model folders or ids on the Hub, each perhaps with a name, as arguments or, separated by spaces, in the variable
+`SCENE_MODELS`. On the Hub this folder is a Space of its own, so it needs nothing of this project. Gradio is needed:
+pip install gradio.
+"""
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from transformers import Pipeline, pipeline
+
+
+LONGEST = 60.0
+"""Seconds of a recording that are looked at."""
+
+
+def load_models(sources: Sequence[str]) -> dict[str, Pipeline]:
+    """Load the models, by their names: `"name=folder or id"`, or the folder or id alone.
+
+    Raises:
+        ValueError: If there is no model.
+    """
+    if not sources:
+        raise ValueError("There is no model to show: give a model folder or an id on the Hub, such as outputs/demo.")
+    named = [source.partition("=") if "=" in source else (source, "=", source) for source in sources]
+    return {name: pipeline("audio-classification", model=model, trust_remote_code=True) for name, _, model in named}
+
+
+def classify(classifier: Pipeline, recording: Any) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
+    """Classify every second of a recording, and all of it.
+
+    Args:
+        classifier (`Pipeline`): Of a TF-SepNet.
+        recording: What the pipeline takes, such as the path of a file.
+
+    Returns:
+        The probability of each scene for the whole recording, as the pipeline gives it; those of every second, of
+        shape `(seconds, scenes)`; and the log-mel spectrogram, of shape `(bands, frames)`.
+    """
+    audio, rate = classifier.read(recording)
+    audio = np.atleast_2d(np.asarray(audio, dtype=np.float32)).mean(axis=0)[: int(LONGEST * rate)]
+    inputs = classifier.feature_extractor(audio, sampling_rate=rate, return_tensors="pt")["input_values"]
+    with torch.inference_mode():
+        logits = classifier.model(input_values=inputs.transpose(0, 1)).logits  # each second as a clip of its own
+    labels = classifier.model.config.id2label
+    overall = logits.mean(dim=0).softmax(dim=0)
+    scores = {labels[index].replace("_", " "): float(score) for index, score in enumerate(overall)}
+    return scores, logits.softmax(dim=1).numpy(), np.concatenate(list(inputs[0].numpy()), axis=1)
+
+
+def draw(probabilities: np.ndarray, spectrogram: np.ndarray, labels: Sequence[str]) -> Figure:
+    """Draw the spectrogram, and below it the probabilities of the scenes over time.
+
+    Args:
+        probabilities (`np.ndarray` of shape `(seconds, scenes)`): As of [`classify`].
+        spectrogram (`np.ndarray` of shape `(bands, frames)`): As of [`classify`].
+        labels (`Sequence[str]`): Names of the scenes.
+    """
+    seconds = len(probabilities)
+    figure = Figure(figsize=(8, 5.4), layout="constrained")
+    top, bottom = figure.subplots(2, sharex=True)
+    top.imshow(spectrogram, origin="lower", aspect="auto", extent=(0, seconds, 0, len(spectrogram)), cmap="magma")
+    top.set_ylabel("mel band")
+    image = bottom.imshow(
+        probabilities.T, aspect="auto", vmin=0, vmax=1, cmap="Blues", extent=(0, seconds, len(labels), 0)
+    )
+    bottom.set_yticks(np.arange(len(labels)) + 0.5, labels)
+    bottom.set_xlabel("second")
+    figure.colorbar(image, ax=bottom, label="probability")
+    return figure
+
+
+def build(models: Mapping[str, Pipeline]) -> Any:
+    """Return the page, a `gradio.Blocks`."""
+    import gradio as gr
+
+    def show(recording: str | None, name: str) -> tuple[dict[str, float] | None, Figure | None]:
+        if recording is None:
+            return None, None
+        classifier = models[name]
+        try:
+            scores, probabilities, spectrogram = classify(classifier, recording)
+        except ValueError as error:
+            raise gr.Error(str(error)) from error
+        return scores, draw(probabilities, spectrogram, list(scores))
+
+    with gr.Blocks(title="Acoustic scenes") as page:
+        gr.Markdown("# Acoustic scenes\nWhere was it recorded? Give a file, or record some seconds.")
+        with gr.Row():
+            with gr.Column():
+                recording = gr.Audio(sources=["upload", "microphone"], type="filepath", label="Recording")
+                name = gr.Dropdown(list(models), value=next(iter(models)), label="Model")
+            scores = gr.Label(num_top_classes=5, label="Scene")
+        plot = gr.Plot(label="Spectrogram, and scenes over time")
+        for changed in (recording, name):
+            changed.change(show, [recording, name], [scores, plot])
+    return page
+
+
+def main() -> None:
+    """Show the page of the models that the command line or `SCENE_MODELS` names."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", help="Model folder or Hub id, perhaps as name=folder.")
+    parser.add_argument("--port", type=int, help="Port of the page on this machine.")
+    args = parser.parse_args()
+    try:
+        models = load_models(args.models or os.environ.get("SCENE_MODELS", "").split())
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"{type(error).__name__}: {error}") from None
+    build(models).launch(server_port=args.port)
+
+
+if __name__ == "__main__":
+    main()
