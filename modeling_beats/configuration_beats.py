@@ -86,8 +86,8 @@ class BeatsConfig(PreTrainedConfig):
             Width of what the estimator estimates; `hidden_size` without it.
 
     Raises:
-        ValueError: A size is not a positive integer, a probability is not between 0 and 1, the activation is unknown,
-            sizes do not divide each other, or `deep_norm` is combined with `layer_norm_first`.
+        ValueError: A size is not a positive integer, a probability or share is not between 0 and 1, the activation is
+            unknown, sizes do not divide each other, or `deep_norm` is combined with `layer_norm_first`.
 
     Example:
 
