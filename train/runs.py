@@ -16,7 +16,7 @@ from typing import Any
 import transformers
 from accelerate import PartialState
 
-from train.runtime import keep_freed_memory
+from train.runtime import keep_freed_memory, use_all_cores
 from train.trainer import COMPLETE
 
 
@@ -123,6 +123,7 @@ def configure_logging(log_level: str = "info") -> None:
 def run_script(main: Callable[[], Any]) -> None:
     """Run a script's `main`; wrong input ends it with one sentence, and a traceback at log level debug only."""
     keep_freed_memory()
+    use_all_cores()
     try:
         main()
     except (ValueError, OSError) as error:

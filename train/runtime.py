@@ -5,6 +5,8 @@ import logging
 import os
 import sys
 
+import torch
+
 
 logger = logging.getLogger(__name__)
 
@@ -31,3 +33,15 @@ def keep_freed_memory() -> bool:
         return False
     largest = 2**31 - 1
     return bool(mallopt(M_MMAP_THRESHOLD, 2**30) and mallopt(M_TRIM_THRESHOLD, largest))
+
+
+def use_all_cores() -> None:
+    """Gives torch the cores of the machine, shared among its processes, where only `accelerate launch` said otherwise.
+
+    The launcher allows one thread a process unless it is told `--num_cpu_threads_per_process`, which leaves the other
+    cores idle; 2 and more are taken as they are. Without the launcher `OMP_NUM_THREADS` is heeded as always.
+    """
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ
+    if launched and os.environ.get("OMP_NUM_THREADS") == "1":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
