@@ -249,6 +249,9 @@ def tune(
     Returns:
         The graph with its quantize and dequantize operations, the configuration it was made with, and the metric of
         the float network and of the graph.
+
+    Raises:
+        ValueError: The metric of the float network is not positive, so that no share of it can be lost.
     """
     from neural_compressor.torch.export import export
     from neural_compressor.torch.quantization import StaticQuantConfig, TuningConfig, autotune
@@ -260,6 +263,11 @@ def tune(
     example = (windows[:2].unsqueeze(1),)
     network = export(_Logits(rounded).eval(), example, dynamic_shapes=({0: clips},))
     before = metric(run(folded, windows).numpy(), labels)
+    if not before > 0:
+        raise ValueError(
+            f"The metric of the float model on the calibration clips is {before}, so there is nothing to keep: give "
+            "clips of the classes the model was trained on, or a metric that is positive."
+        )
     trials: list[float] = []
 
     def calibrate(prepared: nn.Module) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import ASTConfig, ASTForAudioClassification
 
 from modeling_tfsepnet import TFSepNetConfig, TFSepNetFeatureExtractor, TFSepNetForAudioClassification
 from modeling_tfsepnet.quantization_tfsepnet import make_int8, replace_convolutions
@@ -125,9 +126,7 @@ def test_refuses_wrong_input(quantized, small, windows, tmp_path):
     with pytest.raises(ValueError, match="quantized already"):
         INCQuantizer(model, extractor)
     with pytest.raises(TypeError, match="no TF-SepNet"):
-        INCQuantizer(torch.nn.Module(), extractor) if hasattr(torch.nn.Module(), "config") else INCQuantizer(
-            type("Other", (torch.nn.Module,), {"config": None})(), extractor
-        )
+        INCQuantizer(ASTForAudioClassification(ASTConfig(num_hidden_layers=1, hidden_size=12)), extractor)
     quantizer = INCQuantizer(small, extractor)
     with pytest.raises(ValueError, match="no calibration clips"):
         quantizer.quantize(INCConfig(), {"input_values": windows[:0].unsqueeze(1), "labels": []})
@@ -137,6 +136,9 @@ def test_refuses_wrong_input(quantized, small, windows, tmp_path):
         quantizer.quantize(INCConfig(), [{"audio": None}])
     with pytest.raises(FileExistsError, match="not empty"):
         quantizer.quantize(INCConfig(), {}, folder)
+    wrong = 1 - run(small, windows).argmax(1).clamp(max=1)
+    with pytest.raises(ValueError, match="nothing to keep"):
+        quantizer.quantize(INCConfig(), {"input_values": windows.unsqueeze(1), "labels": wrong})
     with pytest.raises(ValueError, match="tolerable_loss"):
         INCConfig(tolerable_loss=2)
 
