@@ -104,8 +104,16 @@ def write_results(folder: str | Path, results: dict[str, Any]) -> None:
     plot_confusion_matrix(metrics["confusion_matrix"], labels, folder / "confusion_matrix.png")
     plot_groups(metrics["class_wise"], folder / "classes.png")
     plot_groups(metrics["device_wise"], folder / "devices.png", results["unseen_devices"])
-    (folder / "results.md").write_text(results_table(results), encoding="utf-8")
+    tables = f"{results_table(results)}\n{confusion_table(metrics['confusion_matrix'], labels)}"
+    (folder / "results.md").write_text(tables, encoding="utf-8")
     write_json(folder / RESULTS_FILE, {**results, "provenance": provenance()})
+
+
+def confusion_table(confusion: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
+    """Return the numbers of clips by true class (row) and predicted class (column) as a Markdown table."""
+    rows = [[label, *map(str, counts)] for label, counts in zip(labels, confusion, strict=True)]
+    lines = [["true / predicted", *labels], ["---"] * (len(labels) + 1), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def results_table(results: dict[str, Any]) -> str:
@@ -136,6 +144,10 @@ def results_table(results: dict[str, Any]) -> str:
         *(
             (f"class {name}", f"{100 * figures['accuracy']:.1f} %" if figures else "no clips")
             for name, figures in metrics["class_wise"].items()
+        ),
+        *(
+            (f"city {name}", f"{100 * figures['accuracy']:.1f} %")
+            for name, figures in metrics.get("city_wise", {}).items()
         ),
         *((name, f"{value:,}") for name, value in results["complexity"].items()),
     ]

@@ -99,6 +99,11 @@ def test_the_whole_chain(student, teacher, logits, corpus, tmp_path):
     assert results["synthetic"] is True
     for name in ("confusion_matrix.png", "devices.png", "learning_curve.png", "results.md", "model.safetensors"):
         assert (output / name).stat().st_size > 0, name
+    table = (output / "results.md").read_text()
+    airport = " | ".join(map(str, results["metrics"]["confusion_matrix"][0]))
+    assert f"| airport | {airport} |" in table
+    for city, figures in results["metrics"]["city_wise"].items():
+        assert f"| city {city}" in table and figures["clips"] > 0
     assert {path.name for path in (output / "logits").iterdir()} == {"tiny", "beats", "tiny_2"}
     seeds = [json.loads((output / "teachers" / name / "run.json").read_text())["seed"] for name in ("tiny", "tiny_2")]
     assert seeds == [42, 43]
