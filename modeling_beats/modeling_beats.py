@@ -377,6 +377,8 @@ class BeatsPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ("BeatsPatchEmbeddings", "BeatsPositionalConvEmbedding", "BeatsLayer")
+    # What a model of another task has beside the encoder, which alone is taken over.
+    _keys_to_ignore_on_load_unexpected = (r"^(predictor|label_head|classifier|quantize_layer|quantizer|estimator)\.",)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -216,9 +216,6 @@ class BeatsRandomProjectionTokenizer(BeatsTokenizerPreTrainedModel):
 class BeatsTokenizerModel(BeatsTokenizerPreTrainedModel):
     """Trained tokenizer: a BEATs encoder, a projection to the width of the codes, and the quantizer."""
 
-    # A folder of the training model loads as the tokenizer that it has become.
-    _keys_to_ignore_on_load_unexpected = (r"^estimator\.",)
-
     def __init__(self, config: BeatsConfig) -> None:
         super().__init__(config)
         self.beats = BeatsModel(config)

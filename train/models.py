@@ -35,7 +35,10 @@ def new_student(
 
 
 def new_teacher(
-    label_names: Sequence[str], model_name_or_path: str | None = None, config_overrides: str | None = None
+    label_names: Sequence[str],
+    model_name_or_path: str | None = None,
+    config_overrides: str | None = None,
+    problem_type: str = "single_label_classification",
 ) -> tuple[PreTrainedModel, FeatureExtractionMixin]:
     """Return a BEATs with a new classifier, and its feature extractor.
 
@@ -44,12 +47,14 @@ def new_teacher(
         model_name_or_path (`str`, *optional*): Model folder or Hub id with the encoder's weights. Without it they are
             random.
         config_overrides (`str`, *optional*): Settings of [`BeatsConfig`] that differ, as for [`new_student`].
+        problem_type (`str`, *optional*, defaults to `"single_label_classification"`): Or
+            `"multi_label_classification"`, where a clip has any number of classes.
 
     Raises:
         FileNotFoundError: If there is no such model.
         ValueError: If it is no BEATs, or a setting is unknown or out of range.
     """
-    maps = {**label_maps(label_names), "problem_type": "single_label_classification"}
+    maps = {**label_maps(label_names), "problem_type": problem_type}
     if model_name_or_path is None:
         config = override(modeling_beats.BeatsConfig(**maps), config_overrides)
         return modeling_beats.BeatsForAudioClassification(config), modeling_beats.BeatsFeatureExtractor()

@@ -1,4 +1,4 @@
-"""Trainers of the two kinds of pre-training: masked audio modelling, and tokenizers."""
+"""Trainers on segments of audio: masked audio modelling, and tokenizers."""
 
 from pathlib import Path
 from typing import Any
@@ -59,54 +59,42 @@ class CodeWindow:
         }
 
 
-class PretrainingTrainer(Trainer):
-    """Train on segments of unlabelled audio, guided by a frozen model.
+class SegmentTrainer(Trainer):
+    """Train for a number of steps on segments of audio, which are read while training goes on.
 
     A step is a function of weights, optimizer state, seed, step and micro-step alone, so that an interrupted run
-    continues to the same weights. The loss is the mean over the patches of all processes, also where clips differ in
-    length; without dropout several processes compute the same as one, up to rounding.
+    continues to the same weights. Without dropout several processes compute the same as one, up to rounding.
 
     Args:
         model (`PreTrainedModel`): To be trained.
         args (`PretrainingArguments`): Recipe of the run.
         feature_extractor (`FeatureExtractionMixin`): Makes filter banks. Saved with the model.
-        guide (`PreTrainedModel`): The tokenizer that gives the labels, or the teacher of a tokenizer.
         train_dataset (`Segments` or `StreamedSegments`): Audio.
+        data_collator (`SegmentCollator`): Makes batches with `waveform` and perhaps `num_samples`.
     """
-
-    figures: tuple[str, ...]
-    """What is logged beside the loss and the use of the codes."""
 
     def __init__(
         self,
         model: PreTrainedModel,
         args: Any,
         feature_extractor: FeatureExtractionMixin,
-        guide: PreTrainedModel,
         train_dataset: Segments | StreamedSegments,
+        data_collator: SegmentCollator,
     ):
         self.rows = BatchRows(args.world_size, args.process_index)
         self.rows.resize(args.batch_size)
         self.feature_extractor = feature_extractor
-        shortest = feature_extractor.frame_length + (model.config.patch_size - 1) * feature_extractor.hop_length
+        # Layer drop leaves parameters without a gradient, which DDP must then look for.
         args.ddp_find_unused_parameters = bool(model.config.layerdrop)
         super().__init__(
             model=model,
             args=args,
-            data_collator=SegmentCollator(shortest),
+            data_collator=data_collator,
             train_dataset=train_dataset,
             processing_class=feature_extractor,
         )
-        self.guide = guide.to(args.device).eval().requires_grad_(False)
         self.model_accepts_loss_kwargs = False
-        self.window = CodeWindow(model.config.codebook_size, self.figures, args.device)
         self._micro_step = (-1, 0)
-
-    def batch_loss(
-        self, model: nn.Module, features: Tensor, attention_mask: Tensor | None
-    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """Return the mean loss over some patches, their codes `(number,)`, and the means of `figures` over them."""
-        raise NotImplementedError
 
     def get_train_dataloader(self) -> DataLoader:
         """Return a loader that gives each process its rows of every batch of the run, which is one long epoch."""
@@ -119,7 +107,10 @@ class PretrainingTrainer(Trainer):
             workers = min(args.dataloader_num_workers, 1)  # more would each read the whole stream
             return DataLoader(self.train_dataset, batch_size=self.rows.count, num_workers=workers, **options)
         num_batches = args.max_steps * args.gradient_accumulation_steps
-        batches = SegmentBatches(len(self.train_dataset), args.batch_size, num_batches, args.seed, self.rows)
+        dataset = self.train_dataset
+        batches = SegmentBatches(
+            len(dataset), args.batch_size, num_batches, args.seed, self.rows, getattr(dataset, "weights", None)
+        )
         return DataLoader(
             self.train_dataset, batch_sampler=batches, num_workers=args.dataloader_num_workers, **options
         )
@@ -134,8 +125,62 @@ class PretrainingTrainer(Trainer):
         self._micro_step = (step, micro_step)
         seed = derived_seed(self.args.seed, step, micro_step)
         torch.manual_seed(derived_seed(seed, self.args.process_index))  # for dropout
-        self._generator = torch.Generator().manual_seed(seed)  # for masks, which all processes draw alike
+        self._generator = torch.Generator().manual_seed(seed)  # for what all processes draw alike
         return super().training_step(model, inputs, num_items_in_batch)
+
+    @torch.no_grad()
+    def features(self, waveform: Tensor, num_samples: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Return filter banks, and the attention mask if clips differ in length."""
+        features = self.feature_extractor.fbank(waveform / FULL_SCALE)
+        if num_samples is None:
+            return features, None
+        extractor = self.feature_extractor
+        num_frames = 1 + (num_samples - extractor.frame_length) // extractor.hop_length
+        mask = torch.arange(features.shape[1], device=features.device) < num_frames.unsqueeze(1)
+        return features.masked_fill(~mask.unsqueeze(2), extractor.padding_value), mask.long()
+
+    def floating_point_ops(self, inputs: dict[str, Tensor]) -> int:
+        """Return 0: the base class counts tokens, which waveforms have none of."""
+        return 0
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            (Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / COMPLETE).touch()
+
+
+class PretrainingTrainer(SegmentTrainer):
+    """Train on unlabelled audio, guided by a frozen model.
+
+    The loss is the mean over the patches of all processes, also where clips differ in length.
+
+    Args:
+        model, args, feature_extractor, train_dataset: As for [`SegmentTrainer`].
+        guide (`PreTrainedModel`): The tokenizer that gives the labels, or the teacher of a tokenizer.
+    """
+
+    figures: tuple[str, ...]
+    """What is logged beside the loss and the use of the codes."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: Any,
+        feature_extractor: FeatureExtractionMixin,
+        guide: PreTrainedModel,
+        train_dataset: Segments | StreamedSegments,
+    ):
+        shortest = feature_extractor.frame_length + (model.config.patch_size - 1) * feature_extractor.hop_length
+        super().__init__(model, args, feature_extractor, train_dataset, SegmentCollator(shortest))
+        self.guide = guide.to(args.device).eval().requires_grad_(False)
+        self.window = CodeWindow(model.config.codebook_size, self.figures, args.device)
+
+    def batch_loss(
+        self, model: nn.Module, features: Tensor, attention_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """Return the mean loss over some patches, their codes `(number,)`, and the means of `figures` over them."""
+        raise NotImplementedError
 
     def compute_loss(
         self,
@@ -155,32 +200,11 @@ class PretrainingTrainer(Trainer):
             loss = loss * (len(codes) * self.args.world_size / total)
         return loss
 
-    @torch.no_grad()
-    def features(self, waveform: Tensor, num_samples: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return filter banks, and the attention mask if clips differ in length."""
-        features = self.feature_extractor.fbank(waveform / FULL_SCALE)
-        if num_samples is None:
-            return features, None
-        extractor = self.feature_extractor
-        num_frames = 1 + (num_samples - extractor.frame_length) // extractor.hop_length
-        mask = torch.arange(features.shape[1], device=features.device) < num_frames.unsqueeze(1)
-        return features.masked_fill(~mask.unsqueeze(2), extractor.padding_value), mask.long()
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log the loss with the figures of the window."""
         if "loss" in logs:
             logs = {**logs, **self.window.summary()}
         super().log(logs, start_time)
-
-    def floating_point_ops(self, inputs: dict[str, Tensor]) -> int:
-        """Return 0: the base class counts tokens, which waveforms have none of."""
-        return 0
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            (Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / COMPLETE).touch()
 
 
 class MaskedModelingTrainer(PretrainingTrainer):

@@ -14,6 +14,7 @@ import soundfile
 import soxr
 import torch
 from datasets.distributed import split_dataset_by_node
+from datasets.exceptions import DatasetGenerationError
 from datasets.utils import tqdm
 from torch.utils.data import Dataset, IterableDataset, Sampler
 
@@ -40,7 +41,8 @@ def load_unlabelled(
 
     Args:
         dataset (`str`): A folder, searched for audio files at any depth; a configuration of the scenes, such as
-            `"demo"` or `"split100"`; or anything else that `datasets.load_dataset` takes, such as an id on the Hub.
+            `"demo"` or `"split100"`; or anything else that `datasets.load_dataset` takes, such as an id on the Hub,
+            or a folder of Parquet files.
         dataset_config (`str`, *optional*): Configuration of a dataset on the Hub.
         split (`str`, *optional*, defaults to `"train"`): Split of the scenes or of a dataset on the Hub.
         data_dir (`str`, *optional*): Folder of the scenes' corpus.
@@ -52,34 +54,52 @@ def load_unlabelled(
 
     Raises:
         FileNotFoundError: If there is no such source, or no audio in it.
-        ValueError: If the dataset has no column `audio`, or cannot be streamed.
+        ValueError: If the dataset has no column of audio, or cannot be streamed.
     """
     is_scenes = dataset in (config.name for config in TAUUrban2022.BUILDER_CONFIGS)
-    if streaming and (is_scenes or Path(dataset).is_dir()):
+    files = audio_files(dataset)
+    if streaming and (is_scenes or files):
         raise ValueError(f"{dataset} is on this machine and needs no streaming: leave --streaming out.")
-    if Path(dataset).is_dir():
-        files = sorted(path for path in Path(dataset).rglob("*") if path.suffix.lower() in SUFFIXES)
-        if not files:
-            raise FileNotFoundError(f"{dataset} holds no audio files: give a folder with WAV, FLAC, Ogg or MP3 files.")
+    if files:
         return files
     if is_scenes:
         scenes = load_scenes(dataset, data_dir, cache_dir=cache_dir)
         if split not in scenes:
             raise ValueError(f"{dataset} has no split {split!r}: choose one of {', '.join(scenes)}.")
-        loaded = scenes[split]
+        loaded = scenes[split].cast_column("audio", datasets.Audio(decode=False))
     else:
-        try:
-            loaded = datasets.load_dataset(
-                dataset, dataset_config, split=split, streaming=streaming, cache_dir=cache_dir
-            )
-        except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise FileNotFoundError(
-                f"{dataset} is no folder, no configuration of the scenes, and no dataset that can be loaded: {reason}"
-            ) from None
+        loaded = load_hub_audio(dataset, dataset_config, split, streaming, cache_dir)
+    return loaded.select_columns(["audio"])
+
+
+def audio_files(folder: str) -> list[Path]:
+    """Return the audio files of a folder at any depth, sorted, without hidden ones; none if there is no folder."""
+    paths = Path(folder).rglob("*")
+    return sorted(path for path in paths if path.suffix.lower() in SUFFIXES and path.name[0] != "." and path.is_file())
+
+
+def load_hub_audio(
+    dataset: str, dataset_config: str | None, split: str, streaming: bool = False, cache_dir: str | None = None
+) -> datasets.Dataset | datasets.IterableDataset:
+    """Load a dataset with a column `audio`, which is not decoded; arguments and errors as [`load_unlabelled`]."""
+    try:
+        loaded = datasets.load_dataset(dataset, dataset_config, split=split, streaming=streaming, cache_dir=cache_dir)
+    except (OSError, ValueError, DatasetGenerationError) as error:
+        state = "is a folder without audio files" if Path(dataset).is_dir() else "is no folder"
+        reason = " ".join(str(error.__cause__ or error).split())[:300].rstrip(".")
+        raise FileNotFoundError(
+            f"{dataset} {state}, and no dataset that can be loaded ({reason}): give a folder of WAV, FLAC, Ogg or MP3 "
+            "files, or the id of a dataset."
+        ) from None
     if "audio" not in (loaded.column_names or ()):
         raise ValueError(f"{dataset} has no column 'audio', only {', '.join(loaded.column_names or ())}.")
-    return loaded.select_columns(["audio"]).cast_column("audio", datasets.Audio(decode=False))
+    return loaded.cast_column("audio", datasets.Audio(decode=False))
+
+
+def audio_of(source: list[Path] | datasets.Dataset, index: int) -> dict[str, Any]:
+    """Return a clip as [`read_segment`] takes it."""
+    clip = source[index]
+    return {"path": str(clip)} if isinstance(clip, Path) else clip["audio"]
 
 
 def read_segment(audio: dict[str, Any], seconds: float, sampling_rate: int, place: float) -> np.ndarray:
@@ -139,6 +159,9 @@ class Segments(Dataset):
         if isinstance(source, list):
             with ThreadPoolExecutor() as pool:
                 lengths = list(tqdm(pool.map(_duration, source), total=len(source), desc="Audio files", leave=False))
+            if faults := [length for length in lengths if isinstance(length, str)]:
+                others = f" (and {len(faults) - 1} of the other {len(source) - 1} files)" if len(faults) > 1 else ""
+                raise ValueError(f"{faults[0]}{others}: mend it, or leave it out.")
             counts = np.maximum(1, np.floor(np.array(lengths) / seconds + 1e-6)).astype(np.int64)
         else:
             counts = np.ones(len(source), dtype=np.int64)
@@ -153,20 +176,18 @@ class Segments(Dataset):
     def __getitem__(self, index: tuple[int, int]) -> np.ndarray:
         epoch, row = index
         clip = int(self.clips[row])
-        audio = self.source[clip]
-        audio = {"path": str(audio)} if isinstance(audio, Path) else audio["audio"]
         chance = np.random.default_rng(derived_seed(self.seed, epoch, row)).random()
-        return read_segment(audio, self.seconds, self.sampling_rate, (self.parts[row] + chance) / self.counts[clip])
+        place = (self.parts[row] + chance) / self.counts[clip]
+        return read_segment(audio_of(self.source, clip), self.seconds, self.sampling_rate, place)
 
 
-def _duration(path: Path) -> float:
+def _duration(path: Path) -> float | str:
+    """Return the seconds that a file holds, or what is wrong with it."""
     try:
         info = soundfile.info(path)
     except soundfile.LibsndfileError as error:
-        raise ValueError(f"{path} cannot be decoded ({error.error_string}): mend it, or leave it out.") from None
-    if not info.frames:
-        raise ValueError(f"{path} has no samples: mend it, or leave it out.")
-    return info.frames / info.samplerate
+        return f"{path} cannot be decoded ({error.error_string})"
+    return info.frames / info.samplerate if info.frames else f"{path} has no samples"
 
 
 class StreamedSegments(IterableDataset):
@@ -220,7 +241,8 @@ class StreamedSegments(IterableDataset):
 class SegmentBatches(Sampler[list[tuple[int, int]]]):
     """Batches of `(epoch, row)` for a whole run, of which each process gets its rows.
 
-    Each epoch visits the rows in an order of its own, and leaves out what does not fill a batch.
+    Each epoch visits the rows in an order of its own, and leaves out what does not fill a batch. With weights it draws
+    as many rows instead, each time any of them.
 
     Args:
         num_rows (`int`): Rows of the dataset.
@@ -228,15 +250,25 @@ class SegmentBatches(Sampler[list[tuple[int, int]]]):
         num_batches (`int`): Batches of the run.
         seed (`int`): Seed of the run.
         rows (`BatchRows`): Which rows of a batch belong to this process.
+        weights (`torch.Tensor` of shape `(num_rows,)`, *optional*): How often a row is drawn, relative to the others.
     """
 
-    def __init__(self, num_rows: int, batch_size: int, num_batches: int, seed: int, rows: BatchRows):
+    def __init__(
+        self,
+        num_rows: int,
+        batch_size: int,
+        num_batches: int,
+        seed: int,
+        rows: BatchRows,
+        weights: torch.Tensor | None = None,
+    ):
         self.num_rows = num_rows
         self.batch_size = min(batch_size, num_rows)
         self.num_batches = num_batches
         self.seed = seed
         rows.resize(self.batch_size)
         self.rows = rows
+        self.weights = weights
 
     def __len__(self) -> int:
         return self.num_batches
@@ -247,7 +279,10 @@ class SegmentBatches(Sampler[list[tuple[int, int]]]):
             epoch, index = divmod(batch, batches_per_epoch)
             if index == 0:
                 generator = torch.Generator().manual_seed(derived_seed(self.seed, epoch))
-                order = torch.randperm(self.num_rows, generator=generator).tolist()
+                if self.weights is None:
+                    order = torch.randperm(self.num_rows, generator=generator).tolist()
+                else:
+                    order = torch.multinomial(self.weights, self.num_rows, True, generator=generator).tolist()
             rows = order[index * self.batch_size : (index + 1) * self.batch_size]
             yield [(epoch, row) for row in rows[self.rows.work]]
 

@@ -3,7 +3,13 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForPreTraining
 
-from modeling_beats import BeatsForAudioClassification, BeatsForPreTraining, BeatsModel, mask_patches
+from modeling_beats import (
+    BeatsForAudioClassification,
+    BeatsForPreTraining,
+    BeatsModel,
+    BeatsRandomProjectionTokenizer,
+    mask_patches,
+)
 from tests.clean_process import run_in_clean_process
 
 from .helpers import randomized, tiny_config
@@ -59,6 +65,23 @@ class TestNoLeak:
             column, row = divmod(patch, 2)
             changed[clip, 16 * column : 16 * column + 16, 16 * row : 16 * row + 16] = 1e4 * torch.randn(16, 16)
         assert torch.equal(model(changed, bool_masked_pos=masked).logits, expected)
+
+    def test_masked_patches_change_their_own_label(self, model, inputs, masked):
+        """With the labels of a random projection, a masked patch moves the loss by its own label and nothing else."""
+        torch.manual_seed(0)
+        tokenizer = BeatsRandomProjectionTokenizer(model.config)
+        labels = tokenizer(inputs).codes
+        log_probabilities = model(inputs, bool_masked_pos=masked).logits.log_softmax(dim=-1)
+        loss = model(inputs, labels=labels, bool_masked_pos=masked).loss
+        for clip, patch in masked.nonzero().tolist():
+            column, row = divmod(patch, 2)
+            changed = inputs.clone()
+            changed[clip, 16 * column : 16 * column + 16, 16 * row : 16 * row + 16] = torch.randn(16, 16)
+            new = tokenizer(changed).codes
+            assert [place for place in (new != labels).nonzero().tolist() if place != [clip, patch]] == []
+            scores = log_probabilities[clip, patch]
+            expected = loss + (scores[labels[clip, patch]] - scores[new[clip, patch]]) / masked.sum()
+            torch.testing.assert_close(model(changed, labels=new, bool_masked_pos=masked).loss, expected)
 
     def test_every_visible_patch_matters(self, model, inputs, masked):
         expected = model(inputs, bool_masked_pos=masked).logits
@@ -146,7 +169,9 @@ class TestFolders:
     def test_encoder_is_found_by_the_other_models(self, model, inputs, tmp_path):
         model.save_pretrained(tmp_path)
         expected = model.beats(inputs).last_hidden_state
-        assert torch.equal(BeatsModel.from_pretrained(tmp_path)(inputs).last_hidden_state, expected)
+        encoder, loading = BeatsModel.from_pretrained(tmp_path, output_loading_info=True)
+        assert not any(loading.values())
+        assert torch.equal(encoder(inputs).last_hidden_state, expected)
         classifier = BeatsForAudioClassification.from_pretrained(tmp_path, num_labels=10)
         assert torch.equal(classifier.beats(inputs).last_hidden_state, expected)
         assert isinstance(AutoModelForPreTraining.from_pretrained(tmp_path), BeatsForPreTraining)

@@ -15,12 +15,15 @@ import torch
 from safetensors.torch import load_file
 
 from modeling_beats import (
+    BeatsFeatureExtractor,
     BeatsForAudioClassification,
     BeatsForTokenizerTraining,
     BeatsModel,
     BeatsRandomProjectionTokenizer,
     BeatsTokenizerModel,
 )
+from modeling_beats.convert_beats import convert
+from tests.modeling_beats.helpers import load_case
 from tests.train.test_resume import kill_at, run_until_killed
 from train.distributed import BatchRows
 from train.pretrain_teacher import pretrain_teacher
@@ -158,6 +161,13 @@ class TestAudio:
         whole = {segments[0, row].tobytes() for row in range(4) if len(segments[0, row]) < 32_000}
         assert whole < {next(streamed).tobytes() for _ in range(4)}
 
+    @pytest.mark.parametrize("streaming", [False, True])
+    def test_folder_of_tables(self, parquet, streaming):
+        """As it is downloaded from the Hub."""
+        rows = list(load_unlabelled(str(parquet), streaming=streaming))
+        assert [list(row) for row in rows] == [["audio"]] * len(LENGTHS)
+        assert len(read_segment(rows[0]["audio"], 0.5, 16_000, 0.0)) == 8000
+
     def test_stream_goes_on_where_it_stopped(self, parquet):
         source = datasets.load_dataset(
             "parquet", data_files=str(parquet / "train.parquet"), split="train", streaming=True
@@ -199,13 +209,31 @@ class TestAudio:
         with pytest.raises(ValueError, match=rf"x\.wav {fault}"):
             Segments(load_unlabelled(str(tmp_path)), 1.0, 16_000, seed=0)
 
+    def test_all_damaged_files_are_counted(self, tmp_path):
+        soundfile.write(tmp_path / "a.wav", np.zeros(100), 16_000)
+        for name in ("b.wav", "c.flac", "d.mp3"):
+            (tmp_path / name).write_bytes(b"no sound")
+        with pytest.raises(ValueError, match=r"b\.wav cannot be decoded .* \(and 2 of the other 3 files\): mend it"):
+            Segments(load_unlabelled(str(tmp_path)), 1.0, 16_000, seed=0)
+
+    def test_truncated_files_are_named(self, tmp_path):
+        """What the head of a file promises may be missing; that is found when it is read."""
+        soundfile.write(tmp_path / "x.flac", np.random.default_rng(0).normal(size=160_000) / 10, 16_000)
+        content = (tmp_path / "x.flac").read_bytes()
+        (tmp_path / "x.flac").write_bytes(content[: len(content) // 2])
+        segments = Segments([tmp_path / "x.flac"], 1.0, 16_000, seed=0)
+        with pytest.raises(ValueError, match=r"x\.flac (cannot be decoded|has no samples)"):
+            [segments[0, row] for row in range(len(segments))]
+
     def test_values_that_are_not_finite_are_named(self, tmp_path):
         soundfile.write(tmp_path / "x.wav", np.array([0.0, np.nan] * 8000), 16_000, subtype="FLOAT")
         with pytest.raises(ValueError, match=r"x\.wav holds NaN"):
             Segments(load_unlabelled(str(tmp_path)), 1.0, 16_000, seed=0)
 
     def test_no_audio(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match="holds no audio files"):
+        (tmp_path / "._x.wav").write_bytes(b"what a Mac leaves")
+        (tmp_path / "folder.wav").mkdir()
+        with pytest.raises(FileNotFoundError, match=r"is a folder without audio files.*: give a folder"):
             load_unlabelled(str(tmp_path))
         with pytest.raises(FileNotFoundError, match="no/such is no folder"):
             load_unlabelled("no/such")
@@ -267,6 +295,22 @@ class TestStages:
         options = ("model_name_or_path", str(first_iteration[0]), "max_steps", "1", "learning_rate", "0.0")
         pretrain_teacher(arguments(tmp_path / "run", audio, *options))
         assert_equal_weights(tmp_path / "run", first_iteration[0])
+
+    def test_continues_from_public_checkpoints(self, shared, audio, tmp_path):
+        """The recipe for scenes, from a model and a tokenizer as the original implementation saves them."""
+        for name, case in (("encoder", "case_a_public_like"), ("tokenizer", "tokenizer_a")):
+            model = convert(load_case(shared, case)[1])
+            model.save_pretrained(tmp_path / name)
+            BeatsFeatureExtractor(feature_size=model.config.num_mel_bins).save_pretrained(tmp_path / name)
+        options = ("recipe", "pretrain_scenes", "model_name_or_path", str(tmp_path / "encoder"), "max_steps", "1")
+        options += ("tokenizer_name_or_path", str(tmp_path / "tokenizer"), "learning_rate", "0.0", "bf16", "False")
+        options += ("config_overrides", "num_predictor_layers=1")
+        options += ("gradient_accumulation_steps", "1", "dataloader_num_workers", "0")
+        pretrain_teacher(arguments(tmp_path / "run", audio, *options))
+        before, after = weights(tmp_path / "encoder"), weights(tmp_path / "run")
+        for name, value in before.items():
+            assert torch.equal(after[f"beats.{name}"], value), name
+        assert len(after["label_head.weight"]) == convert(load_case(shared, "tokenizer_a")[1]).config.codebook_size
 
     def test_scenes(self, tmp_path, monkeypatch):
         """A configuration of the scenes is read through their builder."""
@@ -358,6 +402,8 @@ class TestArguments:
     def test_recipes_of_the_paper(self):
         for name in ("pretrain_iter1", "pretrain_iter2", "pretrain_tokenizer"):
             recipe = load_recipe(name)
+            assert (recipe["warmup_steps"], recipe["lr_scheduler_type"]) == (32_000, "linear")
+            assert (recipe["adam_beta1"], recipe["adam_beta2"], recipe["weight_decay"]) == (0.9, 0.98, 0.01)
             seconds = recipe["segment_seconds"] * recipe["batch_size"] * recipe["gradient_accumulation_steps"]
             assert recipe["max_steps"] == 400_000
             assert seconds == (1400 if name == "pretrain_tokenizer" else 5600)
@@ -366,7 +412,7 @@ class TestArguments:
         assert (
             load_recipe("pretrain_iter2")["tokenizer_name_or_path"] == load_recipe("pretrain_tokenizer")["output_dir"]
         )
-        assert len(list(FOLDER.glob("*pretrain*.yaml"))) == 6
+        assert len(list(FOLDER.glob("*pretrain*.yaml"))) == 7
 
     @pytest.mark.parametrize(
         ("options", "message"),
