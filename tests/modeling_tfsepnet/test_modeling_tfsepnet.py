@@ -103,8 +103,14 @@ class TestReference:
         cases = [key for key in tensors if key.startswith("shuffle.") and key.endswith(".input")]
         assert cases
         for key in cases:
-            block = TFSepNetBlock(tensors[key].shape[1], tensors[key].shape[1], 3, 0.0)
-            assert torch.equal(block.shuffle(tensors[key]), tensors[key.replace("input", "output")])
+            halves = TFSepNetBlock.shuffle(tensors[key])
+            assert torch.equal(torch.cat(halves, dim=1), tensors[key.replace("input", "output")])
+
+    @pytest.mark.parametrize("channels", [4, 6, 8, 10])
+    def test_shuffle_of_any_width(self, channels):
+        hidden_state = torch.randn(2, channels, 5, 3)
+        expected = torch.nn.functional.channel_shuffle(hidden_state, 2)
+        assert torch.equal(torch.cat(TFSepNetBlock.shuffle(hidden_state), dim=1), expected)
 
 
 class TestArithmetic:
@@ -128,7 +134,7 @@ class TestArithmetic:
         block = TFSepNetBlock(8, 8, 3, 0.0).eval()
         x = torch.randn(2, 8, 6, 5)
         with torch.no_grad():
-            correction = block(x) - block.shuffle(x)
+            correction = block(x) - torch.cat(block.shuffle(x), dim=1)
         assert correction.min() >= -1e-6
         assert correction[:, :4].std(dim=2).max() < 1e-6
         assert correction[:, 4:].std(dim=3).max() < 1e-6
