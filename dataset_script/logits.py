@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 from datasets import ClassLabel, DatasetInfo, Features, List, Value
 from datasets.info import DatasetInfosDict
 from datasets.utils.metadata import MetadataConfigs
-from huggingface_hub import DatasetCard, DatasetCardData, HfApi, snapshot_download
+from huggingface_hub import DatasetCard, DatasetCardData, snapshot_download
 
+from dataset_script.hub import push_files
 from dataset_script.splits import SCENES
 
 
@@ -209,16 +210,8 @@ def read_logits(path_or_id: str | os.PathLike, label_names: Sequence[str] = SCEN
 def push_logits(folder: str | os.PathLike, repo_id: str, private: bool | None = None) -> str:
     """Push a logits dataset to the Hub, after reading it once more; returns the address of the commit."""
     read_logits(folder)
-    api = HfApi()
-    api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-    commit = api.upload_folder(
-        repo_id=repo_id,
-        repo_type="dataset",
-        folder_path=folder,
-        allow_patterns=["README.md", "data/*.parquet"],
-        commit_message="Upload teacher logits",
-    )
-    return commit.commit_url
+    patterns = ("README.md", "data/*.parquet")
+    return push_files(folder, repo_id, patterns, message="Upload teacher logits", repo_type="dataset", private=private)
 
 
 def join_logits(name: str, logits: TeacherLogits, filenames: Sequence[str], optional: bool = False) -> pa.Array:

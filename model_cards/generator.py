@@ -8,6 +8,7 @@ of runs of the same recipe on other subsets or with other seeds.
 
 import argparse
 import json
+import os
 import re
 import shutil
 import sys
@@ -18,19 +19,29 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from dataset_script import SCENES
 from model_cards.complexity import check_limits, measure_model, read_config
-from model_cards.results import RESULTS_FILE, Corpus, identify_corpus, load_results, percentage, results_path
+from model_cards.encoders import TEMPLATES, is_encoder, make_encoder_card
+from model_cards.results import (
+    RESULTS_FILE,
+    Corpus,
+    configuration,
+    identify_corpus,
+    load_results,
+    percentage,
+    portable,
+    read_json,
+    results_path,
+)
 from model_cards.tables import complexity_table, group_table, hyperparameter_table, mean_accuracy, summary_table
+from train.plots import plot_confusion_matrix, plot_groups
 
 
-TEMPLATES = Path(__file__).with_name("templates")
+DRAWN = {"confusion_matrix.png": "Confusion matrix on the test split", "devices.png": "Accuracy by device"}
+"""Pictures of a card that are drawn from the results."""
 
-PICTURES = {
-    "confusion_matrix.png": "Confusion matrix on the test split",
-    "devices.png": "Accuracy by device",
-    "learning_curve.png": "Learning curves",
-}
-
+FOUND = {"learning_curve.png": "Learning curves", "layers.png": "Error of INT8 along the network"}
+"""Pictures that a card shows where the run left them."""
 
 COUNTERPART_FILE = "results/counterpart.json"
 """Where the results of the other number format go in a repository."""
@@ -105,13 +116,16 @@ def collect_evidence(
             f"The results in {counterpart} are on {other['dataset']}, those in {model_dir} on {own['dataset']}: float "
             "and INT8 stand side by side on the same data only."
         )
-    if other is not None:  # what quantization does not record
+    if other is None and "float" in own:  # what train/quantize.py measured beside INT8
+        other = {name: value for name, value in own.items() if name not in ("float", "int8")}
+        other["metrics"] = own["float"]
+    elif other is not None:  # what quantization does not record
         own["unseen_devices"] = own["unseen_devices"] or other["unseen_devices"]
     runs = [own, *(load(source) for source in results if Path(source).resolve() != Path(model_dir).resolve())]
     named: dict[str, dict[str, Any]] = {}
     for run in sorted(runs, key=lambda run: percentage(run["dataset"])):
         number = sum(other["dataset"] == run["dataset"] for other in named.values())
-        named[RESULTS_FILE if run is own else f"results/{run['dataset']}-{number}.json"] = run
+        named[RESULTS_FILE if run is own else f"results/{configuration(run['dataset'])}-{number}.json"] = run
     return Evidence(own, named, other, corpus)
 
 
@@ -142,6 +156,7 @@ def make_card(
             )
     config = read_config(model_dir)
     corpus, training = evidence.corpus, evidence.training
+    labels = list(evidence.own["metrics"]["class_wise"])
     name = (repo_id or model_dir.resolve().name).split("/")[-1]
     open_licence = corpus.kind == "synthetic"
     card_data = ModelCardData(
@@ -162,10 +177,11 @@ def make_card(
         model_name=name,
         eval_results=evaluation_results(evidence),
     )
-    card = ModelCard.from_template(
+    return ModelCard.from_template(
         card_data,
         template_path=str(TEMPLATES / "model.md"),
         student=complexity.macs is not None,
+        classes="ten acoustic scenes" if labels == list(SCENES) else f"{len(labels)} classes of sound",
         name=name,
         model_id=repo_id or str(model_dir),
         corpus=corpus,
@@ -182,11 +198,9 @@ def make_card(
         complexity_table=complexity_table(complexity, evidence.own, evidence.counterpart),
         hyperparameters=hyperparameter_table(training.get("arguments", {})),
         files=[*evidence.runs, *([COUNTERPART_FILE] if evidence.counterpart else [])],
-        pictures={file: title for file, title in PICTURES.items() if (model_dir / file).is_file()},
+        pictures={**DRAWN, **{file: title for file, title in FOUND.items() if (model_dir / file).is_file()}},
         citations=(TEMPLATES / "citations.bib").read_text(encoding="utf-8").strip(),
     )
-    card.text = re.sub(r"\n{3,}", "\n\n", card.text).strip("\n") + "\n"  # conditions leave empty lines behind
-    return card
 
 
 def evaluation_results(evidence: Evidence) -> list[EvalResult]:
@@ -198,7 +212,7 @@ def evaluation_results(evidence: Evidence) -> list[EvalResult]:
             task_name="Acoustic scene classification",
             dataset_type=evidence.corpus.hub_type,
             dataset_name=evidence.corpus.name,
-            dataset_config=subset,
+            dataset_config=configuration(subset),
             dataset_split="test",
             metric_type="accuracy",
             metric_name=f"{name}, trained on {percentage(subset)} % of the training clips",
@@ -219,10 +233,14 @@ def write_card(
     dataset_license: str | None = None,
     allow_over_limit: bool = False,
 ) -> ModelCard:
-    """Write the card of a model folder into it, as `README.md`, with copies of all results that it states.
+    """Write the card of a model folder into it, as `README.md`, with its pictures and all results that it states.
+
+    None of these files, the model's own `results.json` included, has a path of this machine afterwards: they are made
+    to be published.
 
     Args:
-        model_dir (`str` or `Path`): A TF-SepNet (float or INT8) or BEATs, with its `results.json`.
+        model_dir (`str` or `Path`): A TF-SepNet (float or INT8) or BEATs, with its `results.json`; also a BEATs that
+            was pre-trained only, whose card is that of [`~model_cards.encoders.make_encoder_card`].
         results (`Iterable[str | Path]`): Results of the same recipe on other subsets, or with other seeds: files, or
             folders with a `results.json`.
         counterpart (`str` or `Path`, *optional*): Results of the same network in the other number format.
@@ -233,20 +251,31 @@ def write_card(
         FileNotFoundError, ValueError: As [`make_card`] and [`collect_evidence`]; nothing is written then.
     """
     model_dir = Path(model_dir)
+    if is_encoder(content := portable(read_json(results_path(model_dir)))):
+        card = make_encoder_card(model_dir, repo_id, dataset_name, dataset_license)
+        _save(card, model_dir, {RESULTS_FILE: content})
+        return card
     evidence = collect_evidence(model_dir, results, counterpart, dataset_name, dataset_license)
     card = make_card(model_dir, evidence, repo_id, allow_over_limit)
-    if not (model_dir / RESULTS_FILE).is_file():
-        shutil.copy(results_path(model_dir), model_dir / RESULTS_FILE)
-    copies = dict(evidence.runs)
-    del copies[RESULTS_FILE]
+    files = dict(evidence.runs)
     if evidence.counterpart is not None:
-        copies[COUNTERPART_FILE] = evidence.counterpart
+        files[COUNTERPART_FILE] = evidence.counterpart
+    metrics = evidence.own["metrics"]
+    plot_confusion_matrix(metrics["confusion_matrix"], list(metrics["class_wise"]), model_dir / "confusion_matrix")
+    plot_groups(metrics["device_wise"], model_dir / "devices", evidence.own["unseen_devices"])
     shutil.rmtree(model_dir / "results", ignore_errors=True)
-    for path, run in copies.items():
-        (model_dir / path).parent.mkdir(exist_ok=True)
-        (model_dir / path).write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
-    card.save(model_dir / "README.md")
+    _save(card, model_dir, files)
     return card
+
+
+def _save(card: ModelCard, model_dir: Path, results: dict[str, dict[str, Any]]) -> None:
+    for path, content in results.items():
+        (model_dir / path).parent.mkdir(exist_ok=True)
+        part = model_dir / f"{path}.part"
+        part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        os.replace(part, model_dir / path)
+    card.text = re.sub(r"\n{3,}", "\n\n", card.text).strip("\n") + "\n"  # conditions leave empty lines behind
+    card.save(model_dir / "README.md")
 
 
 def add_card_arguments(parser: argparse.ArgumentParser) -> None:

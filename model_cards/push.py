@@ -11,10 +11,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, HfApi
-from huggingface_hub.errors import HTTPError  # of whichever HTTP client the installed version uses
-
 from dataset_script import push_logits
+from dataset_script.hub import push_files
 from model_cards.generator import add_card_arguments, run_command, write_card
 
 
@@ -49,18 +47,7 @@ def push_model(folder: str | Path, repo_id: str, *, private: bool | None = None,
     """
     folder = Path(folder)
     write_card(folder, repo_id=repo_id, **card_options)
-    paths = sorted({path for pattern in PUSHED for path in folder.glob(pattern)})
-    operations = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in paths]
-    api = HfApi()
-    try:
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        commit = api.create_commit(repo_id, operations, commit_message="Upload the model with its card and results")
-    except (OSError, HTTPError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise ConnectionError(
-            f"The push to {repo_id} failed ({reason}); everything is in {folder}, and the same command finishes it."
-        ) from error
-    return commit.commit_url
+    return push_files(folder, repo_id, PUSHED, message="Upload the model with its card and results", private=private)
 
 
 def main() -> str:

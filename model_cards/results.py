@@ -2,8 +2,9 @@
 
 import json
 import re
+import shlex
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -72,17 +73,16 @@ def load_results(source: str | Path) -> dict[str, Any]:
         source (`str` or `Path`): As for [`results_path`].
 
     Returns:
-        The results; of an INT8 model also where the file has those of its float counterpart beside them.
+        The results, without paths of this machine, as [`portable`] gives them; of an INT8 model also where the file
+        has those of its float counterpart beside them.
 
     Raises:
         FileNotFoundError: If there is none.
         ValueError: If it is no results file of a test split, or its figures contradict each other.
     """
     path = results_path(source)
-    if not path.is_file():
-        raise FileNotFoundError(f"There are no results {path}: finish the run, or evaluate it with train/run_eval.py.")
+    results = portable(read_json(path))
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
         if "int8" in results:  # of train/quantize.py, which also has those of the float model
             results = {"unseen_devices": [], "complexity": {}, **results, "metrics": results["int8"]}
         metrics = results["metrics"]
@@ -91,7 +91,7 @@ def load_results(source: str | Path) -> dict[str, Any]:
         accuracy, macro = metrics["accuracy"], metrics["macro_accuracy"]
         split, _ = results["split"], (results["dataset"], results["synthetic"], results["provenance"]["command"])
         labels = list(metrics["class_wise"])
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is no results file ({type(error).__name__}: {error}): make it with a script of train/."
         ) from None
@@ -115,6 +115,54 @@ def load_results(source: str | Path) -> dict[str, Any]:
                 "evaluate the model again."
             )
     return results
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a results file as it is.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is damaged.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"There are no results {path}: finish the run, or evaluate it with train/run_eval.py.")
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it and repeat the command that made it.") from None
+    if not isinstance(results, dict):
+        raise ValueError(f"{path} is no results file: make it with a script of train/.")
+    return results
+
+
+def portable(content: Any) -> Any:
+    """Return the content of a results file with each path of this machine shortened to its last part.
+
+    Paths within the working directory, names of recipes and ids on the Hub stay as they are: what is published tells
+    how a model was made, but nothing of where its files were.
+
+    Example:
+
+        >>> portable({"command": "python train/distill.py --data_dir /home/jane/TAU", "teachers": ["outputs/ssl"]})
+        {'command': 'python train/distill.py --data_dir TAU', 'teachers': ['outputs/ssl']}
+    """
+    if isinstance(content, dict):
+        return {
+            name: shlex.join(map(_portable_word, shlex.split(str(value)))) if name == "command" else portable(value)
+            for name, value in content.items()
+        }
+    if isinstance(content, list):
+        return [portable(value) for value in content]
+    return _portable_word(content) if isinstance(content, str) else content
+
+
+def _portable_word(word: str) -> str:
+    """Return a path, or an argument `--name=path`, without the folders that are not the project's."""
+    option, equals, path = word.rpartition("=") if word.startswith("--") else ("", "", word)
+    leaves = path.startswith("~") or ".." in PurePath(path).parts or Path(path).is_absolute()
+    if leaves or PureWindowsPath(path).is_absolute():
+        path = PureWindowsPath(path).name  # which takes both kinds of slash
+    return option + equals + path
 
 
 def results_path(source: str | Path) -> Path:
@@ -180,6 +228,11 @@ def percentage(dataset: str) -> int:
     """Return the share of the training clips in a configuration's name, in percent: 25 of "split25", 100 of "demo"."""
     digits = re.fullmatch(r"(?:demo|split)(\d+)", dataset)
     return int(digits[1]) if digits else 100
+
+
+def configuration(dataset: str) -> str:
+    """Return the name under which a card has a configuration of the data, which may be a folder or an id."""
+    return re.sub(r"[^\w.]+", "-", dataset).strip("-.")
 
 
 def published() -> dict[str, Any]:

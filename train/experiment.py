@@ -138,7 +138,7 @@ def run_training(
         "complexity": complexity(model),
     }
     if args.should_save:
-        plot_learning_curve(trainer.state.log_history, Path(args.output_dir) / "learning_curve.png")
+        plot_learning_curve(trainer.state.log_history, Path(args.output_dir) / "learning_curve")
         write_results(args.output_dir, results)
     PartialState().wait_for_everyone()
     return results

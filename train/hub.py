@@ -3,6 +3,8 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 from transformers import TrainingArguments
@@ -38,11 +40,26 @@ def take_over_push(args: TrainingArguments) -> Callable[[], None]:
     check_repository(wanted, args.hub_model_id)
 
     def push() -> None:
-        if wanted and PartialState().is_main_process:
-            url = push_model(args.output_dir, args.hub_model_id, private=args.hub_private_repo)
-            logger.info("The model is on the Hub: %s", url)
+        if wanted:
+            push_folder(args, args.output_dir)
 
     return push
+
+
+def push_folder(args: HubArguments | TrainingArguments, folder: str | Path, **card_options: Any) -> None:
+    """Push a finished model folder, from one process.
+
+    Args:
+        args (`HubArguments` or `TrainingArguments`): Where to.
+        folder (`str` or `Path`): The model, with its `results.json`.
+        card_options: As for [`~model_cards.generator.write_card`].
+
+    Raises:
+        ConnectionError, ValueError: As [`~model_cards.push.push_model`].
+    """
+    if PartialState().is_main_process:
+        url = push_model(folder, args.hub_model_id, private=args.hub_private_repo, **card_options)
+        logger.info("The model is on the Hub: %s", url)
 
 
 def push_predictions(args: HubArguments, folder: str) -> None:

@@ -1,11 +1,13 @@
-"""Pictures of results. Nothing here needs a display."""
+"""Pictures of results, each as PNG and SVG. Nothing here needs a display."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 
 BLUE, ORANGE, GREY = "#3b6ea5", "#d9822b", "#8a8a8a"
@@ -17,7 +19,7 @@ def plot_confusion_matrix(confusion: Sequence[Sequence[int]], labels: Sequence[s
     Args:
         confusion (array of shape `(classes, classes)`): Clips, by true and predicted class.
         labels (`Sequence[str]`): Names of the classes.
-        path (`str` or `Path`): Picture to write; its ending gives the format.
+        path (`str` or `Path`): Picture to write, without its ending.
     """
     counts = np.asarray(confusion, dtype=float)
     percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
@@ -32,7 +34,7 @@ def plot_confusion_matrix(confusion: Sequence[Sequence[int]], labels: Sequence[s
     axes.set_xticks(range(len(names)), names, rotation=40, ha="right")
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="predicted", ylabel="true", title="Share of the true class, %")
-    _save(figure, path)
+    save_picture(figure, path)
 
 
 def plot_groups(groups: Mapping[str, Mapping[str, Any] | None], path: str | Path, unseen: Sequence[str] = ()) -> None:
@@ -40,7 +42,7 @@ def plot_groups(groups: Mapping[str, Mapping[str, Any] | None], path: str | Path
 
     Args:
         groups (`Mapping`): `device_wise`, `class_wise` or `city_wise` of [`~train.metrics.scene_metrics`].
-        path (`str` or `Path`): Picture to write.
+        path (`str` or `Path`): Picture to write, without its ending.
         unseen (`Sequence[str]`, *optional*): Groups that training did not have, drawn in another colour.
     """
     groups = {name: figures for name, figures in groups.items() if figures is not None}
@@ -56,7 +58,7 @@ def plot_groups(groups: Mapping[str, Mapping[str, Any] | None], path: str | Path
     if set(unseen) & set(groups):
         axes.set_title("orange: not in the training data", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, path)
+    save_picture(figure, path)
 
 
 def plot_learning_curve(log_history: Sequence[Mapping[str, float]], path: str | Path) -> None:
@@ -64,7 +66,7 @@ def plot_learning_curve(log_history: Sequence[Mapping[str, float]], path: str | 
 
     Args:
         log_history (`Sequence[Mapping]`): `trainer.state.log_history`.
-        path (`str` or `Path`): Picture to write.
+        path (`str` or `Path`): Picture to write, without its ending.
     """
     training = [entry for entry in log_history if "loss" in entry]
     evaluation = [entry for entry in log_history if "eval_macro_accuracy" in entry]
@@ -84,9 +86,19 @@ def plot_learning_curve(log_history: Sequence[Mapping[str, float]], path: str | 
         if len(curves) > 1 and evaluation:
             axes.legend()
     axes.set_xlabel("epoch")
-    _save(figure, path)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    save_picture(figure, path)
 
 
-def _save(figure: Figure, path: str | Path) -> None:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+def save_picture(figure: Figure, path: str | Path) -> None:
+    """Write a figure as PNG and as SVG, to the same bytes each time.
+
+    Args:
+        figure (`Figure`): What is drawn.
+        path (`str` or `Path`): Picture to write, without its ending.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context({"svg.hashsalt": path.name}):
+        figure.savefig(f"{path}.svg", metadata={"Date": None})
+    figure.savefig(f"{path}.png", dpi=150)

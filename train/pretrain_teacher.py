@@ -11,10 +11,14 @@ tokenizer). For a third iteration run the last two again, with other folders:
     python train/pretrain_teacher.py --recipe pretrain_iter2 --dataset AUDIO_FOLDER \
         --tokenizer_name_or_path outputs/pretrain_tokenizer3 --output_dir outputs/pretrain_iter3
 
-A teacher that was fine-tuned makes a tokenizer of "iteration 3+". `demo_pretrain_*` are the same in small. The output
-is a model folder to fine-tune (`train/finetune_teacher.py --model_name_or_path`). The same command goes on with an
-interrupted run. `--dry_run` measures on this machine what the whole run costs, and trains nothing; audio is not needed
-for it.
+A teacher that was fine-tuned (`train/finetune_audioset.py`) makes a tokenizer of "iteration 3+". `demo_pretrain_*` are
+the same in small. `pretrain_scenes` goes on with the public model, on scenes without their labels:
+
+    python train/pretrain_teacher.py --recipe pretrain_scenes --data_dir TAU
+
+The output is a model folder to fine-tune (`train/finetune_teacher.py --model_name_or_path`). The same command goes on
+with an interrupted run. `--dry_run` measures on this machine what the whole run costs, and trains nothing; it needs no
+audio.
 """
 
 import logging
@@ -29,6 +33,7 @@ from transformers.trainer_utils import IntervalStrategy
 import modeling_beats
 from train.cost import print_cost
 from train.experiment import describe_run
+from train.hub import take_over_push
 from train.models import load_config, override
 from train.pretraining import MaskedModelingTrainer, TokenizerTrainer
 from train.recipes import parse_arguments
@@ -243,6 +248,7 @@ def pretrain_teacher(arguments: list[str] | None = None) -> dict[str, Any]:
         (StageArguments, AudioArguments, PretrainingArguments), DEFAULT_RECIPE, arguments
     )
     configure_logging(args.log_level)
+    push = take_over_push(args)
     if audio.dataset is None and not stage.dry_run:
         raise ValueError("There is no audio: give --dataset, a folder or a dataset.")
     set_seed(args.seed)
@@ -259,6 +265,7 @@ def pretrain_teacher(arguments: list[str] | None = None) -> dict[str, Any]:
     claim_output_folder(args.output_dir, run)
     if results := finished_results(args.output_dir):
         logger.info("The run in %s is finished.", args.output_dir)
+        push()
         return results
     checkpoint = last_complete_checkpoint(args.output_dir)
     if isinstance(guide, modeling_beats.BeatsRandomProjectionTokenizer):
@@ -284,6 +291,7 @@ def pretrain_teacher(arguments: list[str] | None = None) -> dict[str, Any]:
     if args.should_save:
         write_json(Path(args.output_dir) / RESULTS_FILE, results)
     trainer.accelerator.wait_for_everyone()
+    push()
     return results
 
 

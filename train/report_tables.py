@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from model_cards.results import PUBLISHED_ROWS, identify_corpus, published, published_row
 from model_cards.tables import markdown_table, mean_accuracy, mean_interval
-from train.plots import BLUE, GREY, ORANGE
+from train.plots import BLUE, GREY, ORANGE, save_picture
 
 
 Cells = Mapping[str, Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]]]
@@ -54,10 +54,11 @@ def report_table(number: int, cells: Cells) -> str:
     for system, formats in cells.items():
         for number_format, subsets in formats.items():
             macro = {percentage: 100 * mean_accuracy(runs) for percentage, runs in subsets.items()}
-            intervals = {percentage: mean_interval(runs) for percentage, runs in subsets.items()}
+            intervals = {percentage: bounds for percentage, runs in subsets.items() if (bounds := mean_interval(runs))}
             rows.append([TITLES[system], number_format, *_row(macro)])
-            bounds = {p: f"{100 * low:.1f} to {100 * high:.1f}" for p, (low, high) in _known(intervals).items()}
-            rows.append(["", "95 % interval", *(bounds.get(percentage, "") for percentage in SUBSETS), ""])
+            if intervals:
+                bounds = {p: f"{100 * low:.1f} to {100 * high:.1f}" for p, (low, high) in intervals.items()}
+                rows.append(["", "95 % interval", *(bounds.get(percentage, "") for percentage in SUBSETS), ""])
             if on_tau and number_format == table["number_format"]:
                 reference = published_row(system)
                 difference = {percentage: macro[percentage] - reference[percentage] for percentage in macro}
@@ -87,33 +88,32 @@ def _row(values: Mapping[int, float], spec: str = ".1f") -> list[str]:
     return [*cells, "" if "" in cells else format(sum(values.values()) / len(SUBSETS), spec)]
 
 
-def _known(values: Mapping[int, Any]) -> dict[int, Any]:
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def plot_accuracy_by_fraction(number: int, cells: Cells, path: str | Path) -> None:
+def plot_accuracy_by_fraction(table_number: int, cells: Cells, path: str | Path) -> None:
     """Draw macro accuracy against the share of the training clips: ours solid with intervals, published dashed.
 
     Args:
-        number (`int`): Table of the report, 1 or 3.
+        table_number (`int`): Of the report, 1 or 3.
         cells (`Cells`): As for [`report_table`].
-        path (`str` or `Path`): Picture to write, without its ending: an SVG and a PNG are written.
+        path (`str` or `Path`): Picture to write, without its ending.
     """
-    table = published()["teachers" if number == 1 else "student"]
+    table = published()["teachers" if table_number == 1 else "student"]
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
-    if number == 1:
+    if table_number == 1:
         axes.plot(SUBSETS, [table["rows"][0][p] for p in SUBSETS], "--", color=GREY, label="Baseline, published")
-    for color, (system, formats) in zip(COLORS, cells.items(), strict=False):
+    for number, (color, (system, formats)) in enumerate(zip(COLORS, cells.items(), strict=False)):
         reference = published_row(system)
         axes.plot(SUBSETS, [reference[p] for p in SUBSETS], "--", color=color, alpha=0.6)
         number_format = "INT8" if formats.get("INT8") else "float32"
-        subsets = formats.get(number_format, {})
-        if subsets:
-            accuracy = [100 * mean_accuracy(runs) for runs in subsets.values()]
-            axes.plot(list(subsets), accuracy, "o-", color=color, label=f"{TITLES[system]}, {number_format}")
-            for percentage, (low, high) in _known({p: mean_interval(runs) for p, runs in subsets.items()}).items():
-                axes.plot([percentage, percentage], [100 * low, 100 * high], color=color, alpha=0.5)
+        if not (subsets := formats.get(number_format)):
+            continue
+        beside = 1.03 ** (number - (len(cells) - 1) / 2)  # so that the intervals of the systems do not cover each other
+        places = [percentage * beside for percentage in subsets]
+        accuracy = [100 * mean_accuracy(runs) for runs in subsets.values()]
+        axes.plot(places, accuracy, "o-", color=color, label=f"{TITLES[system]}, {number_format}")
+        for place, bounds in zip(places, map(mean_interval, subsets.values()), strict=True):
+            if bounds:
+                axes.plot([place, place], [100 * bound for bound in bounds], "_-", color=color, alpha=0.7)
     axes.plot([], [], "--", color="black", alpha=0.6, label=f"published on TAU, {table['number_format']}")
     axes.set_xscale("log")
     axes.set_xticks(SUBSETS, [str(percentage) for percentage in SUBSETS])
@@ -123,5 +123,4 @@ def plot_accuracy_by_fraction(number: int, cells: Cells, path: str | Path) -> No
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    for suffix in (".svg", ".png"):
-        figure.savefig(Path(path).with_suffix(suffix), dpi=150)
+    save_picture(figure, path)

@@ -10,6 +10,7 @@ tables share their teachers. Any part can be run alone: `--systems vanilla s2 --
 
 import logging
 import shlex
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -22,7 +23,7 @@ from dataset_script import load_scenes
 from model_cards.results import load_results
 from train.report_tables import SUBSETS, Cells, plot_accuracy_by_fraction, report_table
 from train.runs import claim_output_folder, configure_logging, run_script
-from train.sweep import FIRST_SEED, SYSTEMS, Step, Sweep, estimate
+from train.sweep import FIRST_SEED, SYSTEMS, Step, Sweep, estimate, missing_checkpoints
 
 
 logger = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ def plan(args: ReproductionArguments) -> tuple[Sweep, dict[tuple[str, int], list
 
 
 def print_plan(args: ReproductionArguments, sweep: Sweep) -> None:
-    """Print every step with what it costs, measured on this machine.
+    """Print every step with what it costs, measured on this machine: starting Python, and its network.
 
     Raises:
         FileNotFoundError, ValueError: If the corpus, a checkpoint or an argument is wrong.
@@ -92,14 +93,20 @@ def print_plan(args: ReproductionArguments, sweep: Sweep) -> None:
     for dataset in dict.fromkeys(step.dataset for step in sweep.steps):
         scenes = load_scenes(dataset, args.data_dir, cache_dir=args.cache_dir)
         clips[dataset] = (len(scenes["train"]), len(scenes["test"]))
+    start = time.process_time()  # what this script has needed to come this far, every step needs too
     total = 0.0
     for step in sweep.steps:
-        seconds = estimate(step, *clips[step.dataset]) / args.num_processes
+        seconds = start + estimate(step, *clips[step.dataset]) / args.num_processes
         total += 0 if step.done else seconds
         state = "done" if step.done else str(timedelta(seconds=round(seconds)))
         print(f"{state:>18}  {step.script:<20} {step.folder.relative_to(args.output_dir)}")
     left = sum(not step.done for step in sweep.steps)
     print(f"{left} of {len(sweep.steps)} steps are left: about {timedelta(seconds=round(total))} on this machine.")
+    if missing := missing_checkpoints(sweep.steps):
+        raise FileNotFoundError(
+            f"The teachers start from {' and '.join(missing)}, which cannot be loaded: make them with python -m "
+            "modeling_beats.convert_beats, or give another start by --teacher_arguments."
+        )
 
 
 def collect(cells: dict[tuple[str, int], list[list[Step]]]) -> Cells:

@@ -3,10 +3,12 @@
     python train/run_eval.py --model_name_or_path outputs/demo --dataset demo --output_dir outputs/demo/evaluation
 
 Takes any model folder or Hub id. Writes `results.json`, `results.md` and pictures. Under `accelerate launch` the clips
-are shared among the processes.
+are shared among the processes. With `--push_to_hub True --hub_model_id user/name` the model folder is pushed with a
+card of these results.
 """
 
 import logging
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +19,12 @@ from transformers import HfArgumentParser, PreTrainedModel
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
 from dataset_script import cache_waveforms
+from model_cards.results import load_results, portable, results_path
 from modeling_tfsepnet import TFSepNetForAudioClassification
 from modeling_tfsepnet.complexity import count_complexity
 from train.arguments import InferenceArguments
 from train.data import SceneDataset, is_synthetic
+from train.hub import HubArguments, check_repository, push_folder
 from train.metrics import scene_metrics
 from train.plots import plot_confusion_matrix, plot_groups
 from train.predict_logits import compute_logits, load_clips, model_revision
@@ -38,8 +42,8 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class EvaluationArguments(InferenceArguments):
-    """`InferenceArguments`, and how sure the figures are."""
+class EvaluationArguments(HubArguments, InferenceArguments):
+    """`InferenceArguments`, how sure the figures are, and where the evaluated model is pushed."""
 
     bootstrap: int = field(default=1000, metadata={"help": "Resamples behind the confidence intervals; 0 is none."})
 
@@ -101,9 +105,9 @@ def write_results(folder: str | Path, results: dict[str, Any]) -> None:
     folder = Path(folder)
     metrics = results["metrics"]
     labels = list(metrics["class_wise"])
-    plot_confusion_matrix(metrics["confusion_matrix"], labels, folder / "confusion_matrix.png")
-    plot_groups(metrics["class_wise"], folder / "classes.png")
-    plot_groups(metrics["device_wise"], folder / "devices.png", results["unseen_devices"])
+    plot_confusion_matrix(metrics["confusion_matrix"], labels, folder / "confusion_matrix")
+    plot_groups(metrics["class_wise"], folder / "classes")
+    plot_groups(metrics["device_wise"], folder / "devices", results["unseen_devices"])
     tables = f"{results_table(results)}\n{confusion_table(metrics['confusion_matrix'], labels)}"
     (folder / "results.md").write_text(tables, encoding="utf-8")
     write_json(folder / RESULTS_FILE, {**results, "provenance": provenance()})
@@ -156,10 +160,27 @@ def results_table(results: dict[str, Any]) -> str:
     return "\n".join([f"| {'figure':<{width}} | value |", f"|{'-' * (width + 2)}|---|", *lines]) + "\n"
 
 
+def check_push(args: EvaluationArguments) -> None:
+    """Raise `ValueError` if the evaluated model is to be pushed, but cannot have a card of these results."""
+    check_repository(args.push_to_hub, args.hub_model_id)
+    if not args.push_to_hub:
+        return
+    folder = Path(args.model_name_or_path)
+    if not folder.is_dir():
+        raise ValueError(f"push_to_hub pushes a model folder of this machine, but {folder} is none.")
+    if args.split != "test":
+        raise ValueError(f"Cards state results on the test split: leave out --split {args.split} to push.")
+    if results_path(folder).is_file() and (dataset := load_results(folder)["dataset"]) != portable(args.dataset):
+        raise ValueError(
+            f"{folder} has results on {dataset}, which its card states: evaluate on --dataset {dataset} to push."
+        )
+
+
 def main() -> None:
     """Evaluate as the command line asks for."""
     (args,) = HfArgumentParser(EvaluationArguments).parse_args_into_dataclasses()
     configure_logging()
+    check_push(args)
     scenes, model, feature_extractor = load_clips(args)
     clips = scenes[args.split]
     run = {"model": args.model_name_or_path, "revision": model_revision(model)}
@@ -180,6 +201,10 @@ def main() -> None:
         }
         write_results(args.output_dir, results)
         logger.info("%s\nResults and pictures are in %s.", results_table(results), args.output_dir)
+        if args.push_to_hub:
+            if not results_path(args.model_name_or_path).is_file():
+                shutil.copy(Path(args.output_dir) / RESULTS_FILE, args.model_name_or_path)
+            push_folder(args, args.model_name_or_path)
 
 
 if __name__ == "__main__":

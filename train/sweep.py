@@ -34,6 +34,9 @@ DEMO_STUDENT = ("--num_train_epochs", "30", "--batch_size", "32")
 FORWARD_SHARE = 1 / 3
 """What a forward pass takes of a training step."""
 
+QUANTIZATION_PASSES = 300
+"""What rounding and comparing configurations takes, in training steps of a clip."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -169,29 +172,46 @@ class Sweep:
         return step
 
 
+def missing_checkpoints(steps: Sequence[Step]) -> list[str]:
+    """Return the models that unfinished steps fine-tune and that cannot be loaded."""
+    teachers = (step for step in steps if step.script == "finetune_teacher.py" and not step.done)
+    starts = dict.fromkeys(_settings(step)[0].model_name_or_path for step in teachers)
+    missing = []
+    for start in filter(None, starts):
+        try:
+            load_config(start)
+        except FileNotFoundError:
+            missing.append(start)
+    return missing
+
+
 def estimate(step: Step, train_clips: int, test_clips: int) -> float:
-    """Return the seconds that a step takes on this machine, in one process, by a short measurement of its network.
+    """Return the seconds that a step computes on this machine, in one process, by a short measurement of its network.
 
     Raises:
-        FileNotFoundError, ValueError: If the step's arguments are wrong, or its checkpoint is not there.
+        FileNotFoundError, ValueError: If the step's arguments are wrong.
     """
     if step.script == "evaluate_logits.py":
         return 0.0
     training = step.model or step
     is_teacher = training.script == "finetune_teacher.py"
-    network = TeacherArguments if is_teacher else StudentArguments
-    _, (network_args, _, args) = parse_arguments(
-        (network, DataArguments, SceneTrainingArguments), "demo", list(training.arguments)
-    )
+    network_args, args = _settings(training)
     frozen = is_teacher and network_args.freeze_encoder
-    if is_teacher and network_args.model_name_or_path:
-        load_config(network_args.model_name_or_path)
     passes = test_clips * FORWARD_SHARE
-    if step is training:
+    if step.script == "quantize.py":
+        passes += passes + QUANTIZATION_PASSES  # float and INT8 are both evaluated
+    elif step is training:
         passes += train_clips * args.num_train_epochs
     elif "train" in step.arguments:
         passes = train_clips * FORWARD_SHARE
     return passes * seconds_per_clip(is_teacher, network_args.config_overrides, frozen)
+
+
+def _settings(training: Step) -> tuple[TeacherArguments | StudentArguments, SceneTrainingArguments]:
+    network = TeacherArguments if training.script == "finetune_teacher.py" else StudentArguments
+    types = (network, DataArguments, SceneTrainingArguments)
+    _, (network_args, _, args) = parse_arguments(types, "demo", list(training.arguments))
+    return network_args, args
 
 
 @cache

@@ -11,13 +11,15 @@ import torch
 import yaml
 from huggingface_hub import ModelCard, metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from model_cards.complexity import measure_model
 from model_cards.generator import write_card
 from model_cards.results import TAU_TRAINING_CLIPS, published
+from modeling_beats import BeatsConfig, BeatsForPreTraining
 from modeling_tfsepnet import TFSepNetConfig, TFSepNetForAudioClassification
-from tests.model_cards.helpers import make_results, make_student, make_teacher, save_results
+from tests.model_cards.helpers import TINY_BEATS, make_results, make_student, make_teacher, save_results
+from train.metrics import scene_metrics
 
 
 PATTERN = Path(__file__).with_name("card_pattern.md")
@@ -91,6 +93,54 @@ def test_every_figure_is_that_of_a_file(student, smaller):
         assert (student / picture).is_file()
 
 
+def test_pictures_are_drawn_from_the_results(student):
+    drawn = {path.name: path.read_bytes() for path in (*student.glob("*.png"), *student.glob("*.svg"))}
+    for name in ("confusion_matrix", "devices"):
+        (student / f"{name}.png").unlink(), (student / f"{name}.svg").unlink()
+    card = write_card(student)
+    assert {name: (student / name).read_bytes() for name in drawn} == drawn
+    assert all(f"]({name})" in card.text for name in ("confusion_matrix.png", "devices.png"))
+
+
+def test_nothing_of_this_machine_is_published(student, smaller):
+    arguments = {"data_dir": "/home/jane doe/TAU", "impulse_responses": "C:\\Users\\jane\\MicIRP"}
+    command = (
+        "python train/distill.py --data_dir '/home/jane doe/TAU' --output_dir=/home/jane/s2 --teachers ../jane/ssl"
+    )
+    provenance = {"command": command, "commit": "0" * 40, "versions": {"python": "3"}}
+    for folder in (student, smaller):
+        edit(folder, arguments=arguments, teachers=["outputs/ssl", "user/ssl", "~jane/ssl"], provenance=provenance)
+    before = json.loads((student / "results.json").read_text())
+    write_card(student, [smaller], repo_id="user/scenes")
+    for name in ("README.md", "results.json", "results/demo5-0.json", "config.json", "preprocessor_config.json"):
+        text = (student / name).read_text()
+        assert "jane" not in text and str(student.parent) not in text, name
+    results = json.loads((student / "results.json").read_text())
+    assert results["teachers"] == ["outputs/ssl", "user/ssl", "ssl"]
+    assert results["arguments"] == {"data_dir": "TAU", "impulse_responses": "MicIRP"}
+    assert results["provenance"]["command"] == (
+        "python train/distill.py --data_dir TAU --output_dir=s2 --teachers ssl"
+    )
+    assert results["metrics"] == before["metrics"]
+
+
+def test_recordings_of_ones_own(student, tiny, tmp_path):
+    """Other classes than TAU's, from a folder: the card names neither the folder nor scenes."""
+    labels = ["dog bark", "rain"]
+    metrics = scene_metrics(np.eye(2)[[0, 1, 1]], [0, 1, 0], labels=labels, devices=["unknown"] * 3)
+    results = {"dataset": "../jane/recordings", "synthetic": False, "unseen_devices": [], "metrics": metrics}
+    edit(student, **results)
+    with pytest.raises(ValueError, match="3 test clips are neither the 29,680 of TAU nor synthetic"):
+        write_card(student)
+    other = save_results(tmp_path / "other", tiny, "demo10")
+    edit(other, **results)
+    card = write_card(student, [other], dataset_name="My recordings", dataset_license="cc-by-4.0")
+    assert "tells 2 classes of sound apart" in card.text
+    assert not re.search("ten acoustic scenes|European|not in training", card.text)
+    assert {result.dataset_config for result in card.data.eval_results} == {"recordings"}
+    assert "`results/recordings-1.json`" in card.text and (student / "results/recordings-1.json").is_file()
+
+
 def test_seeds_are_averaged(student, tiny, tmp_path):
     others = [save_results(tmp_path / f"seed{seed}", tiny, "demo10", seed) for seed in (1, 2)]
     card = write_card(student, others)
@@ -133,11 +183,16 @@ def test_folder_of_train_quantize(student, tmp_path):
     kept = {name: results[name] for name in ("dataset", "split", "synthetic", "provenance")}
     content = {**kept, "float": results["metrics"], "int8": metrics, "size": {"parameters": 3066}}
     (quantized / "results.json").write_text(json.dumps(content))
-    card = write_card(quantized / "model", counterpart=student)
+    card = write_card(quantized / "model")
     row = tables(card.text)[3]["macro accuracy, %"]
     assert row[:2] == [f"{100 * values['macro_accuracy']:.1f}" for values in (metrics, results["metrics"])]
+    assert "quantized and evaluated by" in card.text
+    beside = json.loads((quantized / "model" / "results" / "counterpart.json").read_text())
+    assert beside["metrics"] == results["metrics"]
+
+    card = write_card(quantized / "model", counterpart=student)
+    assert tables(card.text)[3]["macro accuracy, %"] == [*row, ""][: len(row)]
     assert "s4 (not in training)" in card.text and "Quantized by:" in card.text
-    assert json.loads((quantized / "model" / "results.json").read_text()) == content
     assert write_card(quantized / "model", counterpart=student).text == card.text
     card = write_card(student, counterpart=quantized)
     assert tables(card.text)[3]["macro accuracy, %"][:2] == row[1::-1]
@@ -160,6 +215,39 @@ def test_teacher(tmp_path):
     assert "limits of DCASE 2024 Task 1 are for students" in card.text
     assert "arXiv 2212.09058" in card.text
     assert measure_model(tmp_path / "teacher").macs is None
+
+
+class TestEncoder:
+    """A BEATs that was pre-trained only: no accuracy, but what the run logged."""
+
+    @pytest.fixture
+    def encoder(self, tmp_path):
+        model = BeatsForPreTraining(BeatsConfig(**TINY_BEATS, codebook_size=8, num_predictor_layers=1))
+        model.save_pretrained(tmp_path / "encoder")
+        arguments = {"dataset": "/home/jane/AudioSet", "stage": "model", "model_name_or_path": None, "batch_size": 64}
+        provenance = {"command": "python train/pretrain_teacher.py", "commit": None, "versions": {"python": "3"}}
+        results = {"recipe": "pretrain_iter1", "arguments": arguments, "figures": {"loss": 3.8097, "step": 400}}
+        (tmp_path / "encoder/results.json").write_text(json.dumps({**results, "provenance": provenance}))
+        return tmp_path / "encoder"
+
+    def test_card(self, encoder):
+        card = write_card(encoder, repo_id="user/beats", dataset_name="AudioSet", dataset_license="cc-by-4.0")
+        assert card.data.to_dict() == metadata_load(encoder / "README.md")
+        assert (card.data.license, card.data.pipeline_tag) == ("cc-by-4.0", "feature-extraction")
+        assert card.data.get("model-index") is None
+        assert tables(card.text)[0]["loss"] == ["3.81"]
+        parameters = sum(value.numel() for value in load_file(encoder / "model.safetensors").values())
+        assert f"{parameters:,} parameters, was started from random weights" in card.text
+        assert "finetune_teacher.py --recipe ssl --model_name_or_path user/beats" in card.text
+        assert "jane" not in (encoder / "results.json").read_text() + card.content
+
+    def test_synthetic_audio_is_called_so(self, encoder):
+        edit(encoder, arguments={"dataset": "demo", "model_name_or_path": "outputs/first"})
+        card = write_card(encoder)
+        assert "**synthetic**" in card.text and "started from `outputs/first`" in card.text
+        assert card.data.license == "apache-2.0"
+        with pytest.raises(ValueError, match="synthetic: it cannot be called 'AudioSet'"):
+            write_card(encoder, dataset_name="AudioSet")
 
 
 class TestTAU:
@@ -239,6 +327,11 @@ class TestRefusal:
     def test_results_of_another_network_in_the_folder(self, student):
         edit(student, complexity={"parameters": 100, "macs": 100})
         self.refuse(student, "evaluate it again")
+
+    @pytest.mark.parametrize("text", ["", "{", "[1]", "{}", '{"metrics": {"confusion_matrix": "x"}}'])
+    def test_damaged_results(self, student, text):
+        (student / "results.json").write_text(text)
+        self.refuse(student, "results.json is (damaged|no results file)")
 
     def test_training_split(self, student):
         edit(student, split="train")

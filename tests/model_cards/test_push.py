@@ -73,15 +73,15 @@ def test_interrupted_push_and_back(student, smaller, tmp_path, monkeypatch):
             "modeling_tfsepnet.py",
             "pipeline_tfsepnet.py",
             "quantization_tfsepnet.py",
-            "classes.png",
-            "confusion_matrix.png",
-            "devices.png",
+            *(f"{name}.{ending}" for name in ("classes", "confusion_matrix", "devices") for ending in ("png", "svg")),
             "results.json",
             "results/demo5-0.json",
         }
         assert content(student) == before
         assert all(files[name] == before[name] for name in files)
         assert any("validate-yaml" in request for request in hub.requests)
+        uploads = [request for request in hub.requests if request.startswith("PUT /lfs/")]
+        assert len(uploads) == 1  # the weights went up the first time; only the commit was missing
 
         clean = tmp_path / "clean"
         clean.mkdir()
@@ -94,13 +94,16 @@ def test_interrupted_push_and_back(student, smaller, tmp_path, monkeypatch):
 def test_the_limits_come_first(student, monkeypatch):
     config = json.loads((student / "config.json").read_text())
     (student / "config.json").write_text(json.dumps({**config, "base_channels": 80}))
-    monkeypatch.setattr(push, "HfApi", lambda: pytest.fail("the Hub was asked"))
+    monkeypatch.setattr("dataset_script.hub.HfApi", lambda: pytest.fail("the Hub was asked"))
     with pytest.raises(ValueError, match="exceeds a limit"):
         push.push_model(student, "user/scenes")
 
 
 def test_logits(tmp_path):
     write_logits(tmp_path / "logits", ["audio/0.wav"], np.eye(10)[:1], teacher="ssl", revision="1", synthetic=True)
+    refused = push_command(SimpleNamespace(url="http://127.0.0.1:1"), tmp_path, tmp_path / "logits", "user/logits")
+    assert refused.returncode == 1
+    assert refused.stderr.strip().splitlines()[-1].startswith("ConnectionError: The push to user/logits failed")
     with hub_server() as hub:
         result = push_command(hub, tmp_path, tmp_path / "logits", "user/logits")
         assert result.returncode == 0, result.stderr

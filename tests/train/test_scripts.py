@@ -97,7 +97,7 @@ def test_the_whole_chain(student, teacher, logits, corpus, tmp_path):
     assert results["unseen_devices"] == ["s4", "s5", "s6"]
     assert results["selection"] == "last epoch"
     assert results["synthetic"] is True
-    for name in ("confusion_matrix.png", "devices.png", "learning_curve.png", "results.md", "model.safetensors"):
+    for name in ("confusion_matrix.svg", "devices.png", "learning_curve.png", "results.md", "model.safetensors"):
         assert (output / name).stat().st_size > 0, name
     table = (output / "results.md").read_text()
     airport = " | ".join(map(str, results["metrics"]["confusion_matrix"][0]))

@@ -1,0 +1,46 @@
+"""Files to the Hub in one commit, or one sentence on why not."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.errors import HTTPError  # of whichever HTTP client the installed version uses
+
+
+def push_files(
+    folder: str | os.PathLike,
+    repo_id: str,
+    patterns: Sequence[str],
+    *,
+    message: str,
+    repo_type: str = "model",
+    private: bool | None = None,
+) -> str:
+    """Push files of a folder to a repository, which is made if there is none, and return the address of the commit.
+
+    Args:
+        folder: Where the files are.
+        repo_id: The repository, as `user/name`.
+        patterns: Which files, as for `Path.glob`.
+        message: Of the commit.
+        repo_type: "model" or "dataset".
+        private: Whether a new repository is private; defaults to what the account has set.
+
+    Raises:
+        ConnectionError: The Hub cannot be reached or refuses. Nothing in the folder has changed, and what was uploaded
+            is not uploaded again by the next call.
+        ValueError: `repo_id` is none.
+    """
+    folder = Path(folder)
+    paths = sorted({path for pattern in patterns for path in folder.glob(pattern)})
+    operations = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in paths]
+    api = HfApi()
+    try:
+        api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
+        return api.create_commit(repo_id, operations, repo_type=repo_type, commit_message=message).commit_url
+    except (OSError, HTTPError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ConnectionError(
+            f"The push to {repo_id} failed ({reason}); everything is in {folder}, and the same command finishes it."
+        ) from error
