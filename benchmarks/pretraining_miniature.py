@@ -65,7 +65,7 @@ def pretrain(audio: str, folder: Path, seed: int, iterations: int, steps: int | 
     stages = {"demo_pretrain_iter1": []}
     if iterations == 2:
         first, tokenizer = folder / "demo_pretrain_iter1", folder / "demo_pretrain_tokenizer"
-        stages["demo_pretrain_tokenizer"] = ["--teacher_name_or_path", str(first)]
+        stages["demo_pretrain_tokenizer"] = ["--teacher_name_or_path", str(first), "--model_name_or_path", str(first)]
         stages["demo_pretrain_iter2"] = ["--tokenizer_name_or_path", str(tokenizer)]
     report = {}
     for recipe, options in stages.items():

@@ -55,7 +55,8 @@ def load_tagged(
     if not isinstance(feature, datasets.List):
         raise ValueError(f"{dataset} has no column 'labels' with a list for each clip: for a folder name a CSV file.")
     names = getattr(feature.feature, "names", None)
-    tags = [[names[tag] if names else str(tag) for tag in row] for row in loaded["labels"]]
+    labels_of_clips = loaded.select_columns(["labels"])[:]["labels"]
+    tags = [[names[tag] if names else str(tag) for tag in row] for row in labels_of_clips]
     if [] in tags:
         raise ValueError(f"Clip {tags.index([])} of {dataset} has no label: leave it out.")
     return loaded.select_columns(["audio"]), tags

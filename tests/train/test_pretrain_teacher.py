@@ -95,6 +95,12 @@ def arguments(folder, dataset, *options) -> list[str]:
     return [text for name, value in defaults.items() for text in (f"--{name}", value)]
 
 
+def of_tokenizer(teacher) -> tuple[str, ...]:
+    """Options of the recipe whose tokenizer learns from `teacher`, and starts from its encoder."""
+    folder = str(teacher)
+    return ("recipe", "demo_pretrain_tokenizer", "teacher_name_or_path", folder, "model_name_or_path", folder)
+
+
 def weights(folder) -> dict[str, torch.Tensor]:
     return load_file(Path(folder) / "model.safetensors")
 
@@ -115,8 +121,7 @@ def first_iteration(audio, tmp_path_factory):
 @pytest.fixture(scope="module")
 def tokenizer(audio, first_iteration, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer") / "run"
-    options = ("recipe", "demo_pretrain_tokenizer", "teacher_name_or_path", str(first_iteration[0]), "max_steps", "4")
-    return folder, pretrain_teacher(arguments(folder, audio, *options))
+    return folder, pretrain_teacher(arguments(folder, audio, *of_tokenizer(first_iteration[0]), "max_steps", "4"))
 
 
 class TestAudio:
@@ -287,7 +292,8 @@ class TestStages:
         BeatsForAudioClassification.from_pretrained(first_iteration[0], num_labels=3).save_pretrained(
             tmp_path / "teacher"
         )
-        options = ("recipe", "demo_pretrain_tokenizer", "teacher_name_or_path", str(tmp_path / "teacher"))
+        BeatsFeatureExtractor(feature_size=32).save_pretrained(tmp_path / "teacher")
+        options = of_tokenizer(tmp_path / "teacher")
         pretrain_teacher(arguments(tmp_path / "run", audio, *options, "max_steps", "1"))
         assert BeatsForTokenizerTraining.from_pretrained(tmp_path / "run").estimator.output.out_features == 3
 
@@ -329,8 +335,7 @@ class TestResume:
         expected, options = first_iteration[0], ()
         if stage == "tokenizer":
             expected = tokenizer[0]
-            options = ("recipe", "demo_pretrain_tokenizer", "teacher_name_or_path", str(first_iteration[0]))
-            options += ("max_steps", "4")
+            options = (*of_tokenizer(first_iteration[0]), "max_steps", "4")
         command = arguments(tmp_path / "run", audio, *options)
         with monkeypatch.context() as patch:
             kill_at(patch, PretrainingTrainer, "training_step", 3)
@@ -360,8 +365,7 @@ class TestResume:
 def test_two_processes_equal_one(audio, first_iteration, tmp_path):
     """Both stages, with clips of unequal length, so that the processes have unequal numbers of patches."""
     common = ["max_steps", "3", "batch_size", "5"]
-    teacher = ["recipe", "demo_pretrain_tokenizer", "teacher_name_or_path", str(first_iteration[0])]
-    stages = {"model": common, "tokenizer": common + teacher}
+    stages = {"model": common, "tokenizer": [*common, *of_tokenizer(first_iteration[0])]}
     for stage, options in stages.items():
         pretrain_teacher(arguments(tmp_path / "one" / stage, audio, *options))
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
