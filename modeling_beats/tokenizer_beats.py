@@ -62,6 +62,11 @@ def sum_over_processes(value: torch.Tensor) -> torch.Tensor:
     return value
 
 
+def sizes_and_means(sums: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """From what [`BeatsQuantizer.cluster_sums`] gives: numbers of vectors (codes,), normalised means (codes, dim)."""
+    return sums[:, -1], F.normalize(sums[:, :-1], dim=1)
+
+
 class BeatsRandomQuantizer(nn.Module):
     """Frozen random projection of patches, and a frozen random codebook."""
 
@@ -87,12 +92,16 @@ class BeatsQuantizer(nn.Module):
     The nearest code replaces each L2-normalised vector. Gradients pass to the vector as if it had not been replaced
     (straight-through). Codes learn from no gradient: on the first batch in training they are the centres of k-means by
     cosine similarity, and after each batch a used code moves towards the normalised mean of its vectors, `decay * code
-    + (1 - decay) * mean`, and is normalised again. Several processes use the vectors of all, and stay equal.
+    + (1 - decay) * mean`, and is normalised again. Several processes use the vectors of all, and stay equal. Where
+    gradients of several batches are accumulated, set `accumulation_steps` to their number: the codes then move once
+    for all of them, as for one large batch.
     """
 
     def __init__(self, config: BeatsConfig) -> None:
         super().__init__()
         self.decay = config.codebook_decay
+        self.accumulation_steps = 1
+        self.pending: list[torch.Tensor] = []
         self.register_buffer("codebook", torch.empty(config.codebook_size, config.codebook_dim))
         self.register_buffer("cluster_size", torch.empty(config.codebook_size))
         self.register_buffer("initialized", torch.empty(1))
@@ -144,7 +153,7 @@ class BeatsQuantizer(nn.Module):
         centres[is_own] = vectors[own[is_own]]
         sum_over_processes(centres)
         for _ in range(KMEANS_ROUNDS):
-            sizes, means = self.clusters(vectors, nearest_codes(vectors, centres))
+            sizes, means = sizes_and_means(self.cluster_sums(vectors, nearest_codes(vectors, centres)))
             centres = torch.where(sizes.unsqueeze(1) > 0, means, centres)
         self.codebook.copy_(centres)
         self.initialized.fill_(1)
@@ -152,18 +161,21 @@ class BeatsQuantizer(nn.Module):
     @torch.no_grad()
     def update(self, vectors: torch.Tensor, codes: torch.Tensor) -> None:
         """Moves the codes (number,) towards their normalised vectors (number, dim)."""
-        sizes, means = self.clusters(vectors, codes)
+        self.pending.append(self.cluster_sums(vectors, codes))
+        if len(self.pending) < self.accumulation_steps:
+            return
+        sizes, means = sizes_and_means(torch.stack(self.pending).sum(dim=0))
+        self.pending.clear()
         moved = F.normalize(self.codebook.lerp(means, 1 - self.decay), dim=1)
         self.codebook.copy_(torch.where(sizes.unsqueeze(1) > 0, moved, F.normalize(self.codebook, dim=1)))
         self.cluster_size.lerp_(sizes, 1 - self.decay)
 
-    def clusters(self, vectors: torch.Tensor, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """How many vectors each code has in all processes (codes,), and their normalised mean (codes, dim)."""
+    def cluster_sums(self, vectors: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        """Sum of each code's vectors in all processes, and in the last column their number: (codes, dim + 1)."""
         num_codes, dim = self.codebook.shape
         sums = vectors.new_zeros(num_codes, dim + 1)
         sums.index_add_(0, codes, torch.cat([vectors, vectors.new_ones(len(vectors), 1)], dim=1))
-        sum_over_processes(sums)
-        return sums[:, dim], F.normalize(sums[:, :dim], dim=1)
+        return sum_over_processes(sums)
 
 
 class BeatsTokenizerPreTrainedModel(BeatsPreTrainedModel):

@@ -20,6 +20,7 @@ from transformers import set_seed
 
 from train.augmentations import SoftMixup, SpecAugment
 from train.experiment import describe_run
+from train.hub import take_over_push
 from train.models import new_teacher
 from train.predict_logits import compute_logits
 from train.pretrain_teacher import PretrainingArguments
@@ -123,6 +124,7 @@ def finetune_audioset(arguments: list[str] | None = None) -> dict[str, Any]:
     """
     recipe, (data, args) = parse_arguments((TaggedDataArguments, TaggingArguments), DEFAULT_RECIPE, arguments)
     configure_logging(args.log_level)
+    push = take_over_push(args)
     if data.dataset is None:
         raise ValueError("There is no audio: give --dataset, a folder or a dataset.")
     set_seed(args.seed)
@@ -152,6 +154,7 @@ def finetune_audioset(arguments: list[str] | None = None) -> dict[str, Any]:
     claim_output_folder(args.output_dir, run)
     if results := finished_results(args.output_dir):
         logger.info("The run in %s is finished.", args.output_dir)
+        push()
         return results
     trainer = TaggingTrainer(model, args, extractor, dataset)
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(args.output_dir))
@@ -173,6 +176,7 @@ def finetune_audioset(arguments: list[str] | None = None) -> dict[str, Any]:
     if args.should_save:
         write_json(Path(args.output_dir) / RESULTS_FILE, results)
     trainer.accelerator.wait_for_everyone()
+    push()
     return results
 
 

@@ -62,17 +62,28 @@ def new_teacher(
     if not isinstance(config, modeling_beats.BeatsConfig):
         raise ValueError(f"{model_name_or_path} is a {config.model_type} model: give a BEATs model to fine-tune.")
     config = override(type(config)(**{**config.to_dict(), **maps, "num_labels": len(label_names)}), config_overrides)
-    model, loading = modeling_beats.BeatsForAudioClassification.from_pretrained(
+    model = start_from_encoder(modeling_beats.BeatsForAudioClassification, model_name_or_path, config)
+    return model, AutoFeatureExtractor.from_pretrained(model_name_or_path)
+
+
+def start_from_encoder(
+    model_class: type[PreTrainedModel], model_name_or_path: str, config: PreTrainedConfig
+) -> PreTrainedModel:
+    """Return a BEATs with the encoder of a model folder or Hub id; what else there is may be new, or of another size.
+
+    Raises:
+        ValueError: If the encoder's weights are not all there, or do not fit `config`.
+    """
+    model, loading = model_class.from_pretrained(
         model_name_or_path, config=config, ignore_mismatched_sizes=True, output_loading_info=True
     )
-    # A classifier of other classes is replaced; the encoder's weights have to be there, and to fit.
     absent = {*loading["missing_keys"], *(mismatch[0] for mismatch in loading["mismatched_keys"])}
-    if absent := sorted(name for name in absent if not name.startswith("classifier.")):
+    if absent := sorted(name for name in absent if name.startswith("beats.")):
         raise ValueError(
             f"{model_name_or_path} has no weights that fit {len(absent)} parameters of the encoder, such as "
             f"{absent[0]}: leave out config_overrides that change its sizes, or give another model."
         )
-    return model, AutoFeatureExtractor.from_pretrained(model_name_or_path)
+    return model
 
 
 def load_classifier(

@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from transformers import AutoFeatureExtractor, PreTrainedModel, TrainerState, TrainingArguments, set_seed
 from transformers.trainer_utils import IntervalStrategy
 
@@ -34,7 +35,7 @@ import modeling_beats
 from train.cost import print_cost
 from train.experiment import describe_run
 from train.hub import take_over_push
-from train.models import load_config, override
+from train.models import load_config, override, start_from_encoder
 from train.pretraining import MaskedModelingTrainer, TokenizerTrainer
 from train.recipes import parse_arguments
 from train.runs import (
@@ -123,6 +124,8 @@ class PretrainingArguments(TrainingArguments):
                 "could not go on: give 2 or more."
             )
         self.save_strategy, self.logging_strategy = IntervalStrategy.STEPS, IntervalStrategy.STEPS
+        # Where there is nothing else; bfloat16, which the recipes ask for, would be refused without it.
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
         # One process drives one device; more devices are accelerate's business. (Reading it first sets it up.)
         self._n_gpu = min(self.n_gpu, 1)
@@ -201,7 +204,7 @@ def make_models(
     else:
         model_class = modeling_beats.BeatsForPreTraining
         config.codebook_size = guide.config.codebook_size
-    model = model_class(config) if name is None else model_class.from_pretrained(name, config=config)
+    model = model_class(config) if name is None else start_from_encoder(model_class, name, config)
     return model, guide, extractor
 
 

@@ -238,6 +238,10 @@ class TokenizerTrainer(PretrainingTrainer):
 
     figures = ("similarity", "commitment_loss")
 
+    def __init__(self, model: PreTrainedModel, args: Any, *arguments: Any):
+        super().__init__(model, args, *arguments)
+        model.quantizer.accumulation_steps = args.gradient_accumulation_steps
+
     def batch_loss(
         self, model: nn.Module, features: Tensor, attention_mask: Tensor | None
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:

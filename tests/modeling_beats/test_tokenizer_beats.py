@@ -145,6 +145,18 @@ class TestQuantizer:
             assert torch.equal(value, other.state_dict()[name])
         assert one.cluster_size.sum().item() == pytest.approx(0.1 * 8)
 
+    def test_accumulated_batches_are_the_large_batch(self):
+        """Also with unequal parts: all of them see the codes as they were, which then move once."""
+        vectors = make_vectors(1, 12, 4)
+        whole, parts = make_quantizer(), make_quantizer()
+        parts.accumulation_steps = 3
+        for _ in range(2):
+            codes = whole(vectors)[1]
+            of_parts = [parts(part)[1] for part in vectors.split([2, 6, 4], dim=1)]
+            assert torch.equal(torch.cat(of_parts, dim=1), codes)
+        for name, value in whole.state_dict().items():
+            torch.testing.assert_close(parts.state_dict()[name], value, msg=name)
+
     def test_first_batch_finds_clusters(self):
         """Vectors in tight bunches: each centre is the normalised mean of its bunch or a vector's repetition."""
         bunches = F.normalize(torch.eye(4, dtype=torch.float64) + 0.1, dim=1)

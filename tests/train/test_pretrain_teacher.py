@@ -26,6 +26,7 @@ from modeling_beats.convert_beats import convert
 from tests.modeling_beats.helpers import load_case
 from tests.train.test_resume import kill_at, run_until_killed
 from train.distributed import BatchRows
+from train.models import override
 from train.pretrain_teacher import pretrain_teacher
 from train.pretraining import CodeWindow, PretrainingTrainer
 from train.recipes import FOLDER, load_recipe
@@ -302,6 +303,17 @@ class TestStages:
         pretrain_teacher(arguments(tmp_path / "run", audio, *options))
         assert_equal_weights(tmp_path / "run", first_iteration[0])
 
+    def test_continues_with_labels_of_another_tokenizer(self, audio, first_iteration, tmp_path):
+        """Which has fewer codes: the encoder is kept, and the head is new."""
+        config = override(BeatsModel.from_pretrained(first_iteration[0]).config, "codebook_size=5")
+        BeatsRandomProjectionTokenizer(config).save_pretrained(tmp_path / "tokenizer")
+        options = ("model_name_or_path", str(first_iteration[0]), "max_steps", "1", "learning_rate", "0.0")
+        options += ("tokenizer_name_or_path", str(tmp_path / "tokenizer"))
+        pretrain_teacher(arguments(tmp_path / "run", audio, *options))
+        before, after = weights(first_iteration[0]), weights(tmp_path / "run")
+        assert len(after["label_head.weight"]) == 5
+        assert all(torch.equal(after[name], value) for name, value in before.items() if name.startswith("beats."))
+
     def test_continues_from_public_checkpoints(self, shared, audio, tmp_path):
         """The recipe for scenes, from a model and a tokenizer as the original implementation saves them."""
         for name, case in (("encoder", "case_a_public_like"), ("tokenizer", "tokenizer_a")):
@@ -384,7 +396,7 @@ def test_two_processes_equal_one(audio, first_iteration, tmp_path):
 class TestCost:
     def test_full_recipe_needs_no_audio(self, capsys, monkeypatch, tmp_path):
         """The paper's schedule, with a network small enough for tests."""
-        options = ["--recipe", "pretrain_iter1", "--dry_run", "True", "--use_cpu", "True", "--bf16", "False"]
+        options = ["--recipe", "pretrain_iter1", "--dry_run"]
         monkeypatch.chdir(tmp_path)
         cost = pretrain_teacher([*options, "--config_overrides", TINY, "--report_to", "none"])
         report = capsys.readouterr().out
@@ -442,6 +454,9 @@ class TestArguments:
                 ("tokenizer_name_or_path", str(tokenizer[0]), "config_overrides", "num_mel_bins=64"),
                 "has num_mel_bins 32",
             ),
+            (("model_name_or_path", model, "config_overrides", "hidden_size=32"), "no weights that fit"),
+            (("config_overrides", "hidden_size=17"), "num_attention_heads is"),
+            (("config_overrides", "hidden=16"), "config_overrides is 'hidden=16'"),
         ):
             with pytest.raises(ValueError, match=message):
                 pretrain_teacher(arguments(tmp_path / "run", audio, *options))
