@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
 from train.pretraining import SegmentTrainer
-from train.unlabelled import SegmentCollator, Segments, audio_files, audio_of, load_hub_audio, read_segment
+from train.unlabelled import SUFFIXES, SegmentCollator, Segments, audio_files, audio_of, load_hub_audio, read_segment
 
 
 logger = logging.getLogger(__name__)
@@ -69,10 +69,9 @@ def _folder_with_list(folder: str, path: Path) -> tuple[list[Path], list[list[st
         )
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"{folder} is no folder: give the one with the files of the lists.")
-    found: dict[str, list[Path]] = {}
+    by_stem: dict[str, list[Path]] = {}
     for file in audio_files(folder):
-        for name in {str(file.relative_to(folder)), file.name, file.stem}:
-            found.setdefault(name, []).append(file)
+        by_stem.setdefault(file.stem, []).append(file)
     files, tags, absent = [], [], []
     with path.open(encoding="utf-8-sig", newline="") as stream:
         lines = (line for line in stream if line.strip() and not line.startswith("#"))
@@ -82,10 +81,14 @@ def _folder_with_list(folder: str, path: Path) -> tuple[list[Path], list[list[st
                 column = row.index("labels")
                 continue
             name = row[0].strip()
-            own = [label.strip() for label in row[column].split(",") if label.strip()] if len(row) > 1 else []
+            cell = row[column] if len(row) > max(column, 1) else ""
+            own = [label.strip() for label in cell.split(",") if label.strip()]
             if not own:
                 raise ValueError(f"{path} gives {name!r} no label: each line needs a file and its labels.")
-            candidates = found.get(name) or found.get(f"Y{name}", [])
+            stem = Path(name).stem if Path(name).suffix.lower() in SUFFIXES else name
+            candidates = by_stem.get(stem) or by_stem.get(f"Y{stem}", [])
+            if (Path(folder) / name).is_file():
+                candidates = [Path(folder) / name]
             if len(candidates) > 1:
                 raise ValueError(
                     f"{path} names {name!r}, which is {' and '.join(map(str, candidates[:2]))}: give paths."

@@ -126,7 +126,7 @@ class TestLists:
         assert tags == [row[-1].split(",") for row in rows]
         assert "1 of 121 files" in caplog.text and "gone" in caplog.text
 
-    @pytest.mark.parametrize("name", ["deep/one.wav", "one.wav", "one"])
+    @pytest.mark.parametrize("name", ["deep/one.wav", "one.wav", "one.mp3", "one"])
     def test_of_ones_own(self, tmp_path, name):
         (tmp_path / "deep").mkdir()
         soundfile.write(tmp_path / "deep" / "one.wav", np.zeros(100), 16_000)
@@ -315,6 +315,7 @@ class TestArguments:
         [
             ("000\n", ValueError, "gives '000' no label"),
             ('000,0,1," "\n', ValueError, "gives '000' no label"),
+            ("file,split,labels\n000,test\n", ValueError, "gives '000' no label"),
             ("other,rain\n", FileNotFoundError, "holds none of the 1 files"),
             ("", FileNotFoundError, "lists no files"),
             ("000,/m/none\n", ValueError, "not among the 4 classes to train, such as '/m/none'"),
