@@ -1,4 +1,4 @@
-"""What a pre-training run will cost, measured on the machine that is to run it."""
+"""What a run on segments of audio will cost, measured on the machine that is to run it."""
 
 import platform
 import time
@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from train.pretraining import PretrainingTrainer
+from train.pretraining import SegmentTrainer
 from train.unlabelled import Segments
 
 
@@ -15,7 +15,7 @@ SECONDS = 10.0
 SEGMENTS_TO_READ = 16
 
 
-def measure_cost(trainer: PretrainingTrainer) -> dict[str, Any]:
+def measure_cost(trainer: SegmentTrainer) -> dict[str, Any]:
     """Measure training steps on noise of full length, and the reading of audio if the trainer has some.
 
     On an accelerator the batch is that of the run. On a CPU, where time grows with the segments, it is doubled from
@@ -34,14 +34,13 @@ def measure_cost(trainer: PretrainingTrainer) -> dict[str, Any]:
     trainer.model_wrapped = model
     trainer.create_optimizer()
     trainer.current_gradient_accumulation_steps = args.gradient_accumulation_steps  # as `train` sets it
-    samples = round(args.segment_seconds * trainer.feature_extractor.sampling_rate)
     largest = trainer.rows.count
 
     def timed(clips: int) -> float:
         trainer.rows.resize(clips * args.world_size)
-        waveform = torch.randint(-(2**15), 2**15, (clips, samples), dtype=torch.int16)
+        inputs = trainer.noise(clips)
         start = time.perf_counter()
-        trainer.training_step(model, {"waveform": waveform})
+        trainer.training_step(model, inputs)
         if device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - start
@@ -88,7 +87,7 @@ def measure_cost(trainer: PretrainingTrainer) -> dict[str, Any]:
     }
 
 
-def print_cost(trainer: PretrainingTrainer) -> dict[str, Any]:
+def print_cost(trainer: SegmentTrainer) -> dict[str, Any]:
     """Measure the cost, print it on the main process, and return it; see [`measure_cost`]."""
     cost = measure_cost(trainer)
     seconds = trainer.args.segment_seconds

@@ -8,10 +8,11 @@ Audio comes from a folder and lists of labels, such as AudioSet's own lists of s
 downloaded are left out), or from a dataset of the Hub with the columns `audio` and `labels`. The output is a model
 folder: `train/finetune_teacher.py --recipe ssl_sl --model_name_or_path` puts a classifier of scenes in the place of
 the one here, and `pretrain_tokenizer` takes it as a teacher ("iteration 3+"). The same command goes on with an
-interrupted run.
+interrupted run. `--dry_run` measures on this machine what the whole run costs, and trains nothing.
 """
 
 import logging
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 from transformers import set_seed
 
 from train.augmentations import SoftMixup, SpecAugment
+from train.cost import print_cost
 from train.experiment import describe_run
 from train.hub import take_over_push
 from train.models import new_teacher
@@ -77,6 +79,7 @@ class TaggedDataArguments:
     config_overrides: str | None = field(
         default=None, metadata={"help": "Settings of the network to change, as name=value,name=value."}
     )
+    dry_run: bool = field(default=False, metadata={"help": "Measure what the run costs instead of running it."})
 
     def __post_init__(self):
         if (self.labels is None) != (self.test_labels is None):
@@ -116,7 +119,8 @@ def finetune_audioset(arguments: list[str] | None = None) -> dict[str, Any]:
         arguments (`list[str]`, *optional*): Defaults to the command line.
 
     Returns:
-        Results, as in `results.json`: the arguments, and the figures of [`~train.tagging.tagging_metrics`].
+        Results, as in `results.json`: the arguments, and the figures of [`~train.tagging.tagging_metrics`]. Or the
+        cost.
 
     Raises:
         FileExistsError, FileNotFoundError, ValueError: If something about the arguments, the audio, the labels, the
@@ -148,6 +152,11 @@ def finetune_audioset(arguments: list[str] | None = None) -> dict[str, Any]:
     )
     clips = FirstSeconds(test[0], args.segment_seconds, extractor.sampling_rate)
     logger.info("%d clips to train on and %d to test on, %d classes.", len(train[0]), len(clips), len(classes))
+
+    if data.dry_run:
+        with tempfile.TemporaryDirectory() as folder:
+            args.output_dir = folder  # which the trainer creates
+            return print_cost(TaggingTrainer(model, args, extractor, dataset))
 
     run = describe_run(recipe, data, args)
     run |= {"lr_scheduler_type": str(args.lr_scheduler_type), "warmup_steps": args.warmup_steps}

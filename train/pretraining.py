@@ -139,6 +139,11 @@ class SegmentTrainer(Trainer):
         mask = torch.arange(features.shape[1], device=features.device) < num_frames.unsqueeze(1)
         return features.masked_fill(~mask.unsqueeze(2), extractor.padding_value), mask.long()
 
+    def noise(self, clips: int) -> dict[str, Tensor]:
+        """Return a batch of full length, as the collator makes them, to measure what a step costs."""
+        samples = round(self.args.segment_seconds * self.feature_extractor.sampling_rate)
+        return {"waveform": torch.randint(-(2**15), 2**15, (clips, samples), dtype=torch.int16)}
+
     def floating_point_ops(self, inputs: dict[str, Tensor]) -> int:
         """Return 0: the base class counts tokens, which waveforms have none of."""
         return 0

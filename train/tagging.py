@@ -215,6 +215,10 @@ class TaggingTrainer(SegmentTrainer):
         super().__init__(model, args, feature_extractor, train_dataset, TaggedCollator(samples))
         self.spec_augment, self.mixup = args.augmentations()
 
+    def noise(self, clips: int) -> dict[str, Tensor]:
+        """As the base class, with clips that have no label."""
+        return {**super().noise(clips), "labels": torch.zeros(clips, self.model.config.num_labels)}
+
     def compute_loss(
         self,
         model: nn.Module,

@@ -284,6 +284,17 @@ class TestTraining:
         assert two["metrics"]["map"] == pytest.approx(one["metrics"]["map"], abs=1e-3)
 
 
+def test_cost_is_measured_before_anything_is_written(corpus, start, tmp_path, capsys):
+    options = ("model_name_or_path", start, "max_steps", "50000", "gradient_accumulation_steps", "5")
+    cost = finetune_audioset([*arguments(corpus, tmp_path / "run", *options), "--dry_run"])
+    assert (cost["steps"], cost["segments_per_step"]) == (50_000, 60)
+    seconds = 60 / cost["segments_per_second"] + cost["optimizer_seconds"]
+    assert cost["days"] == pytest.approx(50_000 * seconds / 86_400)
+    assert cost["read_per_second"] > 0
+    assert "50,000 steps of 60 segments of 0.5 s" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
 class TestArguments:
     def test_recipes(self):
         for name, clips, steps, rate in (("audioset2m", 1000, 50_000, 1e-4), ("audioset20k", 80, 80_000, 3e-5)):
