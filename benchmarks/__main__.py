@@ -2,6 +2,7 @@
 
     python -m benchmarks [--stages log_mel forward] [--other FOLDER] [--threads 1 2] [--repeats 7] [--out results.json]
 
+Both implementations share the process, and so its allocator: `--keep_freed_memory` sets it as the training scripts do.
 Both implementations are timed in turns within one run; the ratio is the median over the rounds. Peak memory is what a
 call adds to the process. The last columns compare with the machine: operations of matrix products and convolutions,
 and bytes that the operators of an eager run move, each over the machine's own measured rate, are the least time the
@@ -24,6 +25,7 @@ import torch
 from benchmarks import stages
 from benchmarks.inputs import make_inputs
 from benchmarks.timing import count_work, machine_rates, median_ratio, peak_memory, time_interleaved
+from train.runtime import keep_freed_memory
 
 
 COLUMNS = "{:<20} {:>7} {:>10} {:>10} {:>7} {:>9} {:>9} {:>9} {:>9}"
@@ -85,6 +87,9 @@ def main() -> None:
     parser.add_argument("--stages", nargs="+", choices=stages.STAGES, default=list(stages.STAGES), metavar="STAGE")
     parser.add_argument("--other", type=Path, help="Folder with the stages.py of another implementation.")
     parser.add_argument("--threads", type=int, nargs="+", default=[2], help="Numbers of threads to time with.")
+    parser.add_argument(
+        "--keep_freed_memory", action="store_true", help="Let freed memory be used again, as the training scripts do."
+    )
     parser.add_argument("--repeats", type=int, default=7, help="Rounds of timing.")
     parser.add_argument("--impulse_responses", type=Path, help="Folder of WAV files; random ones without it.")
     parser.add_argument("--out", type=Path, default=Path("build/benchmarks.json"), help="JSON file to write.")
@@ -96,6 +101,8 @@ def main() -> None:
     except FileNotFoundError as error:
         parser.error(str(error))
 
+    if args.keep_freed_memory:
+        keep_freed_memory()
     torch.set_num_threads(max(args.threads))
     rates = machine_rates()
     log(

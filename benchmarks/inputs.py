@@ -23,6 +23,7 @@ class Inputs:
         labels: `(256,)` int64.
         teacher_logits: `(256, 10)` float32.
         impulse_responses: Folder of WAV files.
+        recordings: Folder for [`write_recordings`].
     """
 
     waveform: torch.Tensor
@@ -31,6 +32,7 @@ class Inputs:
     labels: torch.Tensor
     teacher_logits: torch.Tensor
     impulse_responses: Path
+    recordings: Path
 
 
 def make_inputs(folder: Path, impulse_responses: Path | None = None, batch_size: int = 256, seed: int = 0) -> Inputs:
@@ -46,6 +48,7 @@ def make_inputs(folder: Path, impulse_responses: Path | None = None, batch_size:
         labels=torch.randint(0, NUM_LABELS, (batch_size,), generator=generator),
         teacher_logits=3 * torch.randn(batch_size, NUM_LABELS, generator=generator),
         impulse_responses=impulse_responses,
+        recordings=folder / "recordings",
     )
 
 
@@ -59,3 +62,14 @@ def write_impulse_responses(folder: Path, seed: int, count: int = 66, rate: int 
         soundfile.write(
             folder / f"response_{index:02d}.wav", response / np.abs(response).max(), rate, subtype="PCM_24"
         )
+
+
+def write_recordings(folder: Path, count: int = 1024, rate: int = 44_100, seed: int = 0) -> list[Path]:
+    """Writes one-second clips at the corpus' rate, or finds those of an earlier call; returns their paths."""
+    paths = [folder / f"clip_{index:04d}.wav" for index in range(count)]
+    if not folder.is_dir():
+        folder.mkdir()
+        random = np.random.default_rng(seed)
+        for path in paths:
+            soundfile.write(path, 0.1 * random.normal(size=rate), rate, subtype="PCM_16")
+    return paths

@@ -7,13 +7,19 @@ defines functions of the same names, as many of them as it has.
 
 from collections.abc import Callable
 
+import datasets
 import torch
 
-from benchmarks.inputs import Inputs
+from benchmarks.inputs import RATE, Inputs, write_recordings
+from dataset_script import cache_waveforms
 from modeling_beats import BeatsConfig, BeatsFeatureExtractor, BeatsForAudioClassification
 from modeling_tfsepnet import TFSepNetConfig, TFSepNetFeatureExtractor, TFSepNetForAudioClassification
+from train.arguments import SceneTrainingArguments
 from train.augmentations import DeviceImpulseResponse, FreqMixStyle, SoftMixup
+from train.data import SceneDataset
 from train.losses import DistillationLoss
+from train.recipes import load_recipe
+from train.trainer import DistillationTrainer
 
 
 Call = Callable[[], object]
@@ -26,6 +32,7 @@ STAGES = {
     "one_clip": "forward pass of 1 clip",
     "train_step": "training step of 256 clips, with augmentation and distillation",
     "train_step_compiled": "training step of 256 clips, with torch.compile and bf16 where the processor has it",
+    "epoch": "an epoch of recipe S1 on 1024 recordings of 44.1 kHz, resampled in an earlier epoch, to a checkpoint",
     "beats_filter_banks": "filter banks of 16 clips for BEATs",
     "beats_logits": "teacher logits of 16 clips by BEATs of base size, from waveforms",
 }
@@ -38,7 +45,7 @@ def log_mel(inputs: Inputs) -> Call:
 
 
 def impulse_responses(inputs: Inputs) -> Call:
-    augmentation = DeviceImpulseResponse(inputs.impulse_responses, sampling_rate=32_000, p=0.4)
+    augmentation = DeviceImpulseResponse(inputs.impulse_responses, sampling_rate=RATE, p=0.4)
     generator = torch.Generator().manual_seed(0)
     return lambda: augmentation(inputs.waveform, inputs.device, generator)
 
@@ -67,7 +74,7 @@ def train_step(inputs: Inputs, compiled: bool = False) -> Call:
     model = TFSepNetForAudioClassification(TFSepNetConfig()).train()
     run = torch.compile(model) if compiled else model
     extractor = TFSepNetFeatureExtractor()
-    impulse_response = DeviceImpulseResponse(inputs.impulse_responses, sampling_rate=32_000, p=0.4)
+    impulse_response = DeviceImpulseResponse(inputs.impulse_responses, sampling_rate=RATE, p=0.4)
     mixstyle, mixup, loss_function = FreqMixStyle(), SoftMixup(), DistillationLoss()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.004)
     generator = torch.Generator().manual_seed(0)
@@ -89,6 +96,38 @@ def train_step(inputs: Inputs, compiled: bool = False) -> Call:
 
 def train_step_compiled(inputs: Inputs) -> Call:
     return train_step(inputs, compiled=True)
+
+
+def epoch(inputs: Inputs) -> Call:
+    paths = write_recordings(inputs.recordings)
+    scenes = datasets.Dataset.from_dict(
+        {
+            "audio": [str(path) for path in paths],
+            "filename": [path.name for path in paths],
+            "label": inputs.labels.repeat(4).tolist(),
+            "device": inputs.device.repeat(4).tolist(),
+            "teacher_logits_ssl_sl": inputs.teacher_logits.repeat(4, 1).tolist(),
+        }
+    )
+    recipe = load_recipe("s1", "split100") | {"num_train_epochs": 1}
+    del recipe["teachers"]
+    cache = inputs.recordings.parent / "cache"
+
+    def call() -> object:
+        waveforms = cache_waveforms(scenes, RATE, cache)
+        arguments = SceneTrainingArguments(
+            **recipe,
+            output_dir=str(inputs.recordings.parent / "run"),
+            impulse_responses=str(inputs.impulse_responses),
+            use_cpu=True,
+            report_to="none",
+            disable_tqdm=True,
+        )
+        model = TFSepNetForAudioClassification(TFSepNetConfig())
+        trainer = DistillationTrainer(model, arguments, TFSepNetFeatureExtractor(), SceneDataset(scenes, waveforms))
+        return trainer.train()
+
+    return call
 
 
 def beats_filter_banks(inputs: Inputs) -> Call:
