@@ -4,6 +4,7 @@ They hold no audio, so they can be shared where TAU itself may not be.
 """
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,11 @@ TAU_LICENCE_NOTE = """
 The logits are derived from TAU Urban Acoustic Scenes 2022 Mobile (Copyright (c) 2022 Tampere University and its
 licensors), whose audio and metadata are for experimental and non-commercial use only.
 """
+OTHER_LICENCE_NOTE = """
+The logits are derived from recordings that are not those of TAU and whose licence is not recorded here.
+"""
+
+TAU_FILENAME = re.compile(rf"audio/({'|'.join(SCENES)})-[a-z]+-\d+-\d+-\d+-[a-z]\d*\.wav")
 
 
 @dataclass
@@ -128,11 +134,17 @@ def write_logits(
             "revision": [revision] * len(filenames),
         }
     ).cast(features.arrow_schema)
+    if synthetic:
+        licence, note = {"license": "cc0-1.0"}, ""
+    elif label_names == list(SCENES) and all(map(TAU_FILENAME.fullmatch, filenames)):
+        licence, note = {"license": "other", "license_name": "tau-non-commercial"}, TAU_LICENCE_NOTE
+    else:
+        licence, note = {"license": "unknown"}, OTHER_LICENCE_NOTE
     metadata = DatasetCardData(
         pretty_name=f"Logits of {teacher}",
         task_categories=["audio-classification"],
         tags=["knowledge-distillation", "acoustic-scene-classification", *(["synthetic"] if synthetic else [])],
-        **({"license": "cc0-1.0"} if synthetic else {"license": "other", "license_name": "tau-non-commercial"}),
+        **licence,
     )
     DatasetInfosDict(default=DatasetInfo(features=features)).to_dataset_card_data(metadata)
     data_files = [{"split": "train", "path": "data/train-*"}]
@@ -145,7 +157,7 @@ def write_logits(
         classes=len(label_names),
         label_names=", ".join(f"`{name}`" for name in label_names),
         synthetic=SYNTHETIC_NOTE if synthetic else "",
-        licence="" if synthetic else TAU_LICENCE_NOTE,
+        licence=note,
     )
     folder = Path(folder)
     (folder / "data").mkdir(parents=True, exist_ok=True)

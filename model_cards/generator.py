@@ -26,6 +26,7 @@ from model_cards.results import (
     RESULTS_FILE,
     Corpus,
     configuration,
+    float_results,
     identify_corpus,
     load_results,
     percentage,
@@ -89,7 +90,8 @@ def collect_evidence(
     Args:
         model_dir (`str` or `Path`): The model folder, with its own `results.json`.
         results (`Iterable[str | Path]`): Further runs of the same recipe.
-        counterpart (`str` or `Path`, *optional*): Results of the INT8 form of a float model, or the other way round.
+        counterpart (`str` or `Path`, *optional*): Results of the INT8 form of a float model, or the other way round;
+            for an INT8 model found without if they are where train/quantize.py found them.
         dataset_name, dataset_license (`str`, *optional*): As for [`~model_cards.results.identify_corpus`].
 
     Raises:
@@ -110,16 +112,18 @@ def collect_evidence(
             return run
         raise ValueError(f"The results in {source} are of {difference} than those in {model_dir}: leave them out.")
 
+    if counterpart is None and "float" in own:
+        counterpart = float_results(model_dir)
     other = load(counterpart) if counterpart is not None else None
+    if other is None and "float" in own:  # then what train/quantize.py measured beside INT8 has to do
+        other = {name: value for name, value in own.items() if name not in ("float", "int8")}
+        other["metrics"] = own["float"]
     if other is not None and other["dataset"] != own["dataset"]:
         raise ValueError(
             f"The results in {counterpart} are on {other['dataset']}, those in {model_dir} on {own['dataset']}: float "
             "and INT8 stand side by side on the same data only."
         )
-    if other is None and "float" in own:  # what train/quantize.py measured beside INT8
-        other = {name: value for name, value in own.items() if name not in ("float", "int8")}
-        other["metrics"] = own["float"]
-    elif other is not None:  # what quantization does not record
+    if other is not None:  # what quantization does not record
         own["unseen_devices"] = own["unseen_devices"] or other["unseen_devices"]
     runs = [own, *(load(source) for source in results if Path(source).resolve() != Path(model_dir).resolve())]
     named: dict[str, dict[str, Any]] = {}

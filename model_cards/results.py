@@ -159,6 +159,8 @@ def portable(content: Any) -> Any:
 def _portable_word(word: str) -> str:
     """Return a path, or an argument `--name=path`, without the folders that are not the project's."""
     option, equals, path = word.rpartition("=") if word.startswith("--") else ("", "", word)
+    if Path(path).is_relative_to(Path.cwd()):
+        path = str(Path(path).relative_to(Path.cwd()))
     leaves = path.startswith("~") or ".." in PurePath(path).parts or Path(path).is_absolute()
     if leaves or PureWindowsPath(path).is_absolute():
         path = PureWindowsPath(path).name  # which takes both kinds of slash
@@ -176,8 +178,21 @@ def results_path(source: str | Path) -> Path:
     if not source.is_dir():
         return source
     beside = source.resolve().parent / RESULTS_FILE
-    own = source / RESULTS_FILE
-    return beside if source.resolve().name == "model" and beside.is_file() and not own.is_file() else own
+    is_quantized = source.resolve().name == "model" and beside.is_file() and "int8" in read_json(beside)
+    return beside if is_quantized else source / RESULTS_FILE
+
+
+def float_results(source: str | Path) -> Path | None:
+    """Return the results file of the float model that an INT8 model was made from, on the same data, if it is here.
+
+    Args:
+        source (`str` or `Path`): Results of train/quantize.py, as for [`results_path`].
+    """
+    results = read_json(results_path(source))
+    if "model" not in results:
+        return None
+    path = results_path(results["model"])
+    return path if path.is_file() and read_json(path).get("dataset") == results["dataset"] else None
 
 
 def identify_corpus(

@@ -90,7 +90,8 @@ def complexity_table(
     """Return what a model takes beside what it reaches, as stored and as INT8, with the limits of the challenge."""
     quantized = complexity.number_format == "INT8"
     own_column, other_column = complexity.number_format, "float32" if quantized else "INT8"
-    other_bytes = complexity.parameters * (4 if quantized else 1)
+    measured = (counterpart or {}).get("size", {})  # of train/quantize.py
+    other_bytes = complexity.parameters * 4 if quantized else measured.get("parameter_bytes", complexity.parameters)
     is_student = complexity.macs is not None
     show_other = is_student or counterpart is not None
     rows = [

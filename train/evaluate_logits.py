@@ -40,6 +40,8 @@ def main() -> None:
     (args,) = HfArgumentParser(LogitsArguments).parse_args_into_dataclasses()
     configure_logging()
     scenes = load_scenes(args.dataset, args.data_dir, cache_dir=args.cache_dir)
+    if set(scenes) != {"train", "test"}:
+        raise ValueError(f"{args.dataset} has no training and test split: give a subset such as split25 or demo.")
     test = scenes["test"]
     labels = test.features["label"].names
     members = [read_logits(source, labels) for source in args.logits]

@@ -1,7 +1,8 @@
 """Accuracy of acoustic scene classifiers, as the DCASE challenge reports it, with confidence intervals.
 
-[`SceneClassification`] is an `evaluate.Metric`: instantiate it, or `evaluate.load("train/metrics.py")`. No download is
-involved. [`scene_metrics`] is the same as a plain function of arrays.
+[`SceneClassification`] is an `evaluate.Metric`: instantiate it, or `evaluate.load("train/metrics.py")`. This file
+needs nothing else of the project, so a copy of it in a folder of its own (`scenes/scenes.py`) is loaded by
+`evaluate.load("scenes")`. No download is involved. [`scene_metrics`] is the same as a plain function of arrays.
 """
 
 from collections.abc import Sequence
@@ -97,10 +98,16 @@ def scene_metrics(
         seed (`int`, *optional*, defaults to 0): Seed of the resampling.
 
     Raises:
-        ValueError: If shapes disagree, there is no clip, a logit is not finite, or a class index has no logit.
+        ValueError: If shapes disagree, there is no clip, a logit is not finite, a class index has no logit, or
+            `bootstrap` is negative.
     """
-    logits = np.asarray(predictions, dtype=np.float64)
+    try:
+        logits = np.asarray(predictions, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError("predictions are no array of numbers: give logits of shape (clips, classes).") from None
     truth = np.asarray(references)
+    if bootstrap < 0:
+        raise ValueError(f"bootstrap is {bootstrap}: give the number of resamples, or 0 for none.")
     _check(logits, truth, labels=labels, devices=devices, cities=cities, clusters=clusters)
     num_classes = logits.shape[1]
     names = [str(index) for index in range(num_classes)] if labels is None else list(labels)

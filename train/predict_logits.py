@@ -25,6 +25,7 @@ from transformers import HfArgumentParser, PreTrainedModel
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
 from dataset_script import cache_waveforms, load_scenes, write_logits
+from model_cards.results import portable
 from train.arguments import InferenceArguments
 from train.data import is_synthetic
 from train.hub import HubArguments, check_repository, push_predictions
@@ -99,14 +100,14 @@ def predict_split(
         feature_extractor (`FeatureExtractionMixin`): Of the model.
         scenes (`datasets.Dataset`): Columns `audio`, `filename` and `label`.
         output_dir (`str` or `Path`): Folder of the logits dataset.
-        teacher (`str`): Name under which the model is recorded.
+        teacher (`str`): Name under which the model is recorded; a path outside the working directory is shortened.
         batch_size (`int`, *optional*, defaults to 256): Clips of a forward pass.
         cache_dir (`str`, *optional*): Where resampled clips are kept.
 
     Raises:
         FileExistsError: If the folder holds the logits of another model or of other clips.
     """
-    folder = Path(output_dir)
+    folder, teacher = Path(output_dir), portable(teacher)
     revision = model_revision(model)
     filenames = list(scenes["filename"])
     checksum = hashlib.sha256("\n".join(filenames).encode()).hexdigest()[:12]

@@ -107,7 +107,7 @@ def plot_accuracy_by_fraction(table_number: int, cells: Cells, path: str | Path)
         number_format = "INT8" if formats.get("INT8") else "float32"
         if not (subsets := formats.get(number_format)):
             continue
-        beside = 1.03 ** (number - (len(cells) - 1) / 2)  # so that the intervals of the systems do not cover each other
+        beside = 1.03 ** (number - (len(cells) - 1) / 2)  # intervals of the systems do not cover each other
         places = [percentage * beside for percentage in subsets]
         accuracy = [100 * mean_accuracy(runs) for runs in subsets.values()]
         axes.plot(places, accuracy, "o-", color=color, label=f"{TITLES[system]}, {number_format}")

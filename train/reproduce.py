@@ -60,6 +60,11 @@ class ReproductionArguments:
                 raise ValueError(
                     f"Table {self.table} has no {name} {wrong[0]!r}: choose from {', '.join(map(str, known))}."
                 )
+        for name in ("teacher_arguments", "student_arguments"):
+            try:
+                shlex.split(getattr(self, name))
+            except ValueError as error:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, which is no command line ({error}).") from None
         if self.seeds < 1 or self.num_processes < 1:
             raise ValueError("seeds and num_processes have to be 1 or more.")
 
@@ -129,7 +134,8 @@ def reproduce(arguments: Sequence[str] | None = None) -> str:
 
     Raises:
         ChildProcessError: If a step fails; the same call goes on from there.
-        FileExistsError: If the output folder has runs on other data or with other arguments.
+        FileExistsError: If the output folder has runs on other data or with other arguments, or another call is at
+            work in it.
         FileNotFoundError, ValueError: If the corpus, a checkpoint or an argument is wrong; before anything is run.
     """
     (args,) = HfArgumentParser(ReproductionArguments).parse_args_into_dataclasses(arguments)
@@ -141,10 +147,11 @@ def reproduce(arguments: Sequence[str] | None = None) -> str:
             return ""
         decisive = ("data_dir", "teacher_arguments", "student_arguments")
         claim_output_folder(sweep.root, {name: getattr(args, name) for name in decisive})
-        for step in sweep.steps:
-            if not step.done:
-                logger.info("%s: %s", step.script, step.folder)
-                step.run(args.num_processes)
+        with sweep.lock():
+            for step in sweep.steps:
+                if not step.done:
+                    logger.info("%s: %s", step.script, step.folder)
+                    step.run(args.num_processes)
     results = collect(cells)
     table = report_table(args.table, results)
     path = sweep.root / f"table{args.table}"

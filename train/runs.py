@@ -16,6 +16,7 @@ from typing import Any
 import transformers
 from accelerate import PartialState
 
+from model_cards.results import read_json
 from train.runtime import keep_freed_memory, use_all_cores
 from train.trainer import COMPLETE
 
@@ -97,18 +98,24 @@ def provenance() -> dict[str, Any]:
         text=True,
         check=False,
     )
+    path, project = Path(sys.argv[0]).resolve(), Path(__file__).parents[1]
+    script = str(path.relative_to(project) if path.is_relative_to(project) else path)
     packages = ("torch", "transformers", "datasets", "accelerate", "numpy", "soxr")
     return {
-        "command": shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
+        "command": shlex.join(["python", script, *sys.argv[1:]]),
         "commit": commit.stdout.strip() or None,
         "versions": {"python": platform.python_version(), **{package: version(package) for package in packages}},
     }
 
 
 def finished_results(folder: str | Path) -> dict[str, Any] | None:
-    """Return the results of the run in `folder`, or None if it has not come to its end."""
+    """Return the results of the run in `folder`, or None if it has not come to its end.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
     path = Path(folder) / RESULTS_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return read_json(path) if path.is_file() else None
 
 
 def configure_logging(log_level: str = "info") -> None:

@@ -25,7 +25,7 @@ from transformers import HfArgumentParser
 
 from dataset_script import SCENES, cache_waveforms, load_scenes
 from model_cards.complexity import check_limits, measure_model
-from model_cards.results import load_results, percentage
+from model_cards.results import float_results, load_results, percentage
 from modeling_tfsepnet.complexity import MAX_PARAMETER_BYTES
 from train.models import load_classifier
 from train.predict_logits import compute_logits
@@ -78,11 +78,32 @@ def read_models(models: list[str]) -> dict[int, tuple[str, dict[str, Any]]]:
                 f"of {MAX_PARAMETER_BYTES:,}: submit its INT8 form, made with train/quantize.py."
             )
         results = load_results(folder)
+        if "float" in results and (trained := float_results(folder)) is not None:  # which knows how it was trained
+            results = {**load_results(trained), **results}
         subset = percentage(results["dataset"])
         if subset in chosen:
             raise ValueError(f"{chosen[subset][0]} and {folder} are both of {subset} %: give one model for a subset.")
         chosen[subset] = (folder, results)
     return dict(sorted(chosen.items()))
+
+
+def read_about(path: str | None) -> dict[str, Any]:
+    """Return the content of the file of `--about`, or nothing without one.
+
+    Raises:
+        FileNotFoundError, ValueError: If there is no such file, or it is no YAML mapping.
+    """
+    if path is None:
+        return {}
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no file {path}: give a YAML file with --about, or leave it out.")
+    try:
+        about = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(about, dict):
+        raise ValueError(f"{path} has to be a mapping, such as submission: {{name: My system}}.")
+    return about
 
 
 def write_predictions(path: Path, filenames: list[str], logits: np.ndarray) -> None:
@@ -208,7 +229,7 @@ def main() -> None:
     (args,) = HfArgumentParser(SubmissionArguments).parse_args_into_dataclasses()
     configure_logging()
     models = read_models(args.models)
-    about = yaml.safe_load(Path(args.about).read_text(encoding="utf-8")) if args.about else {}
+    about = read_about(args.about)
     clips = load_scenes("evaluation", args.data_dir, cache_dir=args.cache_dir)["test"]
     if len(clips) != EVALUATION_CLIPS:
         logger.warning(

@@ -5,12 +5,19 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import torch
+
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 from train.arguments import DataArguments, SceneTrainingArguments
 from train.distill import StudentArguments
@@ -73,7 +80,8 @@ class Step:
             launcher += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(num_processes)]
         command = [*launcher, path, *self.arguments, "--output_dir", str(self.folder)]
         on_cpu = {} if torch.accelerator.is_available() else {"ACCELERATE_USE_CPU": "true"}
-        code = subprocess.run(command, env=os.environ | on_cpu, check=False).returncode
+        # The child keeps the sweep's lock, which is inheritable, also if this process is killed.
+        code = subprocess.run(command, env=os.environ | on_cpu, check=False, close_fds=False).returncode
         if code:
             raise ChildProcessError(
                 f"{self.folder} came to no end (exit code {code} of {shlex.join(command)}): see above; after that the "
@@ -114,6 +122,24 @@ class Sweep:
         self.student_arguments = (*(DEMO_STUDENT if self.demo else ()), *student_arguments)
         self.int8 = int8
         self.steps: list[Step] = []
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other sweeps out of the root, until neither this process nor a step that it has started is alive.
+
+        Raises:
+            FileExistsError: If another sweep is at work there, or a step of one that was killed.
+        """
+        with open(self.root / ".lock", "w") as file:
+            try:
+                if fcntl is not None:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise FileExistsError(
+                    f"A run of an earlier call is still at work in {self.root}: wait until it has ended, or end it."
+                ) from None
+            os.set_inheritable(file.fileno(), True)
+            yield
 
     def dataset(self, percentage: int) -> str:
         """Return the configuration of the data for a share of the training clips."""

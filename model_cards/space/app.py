@@ -26,12 +26,17 @@ def load_models(sources: Sequence[str]) -> dict[str, Pipeline]:
     """Load the models, by their names: `"name=folder or id"`, or the folder or id alone.
 
     Raises:
-        ValueError: If there is no model.
+        OSError: If a model is not there.
+        ValueError: If there is no model, or one is no TF-SepNet.
     """
     if not sources:
         raise ValueError("There is no model to show: give a model folder or an id on the Hub, such as outputs/demo.")
     named = [source.partition("=") if "=" in source else (source, "=", source) for source in sources]
-    return {name: pipeline("audio-classification", model=model, trust_remote_code=True) for name, _, model in named}
+    models = {name: pipeline("audio-classification", model=model, trust_remote_code=True) for name, _, model in named}
+    for name, classifier in models.items():
+        if classifier.model.config.model_type != "tfsepnet":
+            raise ValueError(f"{name} is a {classifier.model.config.model_type} model: this page shows TF-SepNets.")
+    return models
 
 
 def classify(classifier: Pipeline, recording: Any) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
@@ -39,15 +44,18 @@ def classify(classifier: Pipeline, recording: Any) -> tuple[dict[str, float], np
 
     Args:
         classifier (`Pipeline`): Of a TF-SepNet.
-        recording: What the pipeline takes, such as the path of a file.
+        recording: What the pipeline takes, such as the path of a file; what exceeds `LONGEST` seconds is left out.
 
     Returns:
         The probability of each scene for the whole recording, as the pipeline gives it; those of every second, of
         shape `(seconds, scenes)`; and the log-mel spectrogram, of shape `(bands, frames)`.
+
+    Raises:
+        OSError, ValueError: If the recording cannot be read, or is empty or not finite.
     """
     audio, rate = classifier.read(recording)
-    audio = np.atleast_2d(np.asarray(audio, dtype=np.float32)).mean(axis=0)[: int(LONGEST * rate)]
-    inputs = classifier.feature_extractor(audio, sampling_rate=rate, return_tensors="pt")["input_values"]
+    audio = np.asarray(audio)[..., : int(LONGEST * rate)]
+    inputs = classifier.feature_extractor([audio], sampling_rate=rate, return_tensors="pt")["input_values"]
     with torch.inference_mode():
         logits = classifier.model(input_values=inputs.transpose(0, 1)).logits  # each second as a clip of its own
     labels = classifier.model.config.id2label
@@ -78,22 +86,26 @@ def draw(probabilities: np.ndarray, spectrogram: np.ndarray, labels: Sequence[st
     return figure
 
 
+def respond(classifier: Pipeline, recording: Any) -> tuple[dict[str, float] | None, Figure | None]:
+    """Return the scores and the drawing of a recording; nothing while there is none."""
+    if recording is None:
+        return None, None
+    scores, probabilities, spectrogram = classify(classifier, recording)
+    return scores, draw(probabilities, spectrogram, list(scores))
+
+
 def build(models: Mapping[str, Pipeline]) -> Any:
     """Return the page, a `gradio.Blocks`."""
     import gradio as gr
 
     def show(recording: str | None, name: str) -> tuple[dict[str, float] | None, Figure | None]:
-        if recording is None:
-            return None, None
-        classifier = models[name]
         try:
-            scores, probabilities, spectrogram = classify(classifier, recording)
-        except ValueError as error:
+            return respond(models[name], recording)
+        except (OSError, ValueError) as error:
             raise gr.Error(str(error)) from error
-        return scores, draw(probabilities, spectrogram, list(scores))
 
     with gr.Blocks(title="Acoustic scenes") as page:
-        gr.Markdown("# Acoustic scenes\nWhere was it recorded? Give a file, or record some seconds.")
+        gr.Markdown("# Acoustic scenes\nWhere was it recorded? Give a file, or record some seconds (up to 60).")
         with gr.Row():
             with gr.Column():
                 recording = gr.Audio(sources=["upload", "microphone"], type="filepath", label="Recording")
@@ -114,8 +126,12 @@ def main() -> None:
     try:
         models = load_models(args.models or os.environ.get("SCENE_MODELS", "").split())
     except (OSError, ValueError) as error:
-        raise SystemExit(f"{type(error).__name__}: {error}") from None
-    build(models).launch(server_port=args.port)
+        raise SystemExit(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}") from None
+    try:
+        page = build(models)
+    except ImportError:
+        raise SystemExit("The page needs Gradio: pip install gradio") from None
+    page.launch(server_port=args.port)
 
 
 if __name__ == "__main__":

@@ -70,6 +70,9 @@ def test_card_says_whose_and_on_what(tmp_path, filenames, values):
     synthetic = (write(tmp_path, filenames, values, synthetic=True) / "README.md").read_text()
     assert "**synthetic**" in synthetic
     assert "non-commercial" not in synthetic
+    own = [f"recordings/{index}.wav" for index in range(len(filenames))]
+    others = (write(tmp_path / "own", own, values) / "README.md").read_text()
+    assert "not those of TAU" in others and "non-commercial" not in others
 
 
 def test_classes_of_another_order_or_name_are_refused(tmp_path, filenames, values):

@@ -109,14 +109,19 @@ def test_nothing_of_this_machine_is_published(student, smaller):
     )
     provenance = {"command": command, "commit": "0" * 40, "versions": {"python": "3"}}
     for folder in (student, smaller):
-        edit(folder, arguments=arguments, teachers=["outputs/ssl", "user/ssl", "~jane/ssl"], provenance=provenance)
+        edit(
+            folder,
+            arguments=arguments,
+            teachers=["outputs/ssl", "user/ssl", "~jane/ssl", f"{Path.cwd()}/outputs/sl"],
+            provenance=provenance,
+        )
     before = json.loads((student / "results.json").read_text())
     write_card(student, [smaller], repo_id="user/scenes")
     for name in ("README.md", "results.json", "results/demo5-0.json", "config.json", "preprocessor_config.json"):
         text = (student / name).read_text()
         assert "jane" not in text and str(student.parent) not in text, name
     results = json.loads((student / "results.json").read_text())
-    assert results["teachers"] == ["outputs/ssl", "user/ssl", "ssl"]
+    assert results["teachers"] == ["outputs/ssl", "user/ssl", "ssl", "outputs/sl"]
     assert results["arguments"] == {"data_dir": "TAU", "impulse_responses": "MicIRP"}
     assert results["provenance"]["command"] == (
         "python train/distill.py --data_dir TAU --output_dir=s2 --teachers ssl"
@@ -194,8 +199,15 @@ def test_folder_of_train_quantize(student, tmp_path):
     assert tables(card.text)[3]["macro accuracy, %"] == [*row, ""][: len(row)]
     assert "s4 (not in training)" in card.text and "Quantized by:" in card.text
     assert write_card(quantized / "model", counterpart=student).text == card.text
+    content["model"] = str(student)  # which tells where the results of training are, without --counterpart
+    (quantized / "results.json").write_text(json.dumps(content))
+    assert write_card(quantized / "model").text == card.text
+
+    content["size"] = {"parameters": 3066, "parameter_bytes": 3132}
+    (quantized / "results.json").write_text(json.dumps(content))
     card = write_card(student, counterpart=quantized)
     assert tables(card.text)[3]["macro accuracy, %"][:2] == row[1::-1]
+    assert tables(card.text)[3]["bytes of parameters"][:2] == ["13,064", "3,132"]
 
 
 def test_complexity_of_the_reports_network(tmp_path):

@@ -5,6 +5,7 @@ import pytest
 import soundfile
 
 from model_cards.space import app
+from tests.model_cards.helpers import make_teacher
 
 
 @pytest.fixture
@@ -43,6 +44,50 @@ def test_drawing(classifier, recording, tmp_path):
     figure.savefig(tmp_path / "drawing.png")
 
 
+@pytest.mark.parametrize(
+    ("rate", "seconds", "channels", "subtype"),
+    [(8_000, 2, 2, "PCM_16"), (96_000, 1.5, 1, "DOUBLE"), (48_000, 0.1, 2, "FLOAT"), (44_100, 1, 6, "PCM_U8")],
+)
+def test_any_file(classifier, tmp_path, rate, seconds, channels, subtype):
+    noise = np.random.default_rng(0).normal(scale=0.1, size=(int(seconds * rate), channels))
+    soundfile.write(tmp_path / "any.wav", noise, rate, subtype=subtype)
+    scores, figure = app.respond(classifier, str(tmp_path / "any.wav"))
+    expected = classifier(str(tmp_path / "any.wav"), top_k=1)[0]
+    assert max(scores, key=scores.get) == expected["label"].replace("_", " ")
+    assert sum(scores.values()) == pytest.approx(1, abs=1e-5)
+    assert figure is not None
+
+
+def test_integers_are_scaled_and_channels_averaged(classifier):
+    samples = np.random.default_rng(0).integers(-3000, 3000, size=(2, 48_000)).astype(np.int16)
+    as_integers = app.classify(classifier, {"array": samples, "sampling_rate": 48_000})[0]
+    mono = samples.mean(axis=0) / 32768
+    assert as_integers == pytest.approx(
+        app.classify(classifier, {"array": mono, "sampling_rate": 48_000})[0], abs=1e-4
+    )
+
+
+def test_silence_nothing_and_too_much(classifier):
+    scores, figure = app.respond(classifier, {"array": np.zeros(44_100), "sampling_rate": 44_100})
+    assert np.isfinite(list(scores.values())).all() and figure is not None
+    assert app.respond(classifier, None) == (None, None)
+    noise = np.random.default_rng(0).normal(scale=0.1, size=70 * 8000)
+    assert app.classify(classifier, {"array": noise, "sampling_rate": 8000})[1].shape == (60, 10)
+
+
+def test_no_audio_is_one_sentence(classifier, tmp_path):
+    (tmp_path / "text.wav").write_text("no audio")
+    with pytest.raises(ValueError, match="not an audio file"):
+        app.respond(classifier, str(tmp_path / "text.wav"))
+    with pytest.raises(FileNotFoundError, match="no audio file"):
+        app.respond(classifier, str(tmp_path / "missing.wav"))
+
+
+def test_a_teacher_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="is a beats model: this page shows TF-SepNets"):
+        app.load_models([str(make_teacher(tmp_path / "teacher"))])
+
+
 def test_no_model():
     with pytest.raises(ValueError, match="no model to show"):
         app.load_models([])
@@ -51,5 +96,6 @@ def test_no_model():
 def test_page(classifier):
     pytest.importorskip("gradio", reason="the demo Space needs Gradio: pip install gradio")
     page = app.build({"float": classifier, "INT8": classifier})
-    kinds = {block["type"] for block in page.config["components"]}
-    assert {"audio", "dropdown", "label", "plot"} <= kinds
+    blocks = {block["type"]: block["props"] for block in page.config["components"]}
+    assert {"audio", "dropdown", "label", "plot"} <= set(blocks)
+    assert blocks["audio"]["sources"] == ["upload", "microphone"]

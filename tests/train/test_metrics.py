@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import evaluate
@@ -57,6 +58,31 @@ def test_missing_class_is_none_and_left_out_of_the_macro_average():
     assert len(present) == 9
     assert result["macro_accuracy"] == pytest.approx(np.mean(present))
     assert sum(result["confusion_matrix"][4]) == 0
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_agrees_with_scikit_learn_on_degenerate_data(seed):
+    """One clip to a few; most classes, devices and predictions do not occur."""
+    rng = np.random.default_rng(seed)
+    clips = (1, 1, 2, 3, 5, 8, 13, 30)[seed]
+    references = rng.choice(rng.choice(10, size=1 + seed % 4, replace=False), size=clips)
+    logits = 5 * rng.normal(size=(clips, 10))
+    devices = rng.choice(DEVICES[:: 1 + seed % 3], size=clips)
+    result = scene_metrics(logits, references, labels=SCENES, devices=devices, bootstrap=20)
+
+    predicted, present = logits.argmax(1), np.unique(references)
+    assert result["accuracy"] == pytest.approx(sklearn_metrics.accuracy_score(references, predicted))
+    recalls = sklearn_metrics.recall_score(references, predicted, labels=present, average=None, zero_division=0)
+    assert result["macro_accuracy"] == pytest.approx(recalls.mean())
+    found = {name: figures["accuracy"] for name, figures in result["class_wise"].items() if figures}
+    assert found == pytest.approx({SCENES[index]: recall for index, recall in zip(present, recalls, strict=True)})
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    assert result["log_loss"] == pytest.approx(sklearn_metrics.log_loss(references, probabilities, labels=range(10)))
+    confusion = sklearn_metrics.confusion_matrix(references, predicted, labels=range(10))
+    assert result["confusion_matrix"] == confusion.tolist()
+    assert set(result["device_wise"]) == set(devices)
+    for bounds in result["confidence_intervals"].values():
+        assert 0 <= bounds[0] <= bounds[1] <= 1
 
 
 def test_missing_devices_are_absent():
@@ -124,6 +150,17 @@ class TestMetric:
         )
         assert result == scene_metrics(logits, references, labels=SCENES, devices=devices, bootstrap=10)
 
+    def test_a_copy_is_a_folder_for_evaluate(self, tmp_path):
+        (tmp_path / "scenes").mkdir()
+        shutil.copy(Path(__file__).parents[2] / "train" / "metrics.py", tmp_path / "scenes" / "scenes.py")
+        logits, references, _ = random_clips(30)
+        metric = evaluate.load(str(tmp_path / "scenes"), cache_dir=str(tmp_path / "cache"))
+        assert type(metric).__module__.startswith("evaluate_modules")
+        assert metric.compute(predictions=logits, references=references) == scene_metrics(logits, references)
+        with pytest.raises(ValueError, match="clip 2 hold NaN or infinity"):
+            logits[2, 0] = np.nan
+            metric.compute(predictions=logits, references=references)
+
     def test_batches_add_up(self, tmp_path):
         logits, references, _ = random_clips(200)
         metric = SceneClassification(cache_dir=str(tmp_path))
@@ -137,6 +174,8 @@ class TestMetric:
     [
         ({"predictions": np.zeros((0, 10)), "references": []}, "predictions"),
         ({"predictions": np.zeros(3), "references": [0, 1, 2]}, "predictions"),
+        ({"predictions": [[0, 1], [1]], "references": [0, 1]}, "predictions are no array of numbers"),
+        ({"predictions": np.zeros((2, 3)), "references": [0, 1], "bootstrap": -1}, "bootstrap is -1"),
         ({"predictions": np.zeros((2, 3)), "references": [0]}, "references"),
         ({"predictions": np.zeros((2, 3)), "references": [0, 3]}, "references"),
         ({"predictions": np.zeros((2, 3)), "references": [0.5, 1.0]}, "references"),

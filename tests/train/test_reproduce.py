@@ -1,7 +1,11 @@
 """Sweeps: their plan, a real one that is interrupted, and the tables."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +19,7 @@ from train.finetune_teacher import finetune_teacher
 from train.metrics import scene_metrics
 from train.report_tables import plot_accuracy_by_fraction, report_table
 from train.reproduce import ReproductionArguments, plan, reproduce
-from train.sweep import Step
+from train.sweep import Step, Sweep
 
 
 TINY_BEATS = (
@@ -78,6 +82,7 @@ class TestPlan:
             ({"table": 3, "systems": ["ssl"]}, "no systems 'ssl': choose from vanilla"),
             ({"table": 1, "subsets": [7]}, "no subsets 7: choose from 5, 10"),
             ({"table": 1, "seeds": 0}, "1 or more"),
+            ({"table": 1, "teacher_arguments": "--recipe 'x"}, "teacher_arguments is .* no command line"),
         ],
     )
     def test_wrong_parts(self, arguments, message):
@@ -142,6 +147,9 @@ def test_interrupted_sweep_goes_on(tmp_path, cache, monkeypatch, capsys):
         assert (tmp_path / f"demo/table3.{suffix}").stat().st_size > 0
     reproduce(command)
     assert len(calls) == 5
+    sweep, _ = plan(ReproductionArguments(table=3, output_dir=str(tmp_path)))
+    with sweep.lock(), pytest.raises(FileExistsError, match="still at work in"):
+        reproduce(command)
     with pytest.raises(FileExistsError, match="student_arguments"):
         reproduce([*command, "--student_arguments", ""])
 
@@ -185,6 +193,38 @@ def test_a_failing_step_is_named(tmp_path):
     step = Step("nothing.py", ("--recipe", "s1"), tmp_path / "out", "demo")
     with pytest.raises(ChildProcessError, match=r"out came to no end \(exit code 2 of .*nothing.py --recipe s1"):
         step.run(1)
+
+
+def test_a_step_outlives_its_sweep_with_the_lock(tmp_path, monkeypatch):
+    """A sweep is killed while a step runs: the next one waits until that is over, instead of writing beside it."""
+    monkeypatch.chdir(tmp_path)
+    script = tmp_path / "step.py"
+    script.write_text("import time; open('started', 'w').close(); time.sleep(600)")
+    code = (
+        "from pathlib import Path; import train.sweep; from train.sweep import Step, Sweep\n"
+        f"train.sweep.__file__ = {str(script)!r}\n"
+        "with Sweep(Path('.'), None, None, True, (), (), False).lock(): Step('step.py', (), Path('out'), '').run(1)"
+    )
+    sweep = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    try:
+        while not Path("started").exists():
+            assert sweep.poll() is None
+            time.sleep(0.05)
+        sweep.kill()
+        sweep.wait()
+        other = Sweep(tmp_path, None, None, True, (), (), False)
+        with pytest.raises(FileExistsError, match="still at work"), other.lock():
+            pass
+    finally:
+        os.killpg(sweep.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            with other.lock():
+                return
+        except FileExistsError:
+            time.sleep(0.05)
+    pytest.fail("the lock was never given back")
 
 
 def test_steps_call_the_scripts(tmp_path, cache):

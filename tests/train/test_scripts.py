@@ -1,6 +1,7 @@
 """The scripts on the demo corpus with tiny networks, and what they say to wrong input."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -212,6 +213,48 @@ def test_run_eval(data, teacher, tmp_path, monkeypatch):
     low, high = results["metrics"]["confidence_intervals"]["macro_accuracy"]
     assert low <= results["metrics"]["macro_accuracy"] <= high
     assert (output / "confusion_matrix.png").is_file()
+
+
+class TestPushOfTheEvaluatedModel:
+    """`run_eval --push_to_hub`: a model folder without results gets those of the evaluation, and its card."""
+
+    @pytest.fixture
+    def command(self, data, teacher, tmp_path):
+        shutil.copytree(teacher, tmp_path / "model")
+        command = [
+            "run_eval.py",
+            *data,
+            "--use_cpu",
+            "--bootstrap",
+            "10",
+            "--push_to_hub",
+            "--hub_model_id",
+            "user/beats",
+        ]
+        return [*command, "--model_name_or_path", str(tmp_path / "model"), "--output_dir", str(tmp_path / "out")]
+
+    def test_results_of_the_evaluation(self, command, tmp_path, monkeypatch):
+        pushed = []
+        monkeypatch.setattr("train.hub.push_model", lambda folder, repo, private: pushed.append((str(folder), repo)))
+        monkeypatch.setattr("sys.argv", command)
+        run_eval.main()
+        assert pushed == [(str(tmp_path / "model"), "user/beats")]
+        results, own = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("out", "model"))
+        assert own == results
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (["--split", "train"], "on the test split: leave out --split train"),
+            (["--model_name_or_path", "user/model"], "user/model is none"),
+            (["--hub_model_id", ""], "give --hub_model_id user/name"),
+        ],
+    )
+    def test_refusals_come_first(self, command, monkeypatch, change, message):
+        monkeypatch.setattr(run_eval, "load_clips", lambda args: pytest.fail("clips were loaded"))
+        monkeypatch.setattr("sys.argv", [*command, *change])
+        with pytest.raises(ValueError, match=message):
+            run_eval.main()
 
 
 def test_teachers_are_told_apart_and_named():

@@ -1,6 +1,7 @@
 """Submission files against the rules of the challenge's validator."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -111,3 +112,29 @@ def test_over_a_limit(tmp_path):
     folder = make_student(tmp_path / "large", make_results(network), **config)
     with pytest.raises(ValueError, match="exceeds a limit of the challenge"):
         submission.read_models([str(folder)])
+
+
+def test_int8_models_tell_how_their_float_ones_were_trained(models, tmp_path):
+    """Of the folders of train/quantize.py: their own figures, and the training of the model they were made from."""
+    results = json.loads((models[0] / "results.json").read_text())
+    shutil.copytree(models[0], tmp_path / "int8" / "model")
+    metrics = {**results["metrics"], "log_loss": 9.0}
+    content = {"model": str(models[0]), "float": results["metrics"], "int8": metrics}
+    content |= {name: results[name] for name in ("dataset", "split", "synthetic", "provenance")}
+    (tmp_path / "int8" / "results.json").write_text(json.dumps(content))
+    chosen = submission.read_models([str(tmp_path / "int8" / "model")])
+    meta = submission.metadata(LABEL, chosen)
+    assert meta["system"]["description"]["external_data_usage"] == "pre-trained model"
+    assert meta["results"]["development_dataset"]["split_10"]["overall"]["logloss"] == 9.0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [(None, "There is no file"), ("a: [", "is not valid YAML"), ("- a", "has to be a mapping")],
+)
+def test_wrong_about(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "about.yaml").write_text(text)
+    with pytest.raises((ValueError, OSError), match=message) as error:
+        submission.read_about(str(tmp_path / "about.yaml"))
+    assert "\n" not in str(error.value)
