@@ -9,10 +9,11 @@ from torch.utils.data import Dataset, Sampler
 
 
 LOGITS_PREFIX = "teacher_logits_"
+ROWS_PER_COPY = 1024
 
 
 class SceneDataset(Dataset):
-    """Clips of one split, with everything but the audio in memory.
+    """Clips of one split, with everything but the audio in memory; read a batch at a time.
 
     Args:
         scenes (`datasets.Dataset`): Columns `filename`, `label`, `device`, `city`, `location`, and `teacher_logits_*`
@@ -20,8 +21,12 @@ class SceneDataset(Dataset):
         waveforms (`np.ndarray` of shape `(rows, samples)`, int16): The clips of these rows, in this order.
         with_teachers (`bool`, *optional*, defaults to `True`): Whether rows get `teacher_logits`, if there are any.
 
-    A row is a dictionary of `waveform` (int16, `(samples,)`), `label`, `device` and perhaps `teacher_logits`
-    (`(num_labels,)`).
+    A list of rows gives a dictionary of:
+
+    - `waveform` (`torch.ShortTensor` of shape `(batch_size, samples)`): Half as much to move to the training device
+      as floats, to which [`~train.trainer.DistillationTrainer`] scales them there.
+    - `labels`, `device` (`torch.LongTensor` of shape `(batch_size,)`)
+    - `teacher_logits` (`torch.FloatTensor` of shape `(batch_size, num_labels)`), if there are teachers
     """
 
     def __init__(self, scenes: datasets.Dataset, waveforms: np.ndarray, with_teachers: bool = True):
@@ -38,9 +43,21 @@ class SceneDataset(Dataset):
     def __len__(self) -> int:
         return len(self.scenes)
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        row = {name: values[index] for name, values in self.columns.items()}
-        return {"waveform": self.waveforms[index], **row}
+    def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:
+        columns = {name: torch.from_numpy(values[rows]) for name, values in self.columns.items()}
+        return {"waveform": torch.as_tensor(self.waveforms[rows]), "labels": columns.pop("label"), **columns}
+
+    def move_waveforms(self, device: torch.device) -> None:
+        """Copy all waveforms to a device, from which batches are then taken."""
+        if isinstance(self.waveforms, torch.Tensor):
+            self.waveforms = self.waveforms.to(device)
+            return
+        shape = (len(self), len(self.waveforms[0]))
+        moved = torch.empty(shape, dtype=torch.int16, device=device)
+        for start in range(0, len(self), ROWS_PER_COPY):
+            rows = slice(start, start + ROWS_PER_COPY)
+            moved[rows] = torch.from_numpy(np.array(self.waveforms[rows]))
+        self.waveforms = moved
 
     def names(self, column: str) -> list[str]:
         """Return the name of every clip's value in a column of class labels, in the order of the rows."""

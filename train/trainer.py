@@ -13,7 +13,6 @@ from transformers.feature_extraction_utils import FeatureExtractionMixin
 from train import schedules
 from train.arguments import SceneTrainingArguments
 from train.augmentations import DeviceImpulseResponse, Mix
-from train.collator import SceneCollator
 from train.data import EpochShuffle, SceneDataset, derived_seed
 from train.distributed import BatchRows, synchronize_layers
 from train.metrics import scene_metrics
@@ -73,7 +72,7 @@ class DistillationTrainer(Trainer):
         super().__init__(
             model=model,
             args=args,
-            data_collator=SceneCollator(),
+            data_collator=_as_read,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=feature_extractor,
@@ -85,13 +84,17 @@ class DistillationTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Return a loader that gives every process the whole batch: rows are cheap to read, the rest is shared."""
+        if self.args.waveforms_on_device:
+            self.train_dataset.move_waveforms(self.args.device)
         return DataLoader(
             self.train_dataset,
             batch_size=self.args.batch_size,
             sampler=EpochShuffle(len(self.train_dataset), self.args.seed),
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
+            pin_memory=self.args.dataloader_pin_memory
+            and self.args.device.type == "cuda"
+            and not self.args.waveforms_on_device,
         )
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
@@ -193,6 +196,11 @@ class DistillationTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             (Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / COMPLETE).touch()
+
+
+def _as_read(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The batch as the dataset reads it, all rows at once."""
+    return batch
 
 
 class _SetEpoch(TrainerCallback):

@@ -7,21 +7,38 @@ from train.data import EpochShuffle, SceneDataset, derived_seed, split_by_locati
 
 
 class TestSceneDataset:
-    def test_ensemble_is_the_mean_of_the_logits(self):
+    def test_batch(self):
         dataset = make_dataset(6, teachers=3)
-        expected = np.mean([dataset.scenes[f"teacher_logits_t{teacher}"][4] for teacher in range(3)], axis=0)
-        np.testing.assert_allclose(dataset[4]["teacher_logits"], expected, rtol=1e-6)
-        assert np.array_equal(dataset[4]["waveform"], dataset.waveforms[4])
-        assert dataset[4]["label"] == dataset.scenes["label"][4]
+        batch = dataset.__getitems__([4, 1])
+        assert {name: values.dtype for name, values in batch.items()} == {
+            "waveform": torch.int16,
+            "labels": torch.int64,
+            "device": torch.int64,
+            "teacher_logits": torch.float32,
+        }
+        for position, row in enumerate([4, 1]):
+            assert np.array_equal(batch["waveform"][position], dataset.waveforms[row])
+            assert batch["labels"][position] == dataset.scenes["label"][row]
+            assert batch["device"][position] == dataset.scenes["device"][row]
+            logits = np.mean([dataset.scenes[f"teacher_logits_t{teacher}"][row] for teacher in range(3)], axis=0)
+            np.testing.assert_allclose(batch["teacher_logits"][position], logits, rtol=1e-6)
 
     def test_subset_keeps_rows_together(self):
         dataset = make_dataset(9, teachers=1)
         subset = dataset.subset([7, 2])
-        for position, row in enumerate([7, 2]):
-            for name, value in dataset[row].items():
-                assert np.array_equal(subset[position][name], value), name
+        for name, values in dataset.__getitems__([7, 2]).items():
+            assert torch.equal(subset.__getitems__([0, 1])[name], values), name
         assert np.array_equal(subset.waveforms[0:2], dataset.waveforms[[7, 2]])
-        assert "teacher_logits" not in dataset.subset([1], with_teachers=False)[0]
+        assert set(dataset.subset([1], with_teachers=False).__getitems__([0])) == {"waveform", "labels", "device"}
+
+    def test_moved_waveforms_are_the_same(self, monkeypatch):
+        monkeypatch.setattr("train.data.ROWS_PER_COPY", 4)
+        subset = make_dataset(13).subset([12, *range(10)])
+        expected = subset.__getitems__([0, 10, 3])
+        subset.move_waveforms(torch.device("cpu"))
+        assert isinstance(subset.waveforms, torch.Tensor)
+        for name, values in subset.__getitems__([0, 10, 3]).items():
+            assert torch.equal(values, expected[name]), name
 
     def test_waveforms_of_other_clips_are_refused(self):
         with pytest.raises(ValueError, match="9 clips but 8 waveforms"):

@@ -21,8 +21,8 @@ def test_training_learns_and_evaluates(tmp_path):
         make_dataset(30, seed=1),
         model=make_model(dropout=0.0),
         batch_size=20,
-        num_train_epochs=15,
-        learning_rate=0.02,
+        num_train_epochs=20,
+        learning_rate=0.005,
     )
     trainer.train()
     metrics = trainer.evaluate()
@@ -103,6 +103,17 @@ def test_an_epoch_visits_every_clip_once_in_a_new_order(tmp_path):
     assert first != second
 
 
+def test_waveforms_on_the_device_train_the_same(tmp_path):
+    states = []
+    for on_device in (False, True):
+        trainer = make_trainer(tmp_path / str(on_device), make_dataset(19), waveforms_on_device=on_device)
+        trainer.train()
+        assert isinstance(trainer.train_dataset.waveforms, torch.Tensor) == on_device
+        states.append(trainer.model.state_dict())
+    for name, values in states[0].items():
+        assert torch.equal(values, states[1][name]), name
+
+
 def test_bf16(tmp_path):
     trainer = make_trainer(tmp_path, make_dataset(12, teachers=1), bf16=True, **ALL_AUGMENTATIONS)
     trainer.train()
@@ -120,6 +131,7 @@ def test_bf16(tmp_path):
         ({"per_device_train_batch_size": 4}, "use batch_size"),
         ({"lr_scheduler_type": "cosine"}, "use schedule"),
         ({"freq_mixstyle_p": 2.0}, "Freq-MixStyle"),
+        ({"waveforms_on_device": True, "dataloader_num_workers": 1}, "leave out one"),
     ],
 )
 def test_bad_arguments_are_named(tmp_path, arguments, message):
