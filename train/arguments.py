@@ -58,6 +58,12 @@ class InferenceArguments:
     batch_size: int = field(default=256, metadata={"help": "Clips of a forward pass."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Allow code that comes with the model to run."})
     use_cpu: bool = field(default=False, metadata={"help": "Do not use an accelerator."})
+    dtype: Literal["float32", "bfloat16"] = field(
+        default="float32", metadata={"help": "Precision of the network; features are always float32."}
+    )
+    torch_compile: bool = field(
+        default=False, metadata={"help": "Compile the network, which takes half a minute or more at first."}
+    )
 
     def __post_init__(self):
         if self.batch_size < 1:

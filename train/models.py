@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
@@ -87,7 +88,10 @@ def start_from_encoder(
 
 
 def load_classifier(
-    model_name_or_path: str, label_names: Sequence[str] | None = None, trust_remote_code: bool = False
+    model_name_or_path: str,
+    label_names: Sequence[str] | None = None,
+    trust_remote_code: bool = False,
+    dtype: str = "float32",
 ) -> tuple[PreTrainedModel, FeatureExtractionMixin]:
     """Load any audio classifier, and its feature extractor.
 
@@ -95,16 +99,25 @@ def load_classifier(
         model_name_or_path (`str`): Model folder or Hub id.
         label_names (`Sequence[str]`, *optional*): Classes that it must have, in this order.
         trust_remote_code (`bool`, *optional*, defaults to `False`): Whether code that comes with the model may run.
+        dtype (`str`, *optional*, defaults to `"float32"`): Precision of its weights.
 
     Raises:
         FileNotFoundError: If there is no such model.
-        ValueError: If it has other classes, or another order of them.
+        ValueError: If it has other classes, or another order of them, or its files are incomplete or damaged.
     """
     config = load_config(model_name_or_path, trust_remote_code)
     if label_names is not None:
         check_labels(config, label_names, model_name_or_path)
-    model = AutoModelForAudioClassification.from_pretrained(model_name_or_path, trust_remote_code=trust_remote_code)
-    extractor = AutoFeatureExtractor.from_pretrained(model_name_or_path, trust_remote_code=trust_remote_code)
+    try:
+        model = AutoModelForAudioClassification.from_pretrained(
+            model_name_or_path, trust_remote_code=trust_remote_code, dtype=dtype
+        )
+        extractor = AutoFeatureExtractor.from_pretrained(model_name_or_path, trust_remote_code=trust_remote_code)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"{model_name_or_path} cannot be loaded ({_reason(error)}): finish the run that makes it, or download it "
+            "again."
+        ) from None
     return model.eval(), extractor
 
 
@@ -113,10 +126,14 @@ def load_config(model_name_or_path: str, trust_remote_code: bool = False) -> Pre
     try:
         return AutoConfig.from_pretrained(model_name_or_path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split(".")[0].split())
         raise FileNotFoundError(
-            f"{model_name_or_path} is no model that can be loaded ({reason}): give a model folder or a Hub id."
+            f"{model_name_or_path} is no model that can be loaded ({_reason(error)}): give a model folder or a Hub id."
         ) from None
+
+
+def _reason(error: Exception) -> str:
+    """Return the first sentence of a library's message."""
+    return " ".join(str(error).split(". ")[0].split()).rstrip(".")
 
 
 def check_labels(config: PreTrainedConfig, label_names: Sequence[str], model_name: str) -> None:

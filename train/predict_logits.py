@@ -69,6 +69,7 @@ def compute_logits(
     for start in tqdm(starts, desc="Predicting", unit=" batches", leave=False, disable=not state.is_main_process):
         waveform = torch.from_numpy(np.array(waveforms[start : start + batch_size])).to(state.device) / FULL_SCALE
         inputs = model_inputs(feature_extractor, waveform)
+        inputs["input_values"] = inputs["input_values"].to(model.dtype)
         logits[start] = model(**inputs).logits.float().cpu().numpy()
     everything = {start: part for parts in gather_object([logits]) for start, part in parts.items()}
     return np.concatenate([everything[start] for start in sorted(everything)])
@@ -156,7 +157,7 @@ def model_revision(model: PreTrainedModel) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).numpy().tobytes())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:40]
 
 
@@ -174,7 +175,10 @@ def load_clips(args: InferenceArguments) -> tuple[datasets.DatasetDict, PreTrain
         choice = f"give one of {', '.join(labelled)}" if labelled else "choose another dataset"
         raise ValueError(f"{args.dataset} has no labelled split {args.split!r}: {choice}.")
     labels = scenes[args.split].features["label"].names
-    return scenes, *load_classifier(args.model_name_or_path, labels, args.trust_remote_code)
+    model, feature_extractor = load_classifier(args.model_name_or_path, labels, args.trust_remote_code, args.dtype)
+    if args.torch_compile:
+        model.compile()
+    return scenes, model, feature_extractor
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from modeling_beats import BeatsConfig, BeatsFeatureExtractor, BeatsForAudioClas
 from train import predict_logits, run_eval
 from train.distill import distill, resolve_teachers
 from train.finetune_teacher import finetune_teacher
-from train.models import label_maps
+from train.models import label_maps, load_classifier
 from train.runs import run_script
 
 
@@ -165,6 +165,18 @@ class TestPredictLogits:
         expected = model(**inputs).logits[0].detach().numpy()
         np.testing.assert_allclose(written.values[3], expected, atol=2e-3)  # 16-bit waveforms
 
+    def test_half_precision(self, data, teacher, tmp_path, monkeypatch):
+        command, values = self.command(data, teacher, tmp_path / "out"), {}
+        for dtype in ("float32", "bfloat16"):
+            monkeypatch.setattr("sys.argv", [*command[:-1], str(tmp_path / dtype), "--dtype", dtype])
+            predict_logits.main()
+            values[dtype] = np.asarray(read_logits(tmp_path / dtype).values)
+        error = np.abs(values["bfloat16"] - values["float32"]).max() / np.abs(values["float32"]).max()
+        assert 0 < error < 0.05  # a bfloat16 number is off by up to 0.4 %
+        monkeypatch.setattr("sys.argv", [*command[:-1], str(tmp_path / "float32"), "--dtype", "bfloat16"])
+        with pytest.raises(FileExistsError, match="another run"):  # not half of the clips in each
+            predict_logits.main()
+
     def test_an_interrupted_run_goes_on(self, data, teacher, tmp_path, monkeypatch):
         monkeypatch.setattr("sys.argv", [*self.command(data, teacher, tmp_path / "out"), "--batch_size", "4"])
         monkeypatch.setattr(predict_logits, "CLIPS_PER_PART", 8)
@@ -310,6 +322,13 @@ class TestWrongInput:
 
     def test_missing_checkpoint_of_a_teachers_recipe(self, student, tmp_path):
         self.refuse([*student, "--teachers", "ssl"], "convert_beats", tmp_path)
+
+    def test_damaged_teacher(self, tmp_path):
+        damaged = save_teacher(tmp_path / "damaged")
+        (damaged / "model.safetensors").write_bytes(b"{}")
+        with pytest.raises(ValueError, match="damaged cannot be loaded") as error:
+            load_classifier(str(damaged))
+        assert "\n" not in str(error.value)
 
     def test_batch_of_one(self, student, tmp_path):
         self.refuse([*student, "--batch_size", "1"], "batch_size is 1", tmp_path)
