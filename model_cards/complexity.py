@@ -5,6 +5,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 from modeling_tfsepnet import TFSepNetConfig
 from modeling_tfsepnet.complexity import MAX_MACS, MAX_PARAMETER_BYTES, count_complexity
 
@@ -95,7 +97,10 @@ def read_config(model_dir: str | Path) -> dict:
     path = Path(model_dir) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{model_dir} holds no config.json: give a finished model folder.")
-    config = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): finish the run that makes it, or download it again.") from None
     if config.get("model_type") not in ("tfsepnet", "beats"):
         raise ValueError(
             f"{model_dir} is a {config.get('model_type')} model: cards are made for tfsepnet (students) and beats "
@@ -113,11 +118,16 @@ def _stored_values(files: list[Path], types: dict[str, int]) -> tuple[int, int]:
     """Return the number of values of some types in safetensors files, and their bytes."""
     values = stored = 0
     for file in files:
-        with open(file, "rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        for name, tensor in header.items():
-            if name != "__metadata__" and tensor["dtype"] in types:
-                size = math.prod(tensor["shape"])
+        try:
+            with safe_open(file, framework="numpy") as stream:
+                tensors = [stream.get_slice(name) for name in stream.keys()]  # noqa: SIM118 (no mapping)
+        except SafetensorError as error:
+            raise ValueError(
+                f"{file} is damaged ({error}): finish the run that makes it, or download it again."
+            ) from None
+        for tensor in tensors:
+            if tensor.get_dtype() in types:
+                size = math.prod(tensor.get_shape())
                 values += size
-                stored += size * types[tensor["dtype"]]
+                stored += size * types[tensor.get_dtype()]
     return values, stored

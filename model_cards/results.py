@@ -125,7 +125,9 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: If it is damaged.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"There are no results {path}: finish the run, or evaluate it with train/run_eval.py.")
+        raise FileNotFoundError(
+            f"There is no results file {path}: finish the run, or evaluate the model with train/run_eval.py."
+        )
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

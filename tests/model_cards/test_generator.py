@@ -351,7 +351,12 @@ class TestRefusal:
 
     def test_no_results(self, student):
         (student / "results.json").unlink()
-        self.refuse(student, "no results")
+        self.refuse(student, "no results file")
+
+    @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+    def test_damaged_model(self, student, name):
+        (student / name).write_bytes((student / name).read_bytes()[:200])
+        self.refuse(student, f"{name} is damaged")
 
     def test_no_model(self, student):
         (student / "config.json").unlink()
