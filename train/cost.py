@@ -99,7 +99,7 @@ def print_cost(trainer: SegmentTrainer) -> dict[str, Any]:
         f"Schedule    {cost['steps']:,} steps of {cost['segments_per_step']:,} segments of {seconds:g} s "
         f"({cost['segments_per_step'] * seconds:,.0f} s of audio a step, {hours:,.0f} hours in all)",
         f"Machine     {cost['processes']} × {cost['device']}{threads}",
-        f"Measured    {rate:.2f} segments/s ({rate * seconds:.0f} times real time; {cost['measured_segments']} "
+        f"Measured    {rate:.3g} segments/s ({rate * seconds:.3g} times real time; {cost['measured_segments']} "
         f"segments a pass and process), {cost['optimizer_seconds']:.2f} s a step for the optimizer",
     ]
     if cost["peak_memory"]:

@@ -124,8 +124,9 @@ class PretrainingArguments(TrainingArguments):
                 "could not go on: give 2 or more."
             )
         self.save_strategy, self.logging_strategy = IntervalStrategy.STEPS, IntervalStrategy.STEPS
-        # Where there is nothing else; bfloat16, which the recipes ask for, would be refused without it.
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        if not torch.accelerator.is_available():
+            # The recipes ask for bfloat16, which most CPUs can only imitate, slowly.
+            self.use_cpu, self.bf16 = True, False
         super().__post_init__()
         # One process drives one device; more devices are accelerate's business. (Reading it first sets it up.)
         self._n_gpu = min(self.n_gpu, 1)
