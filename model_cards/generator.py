@@ -162,11 +162,11 @@ def make_card(
     corpus, training = evidence.corpus, evidence.training
     labels = list(evidence.own["metrics"]["class_wise"])
     name = (repo_id or model_dir.resolve().name).split("/")[-1]
-    open_licence = corpus.kind == "synthetic"
+    of_tau = corpus.kind == "tau"
     card_data = ModelCardData(
-        license="apache-2.0" if open_licence else "other",
-        license_name=None if open_licence else corpus.license,
-        license_link=None if open_licence else corpus.license_link,
+        license="other" if of_tau else "apache-2.0" if corpus.kind == "synthetic" else corpus.license,
+        license_name=corpus.license if of_tau else None,
+        license_link=corpus.license_link if of_tau else None,
         library_name="transformers",
         pipeline_tag="audio-classification",
         tags=[
@@ -195,6 +195,7 @@ def make_card(
         subset=percentage(evidence.own["dataset"]),
         training=training,
         other_subsets=len(evidence.by_subset) > 1,
+        intervals=any("confidence_intervals" in run["metrics"] for run in evidence.runs.values()),
         optimistic=any(run.get("selection") == "best epoch on the test split" for run in evidence.runs.values()),
         summary_table=summary_table(evidence.by_subset, training.get("recipe"), corpus, complexity.number_format),
         class_table=group_table(evidence.by_subset, "class_wise"),

@@ -318,6 +318,7 @@ class TestRefusal:
         card = write_card(student, dataset_name="ESC-10, cut", dataset_license="cc-by-3.0")
         assert {(r.dataset_name, r.dataset_type) for r in card.data.eval_results} == {("ESC-10, cut", "esc-10-cut")}
         assert "**not** TAU" in card.text and "licence: cc-by-3.0" in card.text
+        assert (card.data.license, card.data.get("license_name")) == ("cc-by-3.0", None)
 
     def test_mixed_corpora(self, student, tiny, tmp_path):
         tau = save_results(tmp_path / "tau", tiny, "split25")
