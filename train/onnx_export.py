@@ -1,36 +1,37 @@
-"""ONNX files of TF-SepNet models, float and INT8, checked against torch.
+"""ONNX files of TF-SepNet models, float and INT8, from log-mel or from waveforms to logits.
 
-    python train/onnx_export.py --model_name_or_path outputs/demo-int8 --output outputs/demo-int8/model.onnx
+    python train/onnx_export.py --model_name_or_path outputs/demo-int8/model --output model.onnx --form weights
 
-An INT8 model is written with QuantizeLinear and DequantizeLinear around its convolutions (form `qdq`): its integers,
-scales and zero points are in the file, and a runtime with integer kernels can use them. Form `weights` leaves the
-activations alone and keeps the weights as integers, which a runtime expands once when it loads the file: as fast as
-float where the processor has no 8-bit dot product. `optimum`'s ONNX exporter is a package of its own that does not
-resolve beside transformers 5, so this goes through `torch.onnx`.
+An INT8 model has two forms. `qdq` puts QuantizeLinear and DequantizeLinear before its convolutions: it computes what
+the INT8 model computes, and a runtime with integer kernels finds all it needs. `weights` keeps weights and biases as
+integers and leaves activations alone; runtimes expand the integers once when they load the file, which is then as fast
+as a float one, at a quarter of the size. With `--waveform True` the front end is in the file too.
+
+The file's metadata tell what an application has to know. `optimum`'s exporter is a package of its own that does not
+resolve beside transformers 5; why `torch.onnx` is not used is told in `train/onnx_graph.py`.
 """
 
-import copy
 import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import onnx
-import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 from torch import nn
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, HfArgumentParser
+from transformers.feature_extraction_utils import FeatureExtractionMixin
 
-from modeling_tfsepnet import TFSepNetInt8Conv
-from train.calibration import FoldedConv, fold
+from train.calibration import fold
+from train.onnx_graph import Form, NetworkBuilder, add_front_end
 from train.runs import run_script
 
 
 logger = logging.getLogger(__name__)
 
 OPSET = 20
+IR_VERSION = 10
 
 
 @dataclass
@@ -43,127 +44,100 @@ class ExportArguments:
         default="qdq",
         metadata={"help": "INT8 models: qdq rounds activations too; weights keeps the weights alone as integers."},
     )
+    waveform: bool = field(default=False, metadata={"help": "Take waveforms: put the front end into the file."})
 
 
-class _Network(nn.Module):
-    """Log-mel of one-second clips (clips, 1, mel_bins, frames) in, logits (clips, classes) out."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_values: torch.Tensor) -> torch.Tensor:
-        return self.model(input_values).logits
-
-
-def export_onnx(model: nn.Module, path: str | Path, form: Literal["qdq", "weights"] = "qdq") -> onnx.ModelProto:
+def export_onnx(
+    model: nn.Module,
+    path: str | Path,
+    form: Literal["qdq", "weights"] = "qdq",
+    feature_extractor: FeatureExtractionMixin | None = None,
+    waveform: bool = False,
+) -> onnx.ModelProto:
     """Write a TF-SepNet as an ONNX file.
 
     Args:
         model ([`TFSepNetForAudioClassification`]): Float or INT8.
         path (`str` or `Path`): File to write.
         form (`str`, *optional*, defaults to `"qdq"`): See above; float models have one form.
+        feature_extractor ([`TFSepNetFeatureExtractor`], *optional*): Its parameters are put into the metadata.
+        waveform (`bool`, *optional*, defaults to `False`): Whether the file takes waveforms.
 
     Returns:
-        The ONNX model: input `input_values` (clips, 1, mel_bins, frames), output `logits` (clips, classes).
+        The ONNX model: input `input_values` (clips, 1, mel_bins, frames), or `waveform` (clips, samples) of one second
+        at the feature extractor's rate in full scale [-1, 1]; output `logits` (clips, classes).
+
+    Raises:
+        TypeError: The model is no TF-SepNet.
+        ValueError: Waveforms are to be taken and there is no feature extractor, or one that does not fit.
     """
     config = model.config
-    int8 = {name: module for name, module in model.named_modules() if isinstance(module, TFSepNetInt8Conv)}
-    network = as_float(model, int8) if int8 else fold(model)
-    example = torch.zeros(2, 1, config.num_mel_bins, config.num_frames)
-    program = torch.onnx.export(
-        _Network(network).eval(),
-        (example,),
-        input_names=["input_values"],
-        output_names=["logits"],
-        dynamic_shapes={"input_values": {0: torch.export.Dim("clips", min=1, max=4096)}},
-        opset_version=OPSET,
-        dynamo=True,
-        verbose=False,
+    if getattr(config, "model_type", None) != "tfsepnet":
+        raise TypeError(f"{type(model).__name__} is no TF-SepNet: only its layers are known to this exporter.")
+    int8 = getattr(config, "quantization_config", None) is not None
+    graph = NetworkBuilder(form if int8 else "float")
+    if waveform:
+        if feature_extractor is None:
+            raise ValueError("A file that takes waveforms needs the feature extractor: pass feature_extractor.")
+        length = feature_extractor.window_length
+        made = (feature_extractor.feature_size, 1 + (length - 1) // feature_extractor.hop_length)
+        if made != (config.num_mel_bins, config.num_frames):
+            raise ValueError(
+                f"The feature extractor makes {made[0]} bands and {made[1]} frames of a second, but the network takes "
+                f"{config.num_mel_bins} and {config.num_frames}: pass the model's own."
+            )
+        name, shape = "waveform", ["clips", length]
+        hidden = add_front_end(graph, feature_extractor, name)
+    else:
+        name, shape = "input_values", ["clips", 1, config.num_mel_bins, config.num_frames]
+        hidden = graph.add("Transpose", name, perm=[0, 1, 3, 2])
+    network = model.cpu() if int8 else fold(model)
+    graph.network(network, hidden, "logits")
+    exported = helper.make_model(
+        helper.make_graph(
+            graph.nodes,
+            "tfsepnet",
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)],
+            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["clips", config.num_labels])],
+            graph.constants,
+        ),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="tfsepnet",
     )
-    exported = program.model_proto
-    for name, layer in int8.items():
-        quantize_convolution(exported.graph, name, layer, with_activations=form == "qdq")
-    for node in exported.graph.node:  # what traces it to Python takes more space than the integers
-        node.ClearField("doc_string")
-        del node.metadata_props[:]
-    del exported.graph.value_info[:]
-    describe(exported, model, form if int8 else "float")
-    onnx.checker.check_model(exported)
+    helper.set_model_props(exported, describe(network, graph.form, feature_extractor, waveform))
+    onnx.checker.check_model(exported, full_check=True)
     onnx.save(exported, path)
     return exported
 
 
-def as_float(model: nn.Module, int8: dict[str, TFSepNetInt8Conv]) -> nn.Module:
-    """A copy of an INT8 model that computes with the floats its integers stand for and rounds no activations."""
-    network = copy.deepcopy(model)
-    for name, layer in int8.items():
-        convolution = FoldedConv.__new__(FoldedConv)
-        nn.Module.__init__(convolution)
-        for attribute in ("relu", "centred", "stride", "padding", "groups"):
-            setattr(convolution, attribute, getattr(layer, attribute))
-        weight = layer.weight.float() * layer.weight_scale.detach().view(-1, 1, 1, 1)
-        convolution.weight = nn.Parameter(weight, requires_grad=False)
-        convolution.bias = nn.Parameter(layer.bias.float() * layer.bias_scale, requires_grad=False)
-        convolution.register_buffer("smoothing", layer.smoothing)
-        convolution.listener = convolution.input_scale = None
-        parent, _, child = name.rpartition(".")
-        setattr(network.get_submodule(parent), child, convolution)
-    return network
-
-
-def quantize_convolution(graph: onnx.GraphProto, name: str, layer: TFSepNetInt8Conv, with_activations: bool) -> None:
-    """Replace the weights of one convolution by integers, and round its input where asked for."""
-    weight_name = f"model.{name}.weight"
-    (node,) = (node for node in graph.node if node.op_type == "Conv" and node.input[1] == weight_name)
-    position = list(graph.node).index(node)
-    # Shifted to unsigned: the kernels of onnxruntime for signed weights saturate on processors without 8-bit dot
-    # products (unless a session option forbids it), and the decisions fall apart.
-    tensors = {
-        "integers": (layer.weight.numpy().astype(np.int16) + 128).astype(np.uint8),
-        "scale": layer.weight_scale.detach().numpy(),
-        "zero_point": np.full(len(layer.weight), 128, np.uint8),
-    }
-    for kind, values in tensors.items():
-        graph.initializer.append(numpy_helper.from_array(values, f"{weight_name}.{kind}"))
-    inputs = [f"{weight_name}.{kind}" for kind in tensors]
-    nodes = [helper.make_node("DequantizeLinear", inputs, [f"{weight_name}.values"], f"{name}.dequantize", axis=0)]
-    node.input[1] = f"{weight_name}.values"
-    if with_activations:
-        source = node.input[0]
-        graph.initializer.append(numpy_helper.from_array(layer.input_scale.numpy(), f"{name}.input_scale"))
-        zero_point = helper.make_tensor(
-            f"{name}.input_zero_point", TensorProto.UINT8, (), [int(layer.input_zero_point)]
-        )
-        graph.initializer.append(zero_point)
-        parameters = [f"{name}.input_scale", f"{name}.input_zero_point"]
-        nodes += [
-            helper.make_node("QuantizeLinear", [source, *parameters], [f"{name}.input_integers"], f"{name}.round"),
-            helper.make_node(
-                "DequantizeLinear",
-                [f"{name}.input_integers", *parameters],
-                [f"{name}.input_values"],
-                f"{name}.expand",
-            ),
-        ]
-        node.input[0] = f"{name}.input_values"
-    for offset, new in enumerate(nodes):
-        graph.node.insert(position + offset, new)
-    if not any(weight_name in other.input for other in graph.node):
-        graph.initializer.remove(next(tensor for tensor in graph.initializer if tensor.name == weight_name))
-
-
-def describe(exported: onnx.ModelProto, model: nn.Module, form: str) -> None:
-    """Put what an application needs to feed the network into the file's metadata."""
+def describe(
+    model: nn.Module, form: Form, feature_extractor: FeatureExtractionMixin | None, waveform: bool
+) -> dict[str, str]:
+    """Return what an application needs to feed the network and to read its output, as text or JSON."""
     config = model.config
     metadata = {
         "form": form,
         "labels": json.dumps([config.id2label[index] for index in range(config.num_labels)]),
-        "input": f"log-mel, float32, (clips, 1, {config.num_mel_bins} mel bands, {config.num_frames} frames)",
+        "output": "logits, float32, (clips, classes); a softmax makes them probabilities",
     }
-    for key, value in metadata.items():
-        entry = exported.metadata_props.add()
-        entry.key, entry.value = key, value
+    if waveform:
+        metadata["input"] = (
+            f"waveform, float32, (clips, {feature_extractor.window_length} samples), mono, full scale [-1, 1]"
+        )
+    else:
+        metadata["input"] = (
+            f"log-mel, float32, (clips, 1, {config.num_mel_bins} mel bands, {config.num_frames} frames)"
+        )
+    if form == "qdq" and not waveform:
+        layer = model.tfsepnet.stem[0]
+        metadata["input_quantization"] = json.dumps(
+            {"dtype": "uint8", "scale": float(layer.input_scale), "zero_point": int(layer.input_zero_point)}
+        )
+    if feature_extractor is not None:
+        metadata["sampling_rate"] = str(feature_extractor.sampling_rate)
+        metadata["front_end"] = feature_extractor.to_json_string()
+    return metadata
 
 
 def main() -> None:
@@ -171,11 +145,8 @@ def main() -> None:
     (args,) = HfArgumentParser(ExportArguments).parse_args_into_dataclasses()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     model = AutoModelForAudioClassification.from_pretrained(args.model_name_or_path).eval()
-    exported = export_onnx(model, args.output, args.form)
     extractor = AutoFeatureExtractor.from_pretrained(args.model_name_or_path)
-    entry = exported.metadata_props.add()
-    entry.key, entry.value = "front_end", extractor.to_json_string(use_diff=False)
-    onnx.save(exported, args.output)
+    export_onnx(model, args.output, args.form, extractor, args.waveform)
     logger.info("Wrote %s (%d bytes).", args.output, Path(args.output).stat().st_size)
 
 
