@@ -1,0 +1,167 @@
+"""Times one clip and a batch of a TF-SepNet, float and INT8, in torch and onnxruntime.
+
+    python -m benchmarks.latency [--model_name_or_path FOLDER] [--threads 1 2] [--repeats 30] [--compiled]
+
+All forms are timed in turns. The INT8 forms have grids that were set on noise: their speed and size are those of any
+INT8 model of this network, their decisions are worth nothing. From log-mel to logits, except for `waveform`, which
+has the front end in its file.
+"""
+
+import argparse
+import json
+import logging
+import platform
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from benchmarks.timing import time_interleaved
+from modeling_tfsepnet import TFSepNetConfig, TFSepNetFeatureExtractor, TFSepNetForAudioClassification
+from modeling_tfsepnet.quantization_tfsepnet import (
+    TFSepNetInt8Config,
+    TFSepNetInt8Conv,
+    make_int8,
+    replace_convolutions,
+)
+from train.calibration import fold, layers
+from train.onnx_export import export_onnx
+
+
+BATCH_SIZE = 64
+COLUMNS = "{:<30} {:>7} {:>10} {:>14} {:>10}"
+
+log = logging.getLogger("benchmarks").info
+
+
+@torch.no_grad()
+def nearest_int8(model: TFSepNetForAudioClassification, windows: torch.Tensor) -> TFSepNetForAudioClassification:
+    """An INT8 copy whose weights are rounded to nearest and whose ranges are those of some windows."""
+    folded = fold(model)
+    ranges: dict[str, tuple[float, float]] = {}
+    for name, layer in layers(folded).items():
+
+        def listen(hidden: torch.Tensor, level: torch.Tensor | None, name: str = name) -> None:
+            ranges[name] = (float(hidden.min()), float(hidden.max()))
+
+        layer.listener = listen
+    folded(windows)
+    int8 = TFSepNetForAudioClassification(TFSepNetConfig(**model.config.to_dict())).eval()
+    replace_convolutions(int8, make_int8)
+    for name, source in layers(folded).items():
+        layer: TFSepNetInt8Conv = int8.get_submodule(name)
+        layer.weight_scale.copy_(source.weight.abs().amax(dim=(1, 2, 3)) / 127)
+        layer.weight.copy_((source.weight / layer.weight_scale.view(-1, 1, 1, 1)).round())
+        layer.bias_scale.copy_(source.bias.abs().max() / 32767)
+        layer.bias.copy_((source.bias / layer.bias_scale).round())
+        low, high = min(ranges[name][0], 0.0), max(ranges[name][1], 0.0)
+        layer.input_scale.fill_((high - low) / 255)
+        layer.input_zero_point.fill_(round(-low / float(layer.input_scale)))
+    int8.config.quantization_config = TFSepNetInt8Config()
+    return int8
+
+
+def make_forms(
+    model: TFSepNetForAudioClassification, folder: Path, threads: int, compiled: bool
+) -> tuple[dict[str, Callable[[int], object]], dict[str, int]]:
+    """What runs a number of clips, and the bytes that are stored, by the name of the form."""
+    generator = torch.Generator().manual_seed(0)
+    waveform = 0.1 * torch.randn(BATCH_SIZE, 32_000, generator=generator)
+    extractor = TFSepNetFeatureExtractor()
+    windows = extractor.features(waveform)
+    int8 = nearest_int8(model, windows[:8])
+    forms: dict[str, Callable[[int], object]] = {}
+    sizes: dict[str, int] = {}
+    for name, network in (("torch float", model), ("torch INT8", int8)):
+        path = folder / f"{name}.safetensors"
+        save_file({key: value.contiguous() for key, value in network.state_dict().items()}, path)
+        sizes[name] = path.stat().st_size
+        forms[name] = run_torch(network, windows)
+        if compiled:
+            forms[f"{name}, compiled"] = run_torch(torch.compile(network), windows)
+    for name, network, form, options in (
+        ("onnxruntime float", model, "qdq", {}),
+        ("onnxruntime INT8 weights", int8, "weights", {}),
+        ("onnxruntime INT8 QDQ", int8, "qdq", {}),
+        ("onnxruntime INT8 QDQ, as float", int8, "qdq", {"session.disable_quant_qdq": "1"}),
+        ("onnxruntime INT8 waveform", int8, "weights", {}),
+    ):
+        path = folder / f"{name}.onnx"
+        from_waveform = name.endswith("waveform")
+        export_onnx(network, path, form, extractor, from_waveform)
+        sizes[name] = path.stat().st_size
+        forms[name] = run_onnx(path, (waveform if from_waveform else windows).numpy(), threads, options)
+    return forms, sizes
+
+
+def run_torch(network: nn.Module, windows: torch.Tensor) -> Callable[[int], object]:
+    @torch.no_grad()
+    def call(clips: int) -> object:
+        return network(windows[:clips]).logits
+
+    return call
+
+
+def run_onnx(path: Path, values: np.ndarray, threads: int, options: dict[str, str]) -> Callable[[int], object]:
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = threads
+    for name, value in options.items():
+        settings.add_session_config_entry(name, value)
+    session = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
+    (given,) = session.get_inputs()
+    return lambda clips: session.run(None, {given.name: values[:clips]})
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model_name_or_path", help="Float TF-SepNet; without it, random weights.")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="Numbers of threads to time with.")
+    parser.add_argument("--repeats", type=int, default=30, help="Rounds for one clip; a tenth of them for batches.")
+    parser.add_argument("--compiled", action="store_true", help="Time torch.compile too; takes minutes to start.")
+    parser.add_argument("--out", type=Path, default=Path("build/latency.json"), help="JSON file to write.")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if args.model_name_or_path:
+        model = TFSepNetForAudioClassification.from_pretrained(args.model_name_or_path).eval()
+    else:
+        model = TFSepNetForAudioClassification(TFSepNetConfig()).eval()
+    if getattr(model.config, "quantization_config", None) is not None:
+        parser.error(f"{args.model_name_or_path} is quantized already: give the float model.")
+    log(COLUMNS.format("form", "threads", "1 clip ms", f"clips/s of {BATCH_SIZE}", "bytes"))
+    rows = []
+    for threads in args.threads:
+        torch.set_num_threads(threads)
+        with tempfile.TemporaryDirectory() as folder:
+            forms, sizes = make_forms(model, Path(folder), threads, args.compiled)
+            one, many = (
+                time_interleaved({name: lambda call=call, n=n: call(n) for name, call in forms.items()}, repeats)
+                for n, repeats in ((1, args.repeats), (BATCH_SIZE, max(1, args.repeats // 10)))
+            )
+        for name in forms:
+            row = {
+                "form": name,
+                "threads": threads,
+                "one_clip_ms": 1e3 * statistics.median(one[name]),
+                "clips_per_second": BATCH_SIZE / statistics.median(many[name]),
+                "bytes": sizes.get(name),
+                "one_clip_fastest_ms": 1e3 * min(one[name]),
+            }
+            rows.append(row)
+            figures = (f"{row['one_clip_ms']:.2f}", f"{row['clips_per_second']:.0f}", row["bytes"] or "-")
+            log(COLUMNS.format(name, threads, *figures))
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    machine = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__}
+    machine["onnxruntime"] = onnxruntime.__version__
+    args.out.write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
+    log("Written to %s", args.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+import pytest
+import torch
+
+from modeling_tfsepnet import TFSepNetConfig, TFSepNetForAudioClassification
+
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+from benchmarks.latency import make_forms
+
+
+def test_all_forms_run_and_int8_is_smaller(tmp_path):
+    torch.manual_seed(0)
+    model = TFSepNetForAudioClassification(TFSepNetConfig(base_channels=16)).eval()
+    forms, sizes = make_forms(model, tmp_path, threads=1, compiled=False)
+    assert set(forms) == set(sizes)
+    expected = forms["torch float"](2)
+    assert torch.allclose(torch.as_tensor(forms["onnxruntime float"](2)[0]), expected, atol=1e-3)
+    for call in forms.values():
+        output = call(2)
+        assert tuple((output[0] if isinstance(output, list) else output).shape) == (2, 10)
+    assert sizes["onnxruntime INT8 weights"] < sizes["onnxruntime float"]
+    assert sizes["torch INT8"] < sizes["torch float"]
