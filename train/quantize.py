@@ -43,6 +43,7 @@ class QuantizationArguments(InferenceArguments):
     tolerable_loss: float = field(default=0.01, metadata={"help": "Largest relative loss of accuracy on them."})
     max_trials: int = field(default=100, metadata={"help": "Most configurations that the tuning tries."})
     seed: int = field(default=0, metadata={"help": "Chooses the calibration clips."})
+    bootstrap: int = field(default=1000, metadata={"help": "Resamples behind the confidence intervals; 0 is none."})
 
     def __post_init__(self) -> None:
         if self.calibration_clips < 1:
@@ -87,15 +88,24 @@ def measure_latency(models: Mapping[str, nn.Module], example: torch.Tensor, repe
 def results_table(results: Mapping[str, Any]) -> str:
     """Return the main figures as a Markdown table of float beside INT8."""
     before, after = results["float"], results["int8"]
-    rows = [("macro accuracy", before["macro_accuracy"], after["macro_accuracy"])]
-    rows += [("accuracy", before["accuracy"], after["accuracy"])]
-    for group, kind in (("device_wise", "device"), ("class_wise", "class")):
-        rows += [
-            (f"{kind} {name}", figures["accuracy"], after[group][name]["accuracy"])
+
+    def percent(metrics: Mapping[str, Any], name: str) -> str:
+        text = f"{100 * metrics[name]:.1f} %"
+        if name in metrics.get("confidence_intervals", {}):
+            low, high = metrics["confidence_intervals"][name]
+            text += f" ({100 * low:.1f} to {100 * high:.1f})"
+        return text
+
+    lines = [
+        f"| {name.replace('_', ' ')} | {percent(before, name)} | {percent(after, name)} |"
+        for name in ("macro_accuracy", "accuracy")
+    ]
+    for group, title in (("device_groups", "{} devices"), ("device_wise", "device {}"), ("class_wise", "class {}")):
+        lines += [
+            f"| {title.format(name)} | {percent(figures, 'accuracy')} | {percent(after[group][name], 'accuracy')} |"
             for name, figures in before[group].items()
             if figures
         ]
-    lines = [f"| {name} | {100 * a:.1f} % | {100 * b:.1f} % |" for name, a, b in rows]
     latency = results["latency_ms"]
     lines.append(f"| one clip, one thread (torch) | {latency['float']:.1f} ms | {latency['int8']:.1f} ms |")
     size = results["size"]
@@ -138,13 +148,17 @@ def main() -> None:
         name: compute_logits(network.eval(), extractor, test.waveforms, args.batch_size)
         for name, network in (("float", model), ("int8", quantized))
     }
+    cities = test.names("city")
     metrics = {
         name: scene_metrics(
             values,
             test.columns["label"],
             labels=test.scenes.features["label"].names,
             devices=test.names("device"),
+            cities=cities,
             unseen_devices=unseen_devices(scenes["train"], scenes[args.split]),
+            bootstrap=args.bootstrap,
+            clusters=[f"{city}-{location}" for city, location in zip(cities, test.scenes["location"], strict=True)],
         )
         for name, values in logits.items()
     }

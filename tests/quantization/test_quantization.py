@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from transformers import ASTConfig, ASTForAudioClassification
 from modeling_tfsepnet import TFSepNetConfig, TFSepNetFeatureExtractor, TFSepNetForAudioClassification
 from modeling_tfsepnet.quantization_tfsepnet import make_int8, replace_convolutions
 from tests.clean_process import run_in_clean_process
+from tests.hub_server import hub_environment, hub_server
 from train import quantization
 from train.calibration import equalize, fold, layers, round_one_by_one, round_weights
 from train.quantization import INCConfig, INCQuantizer, agreement, check_compliance, count_macs, measure_folder, run
@@ -86,6 +89,37 @@ def test_pipeline_in_a_clean_process_without_neural_compressor(quantized, tmp_pa
         tmp_path,
         blocked=("neural_compressor", "optimum", "torchao"),
     )
+    features = TFSepNetFeatureExtractor.from_pretrained(folder)(audio, sampling_rate=32_000, return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**features).logits[0]
+    got = {score["label"]: score["score"] for score in scores}
+    assert [got[model.config.id2label[index]] for index in range(10)] == expected.tolist()
+
+
+def test_pushed_and_loaded_by_a_pipeline_in_a_clean_process(quantized, tmp_path):
+    model, folder, _ = quantized
+    audio = np.random.default_rng(1).standard_normal(32_000).astype(np.float32) / 10
+    (tmp_path / "clean").mkdir()
+    np.save(tmp_path / "clean" / "audio.npy", audio)
+    with hub_server() as hub:
+        push = (
+            "import sys\nfrom train.quantization import INCQuantizer\n"
+            "INCQuantizer.push_to_hub(None, sys.argv[1], 'user/int8')\n"
+        )
+        environment = hub_environment(hub, tmp_path / "home")
+        pushed = subprocess.run(
+            [sys.executable, "-c", push, str(folder)], env=environment, capture_output=True, text=True, check=False
+        )
+        assert pushed.returncode == 0, pushed.stderr
+        environment = {**hub_environment(hub, tmp_path / "clean" / "home"), "HF_HUB_OFFLINE": "0", "PATH": ""}
+        scores = run_in_clean_process(
+            "import numpy as np, transformers\n"
+            "pipe = transformers.pipeline('audio-classification', model='user/int8', trust_remote_code=True)\n"
+            "report(pipe(np.load('audio.npy'), top_k=10, function_to_apply='none'))\n",
+            tmp_path / "clean",
+            blocked=("neural_compressor", "optimum", "torchao"),
+            **environment,
+        )
     features = TFSepNetFeatureExtractor.from_pretrained(folder)(audio, sampling_rate=32_000, return_tensors="pt")
     with torch.no_grad():
         expected = model(**features).logits[0]
