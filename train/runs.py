@@ -128,7 +128,7 @@ def configure_logging(log_level: str = "info") -> None:
 
 
 def run_script(main: Callable[[], Any]) -> None:
-    """Run a script's `main`; wrong input ends it with one sentence, and a traceback at log level debug only."""
+    """Run a script's `main`; wrong input and Ctrl-C end it with one sentence, and a traceback at log level debug."""
     keep_freed_memory()
     use_all_cores()
     try:
@@ -136,6 +136,8 @@ def run_script(main: Callable[[], Any]) -> None:
     except (ValueError, OSError) as error:
         logger.debug("Traceback of the error:", exc_info=True)
         sys.exit(f"{type(error).__name__}: {error}" if _is_main_process() else 1)
+    except KeyboardInterrupt:
+        sys.exit("Interrupted: the same command goes on." if _is_main_process() else 1)
 
 
 def _is_main_process() -> bool:

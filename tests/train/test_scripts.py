@@ -353,6 +353,13 @@ class TestWrongInput:
         with pytest.raises(FileNotFoundError, match="nowhere"):
             finetune_teacher(["--recipe", "ssl", *data, *QUICK, "--model_name_or_path", str(tmp_path / "nowhere")])
 
+    def test_an_interrupted_script_says_what_to_do(self):
+        def main():
+            raise KeyboardInterrupt
+
+        with pytest.raises(SystemExit, match="the same command goes on"):
+            run_script(main)
+
     def test_a_script_ends_with_the_sentence_alone(self, capsys):
         def main():
             raise ValueError("The fault and the fix.")
