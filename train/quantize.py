@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -23,11 +24,20 @@ from transformers import HfArgumentParser
 from dataset_script import cache_waveforms
 from train.arguments import InferenceArguments
 from train.data import SceneDataset, is_synthetic
+from train.hub import HubArguments, check_repository, push_folder
 from train.metrics import scene_metrics
 from train.predict_logits import compute_logits, load_clips, model_revision
 from train.quantization import INCConfig, INCQuantizer, agreement, check_compliance, layer_sqnr
 from train.run_eval import unseen_devices
-from train.runs import RESULTS_FILE, claim_output_folder, configure_logging, provenance, run_script, write_json
+from train.runs import (
+    RESULTS_FILE,
+    claim_output_folder,
+    configure_logging,
+    finished_results,
+    provenance,
+    run_script,
+    write_json,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -36,7 +46,7 @@ FULL_SCALE = 32768
 
 
 @dataclass
-class QuantizationArguments(InferenceArguments):
+class QuantizationArguments(HubArguments, InferenceArguments):
     """`InferenceArguments`, and how to quantize."""
 
     calibration_clips: int = field(default=300, metadata={"help": "Clips of the training subset to calibrate on."})
@@ -46,6 +56,9 @@ class QuantizationArguments(InferenceArguments):
     bootstrap: int = field(default=1000, metadata={"help": "Resamples behind the confidence intervals; 0 is none."})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dtype != "float32" or self.torch_compile:
+            raise ValueError("The integers are found for float32 as it is: leave out dtype and torch_compile.")
         if self.calibration_clips < 1:
             raise ValueError(f"calibration_clips is {self.calibration_clips}: give some hundred.")
 
@@ -123,11 +136,23 @@ def main() -> None:
     """Quantize as the command line asks for."""
     (args,) = HfArgumentParser(QuantizationArguments).parse_args_into_dataclasses()
     configure_logging()
+    check_repository(args.push_to_hub, args.hub_model_id)
     scenes, model, extractor = load_clips(args)
     quantizer = INCQuantizer(model, extractor)
     output = Path(args.output_dir)
     run = {"model": args.model_name_or_path, "revision": model_revision(model), "dataset": args.dataset}
     claim_output_folder(output, {**run, "calibration_clips": args.calibration_clips, "seed": args.seed})
+    results = finished_results(output) or report(args, scenes, quantizer, run)
+    logger.info("%s\nThe model and pictures are in %s.", results_table(results), output)
+    if args.push_to_hub:
+        push_folder(args, output / "model")
+
+
+def report(
+    args: QuantizationArguments, scenes: datasets.DatasetDict, quantizer: INCQuantizer, run: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Quantize, evaluate, and write the results, which are returned."""
+    model, extractor, output = quantizer.model, quantizer.feature_extractor, Path(args.output_dir)
     shutil.rmtree(output / "model", ignore_errors=True)  # of this very run, interrupted before its report
     data = {
         split: SceneDataset(
@@ -148,7 +173,7 @@ def main() -> None:
         name: compute_logits(network.eval(), extractor, test.waveforms, args.batch_size)
         for name, network in (("float", model), ("int8", quantized))
     }
-    cities = test.names("city")
+    cities, unseen = test.names("city"), unseen_devices(scenes["train"], scenes[args.split])
     metrics = {
         name: scene_metrics(
             values,
@@ -156,7 +181,7 @@ def main() -> None:
             labels=test.scenes.features["label"].names,
             devices=test.names("device"),
             cities=cities,
-            unseen_devices=unseen_devices(scenes["train"], scenes[args.split]),
+            unseen_devices=unseen,
             bootstrap=args.bootstrap,
             clusters=[f"{city}-{location}" for city, location in zip(cities, test.scenes["location"], strict=True)],
         )
@@ -171,6 +196,7 @@ def main() -> None:
         "synthetic": is_synthetic(scenes[args.split]),
         "calibration_clips": len(chosen),
         **metrics,
+        "unseen_devices": unseen,
         **agreement(torch.from_numpy(logits["float"]), torch.from_numpy(logits["int8"])),
         "layer_sqnr_db": decibels,
         "latency_ms": measure_latency({"float": model, "int8": quantized}, windows[:1].unsqueeze(1)),
@@ -179,7 +205,7 @@ def main() -> None:
     }
     (output / "results.md").write_text(results_table(results), encoding="utf-8")
     write_json(output / RESULTS_FILE, results)
-    logger.info("%s\nThe model and pictures are in %s.", results_table(results), output)
+    return results
 
 
 if __name__ == "__main__":
