@@ -86,14 +86,13 @@ class INCQuantizer(OptimumQuantizer):
     ```
 
     Raises:
-        TypeError: The model is no TF-SepNet.
-        ValueError: The model is quantized already.
+        ValueError: The model is no TF-SepNet, or is quantized already.
     """
 
     def __init__(self, model: nn.Module, feature_extractor: FeatureExtractionMixin) -> None:
         super().__init__()
         if getattr(model.config, "model_type", None) != "tfsepnet":
-            raise TypeError(f"{type(model).__name__} is no TF-SepNet: only its layers are known to this quantizer.")
+            raise ValueError(f"{type(model).__name__} is no TF-SepNet: only its layers are known to this quantizer.")
         if getattr(model.config, "quantization_config", None) is not None:
             raise ValueError("This model is quantized already: give the float model that it was made from.")
         self.model = model.eval()

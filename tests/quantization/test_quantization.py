@@ -159,7 +159,7 @@ def test_refuses_wrong_input(quantized, small, windows, tmp_path):
     extractor = TFSepNetFeatureExtractor(feature_size=64)
     with pytest.raises(ValueError, match="quantized already"):
         INCQuantizer(model, extractor)
-    with pytest.raises(TypeError, match="no TF-SepNet"):
+    with pytest.raises(ValueError, match="no TF-SepNet"):
         INCQuantizer(ASTForAudioClassification(ASTConfig(num_hidden_layers=1, hidden_size=12)), extractor)
     quantizer = INCQuantizer(small, extractor)
     with pytest.raises(ValueError, match="no calibration clips"):
