@@ -59,11 +59,6 @@ class SceneDataset(Dataset):
             moved[rows] = torch.from_numpy(np.array(self.waveforms[rows]))
         self.waveforms = moved
 
-    def names(self, column: str) -> list[str]:
-        """Return the name of every clip's value in a column of class labels, in the order of the rows."""
-        feature = self.scenes.features[column]
-        return [feature.names[index] for index in self.scenes[column]]
-
     def subset(self, rows: Sequence[int], with_teachers: bool = True) -> "SceneDataset":
         """Return the given rows, in their order, without copying the waveforms."""
         return SceneDataset(self.scenes.select(rows), _Rows(self.waveforms, rows), with_teachers)
@@ -81,6 +76,12 @@ class _Rows:
 
     def __getitem__(self, index: int | slice) -> np.ndarray:
         return self.array[self.rows[index]]
+
+
+def check_splits(scenes: datasets.DatasetDict, name: str) -> None:
+    """Raise `ValueError` unless the configuration `name` has what training and testing need."""
+    if set(scenes) != {"train", "test"}:
+        raise ValueError(f"{name} has no training and test split: give a subset such as split25 or demo.")
 
 
 def is_synthetic(scenes: datasets.Dataset) -> bool:

@@ -14,9 +14,8 @@ from transformers import HfArgumentParser
 
 from dataset_script import load_scenes, read_logits
 from dataset_script.logits import join_logits
-from train.data import is_synthetic
-from train.metrics import scene_metrics
-from train.run_eval import results_table, unseen_devices, write_results
+from train.data import check_splits, is_synthetic
+from train.run_eval import results_table, score_logits, unseen_devices, write_results
 from train.runs import claim_output_folder, configure_logging, run_script
 
 
@@ -40,8 +39,7 @@ def main() -> None:
     (args,) = HfArgumentParser(LogitsArguments).parse_args_into_dataclasses()
     configure_logging()
     scenes = load_scenes(args.dataset, args.data_dir, cache_dir=args.cache_dir)
-    if set(scenes) != {"train", "test"}:
-        raise ValueError(f"{args.dataset} has no training and test split: give a subset such as split25 or demo.")
+    check_splits(scenes, args.dataset)
     test = scenes["test"]
     labels = test.features["label"].names
     members = [read_logits(source, labels) for source in args.logits]
@@ -51,18 +49,8 @@ def main() -> None:
     ]
     described = [{"teacher": member.teacher, "revision": member.revision} for member in members]
     claim_output_folder(args.output_dir, {"members": described, "dataset": args.dataset})
-    devices, cities = ([test.features[column].names[index] for index in test[column]] for column in ("device", "city"))
     unseen = unseen_devices(scenes["train"], test)
-    metrics = scene_metrics(
-        np.mean(columns, axis=0),
-        test["label"],
-        labels=labels,
-        devices=devices,
-        cities=cities,
-        unseen_devices=unseen,
-        bootstrap=args.bootstrap,
-        clusters=[f"{city}-{location}" for city, location in zip(cities, test["location"], strict=True)],
-    )
+    metrics = score_logits(np.mean(columns, axis=0), test, unseen, args.bootstrap)
     results = {
         "members": described,
         "dataset": args.dataset,

@@ -14,7 +14,7 @@ from transformers.trainer_utils import IntervalStrategy
 from dataset_script import cache_waveforms, load_scenes
 from train.arguments import DataArguments, SceneTrainingArguments
 from train.augmentations import DeviceImpulseResponse
-from train.data import SceneDataset, is_synthetic, split_by_location
+from train.data import SceneDataset, check_splits, is_synthetic, split_by_location
 from train.plots import plot_learning_curve
 from train.run_eval import complexity, evaluate_classifier, unseen_devices, write_results
 from train.runs import last_complete_checkpoint
@@ -55,8 +55,7 @@ def load_splits(
     """
     with PartialState().main_process_first():
         scenes = load_scenes(data_args.dataset, data_args.data_dir, dict(teacher_logits or {}), data_args.cache_dir)
-    if set(scenes) != {"train", "test"}:
-        raise ValueError(f"{data_args.dataset} has no training and test split: give a subset such as split25 or demo.")
+    check_splits(scenes, data_args.dataset)
     if args.impulse_response_p and args.impulse_responses is None:
         path = scenes["train"][0]["audio"]["path"]
         responses = Path(path).parents[1] / "impulse_responses" if path else None

@@ -25,10 +25,9 @@ from dataset_script import cache_waveforms
 from train.arguments import InferenceArguments
 from train.data import SceneDataset, is_synthetic
 from train.hub import HubArguments, check_repository, push_folder
-from train.metrics import scene_metrics
 from train.predict_logits import compute_logits, load_clips, model_revision
 from train.quantization import INCConfig, INCQuantizer, agreement, check_compliance, layer_sqnr
-from train.run_eval import unseen_devices
+from train.run_eval import percent, score_logits, unseen_devices
 from train.runs import (
     RESULTS_FILE,
     claim_output_folder,
@@ -101,14 +100,6 @@ def measure_latency(models: Mapping[str, nn.Module], example: torch.Tensor, repe
 def results_table(results: Mapping[str, Any]) -> str:
     """Return the main figures as a Markdown table of float beside INT8."""
     before, after = results["float"], results["int8"]
-
-    def percent(metrics: Mapping[str, Any], name: str) -> str:
-        text = f"{100 * metrics[name]:.1f} %"
-        if name in metrics.get("confidence_intervals", {}):
-            low, high = metrics["confidence_intervals"][name]
-            text += f" ({100 * low:.1f} to {100 * high:.1f})"
-        return text
-
     lines = [
         f"| {name.replace('_', ' ')} | {percent(before, name)} | {percent(after, name)} |"
         for name in ("macro_accuracy", "accuracy")
@@ -173,20 +164,8 @@ def report(
         name: compute_logits(network.eval(), extractor, test.waveforms, args.batch_size)
         for name, network in (("float", model), ("int8", quantized))
     }
-    cities, unseen = test.names("city"), unseen_devices(scenes["train"], scenes[args.split])
-    metrics = {
-        name: scene_metrics(
-            values,
-            test.columns["label"],
-            labels=test.scenes.features["label"].names,
-            devices=test.names("device"),
-            cities=cities,
-            unseen_devices=unseen,
-            bootstrap=args.bootstrap,
-            clusters=[f"{city}-{location}" for city, location in zip(cities, test.scenes["location"], strict=True)],
-        )
-        for name, values in logits.items()
-    }
+    unseen = unseen_devices(scenes["train"], scenes[args.split])
+    metrics = {name: score_logits(values, test.scenes, unseen, args.bootstrap) for name, values in logits.items()}
     windows = calibration["input_values"][:, 0].cpu()
     decibels = layer_sqnr(model.cpu(), quantized.cpu(), windows)
     plot_layers(decibels, output / "layers.png")

@@ -9,11 +9,13 @@ card of these results.
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import datasets
+import numpy as np
 from accelerate import PartialState
 from transformers import HfArgumentParser, PreTrainedModel
 from transformers.feature_extraction_utils import FeatureExtractionMixin
@@ -69,16 +71,24 @@ def evaluate_classifier(
         bootstrap (`int`, *optional*, defaults to 1000): Resamples behind the confidence intervals.
     """
     logits = compute_logits(model.eval(), feature_extractor, dataset.waveforms, batch_size)
-    cities = dataset.names("city")
+    return score_logits(logits, dataset.scenes, unseen_devices, bootstrap)
+
+
+def score_logits(
+    logits: np.ndarray, clips: datasets.Dataset, unseen_devices: Sequence[str], bootstrap: int
+) -> dict[str, Any]:
+    """Return the figures of [`~train.metrics.scene_metrics`] for logits `(clips, classes)` of clips in their order."""
+    features = clips.features
+    devices, cities = ([features[name].names[index] for index in clips[name]] for name in ("device", "city"))
     return scene_metrics(
         logits,
-        dataset.columns["label"],
-        labels=dataset.scenes.features["label"].names,
-        devices=dataset.names("device"),
+        clips["label"],
+        labels=features["label"].names,
+        devices=devices,
         cities=cities,
         unseen_devices=unseen_devices,
         bootstrap=bootstrap,
-        clusters=[f"{city}-{location}" for city, location in zip(cities, dataset.scenes["location"], strict=True)],
+        clusters=[f"{city}-{location}" for city, location in zip(cities, clips["location"], strict=True)],
     )
 
 
@@ -120,22 +130,23 @@ def confusion_table(confusion: Sequence[Sequence[int]], labels: Sequence[str]) -
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
+def percent(metrics: Mapping[str, Any], name: str) -> str:
+    """Return an accuracy as text, with its confidence interval if there is one."""
+    text = f"{100 * metrics[name]:.1f} %"
+    if name in metrics.get("confidence_intervals", {}):
+        low, high = metrics["confidence_intervals"][name]
+        text += f" ({100 * low:.1f} to {100 * high:.1f})"
+    return text
+
+
 def results_table(results: dict[str, Any]) -> str:
     """Return the main figures of `results` as a Markdown table."""
     metrics = results["metrics"]
-
-    def percent(name: str) -> str:
-        text = f"{100 * metrics[name]:.1f} %"
-        if "confidence_intervals" in metrics:
-            low, high = metrics["confidence_intervals"][name]
-            text += f" ({100 * low:.1f} to {100 * high:.1f})"
-        return text
-
     rows = [
         ("clips", f"{metrics['clips']:,}" + (", synthetic" if results["synthetic"] else "")),
         *([("selected", results["selection"])] if "selection" in results else []),
-        ("macro accuracy", percent("macro_accuracy")),
-        ("accuracy", percent("accuracy")),
+        ("macro accuracy", percent(metrics, "macro_accuracy")),
+        ("accuracy", percent(metrics, "accuracy")),
         ("log loss", f"{metrics['log_loss']:.3f}"),
         *(
             (f"{name} devices", f"{100 * figures['accuracy']:.1f} %")
