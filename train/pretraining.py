@@ -1,6 +1,5 @@
 """Trainers on segments of audio: masked audio modelling, and tokenizers."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,13 +7,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
 from modeling_beats import BeatsForAudioClassification, mask_patches
 from train.data import derived_seed
 from train.distributed import BatchRows
-from train.trainer import COMPLETE, FULL_SCALE
+from train.trainer import FULL_SCALE, ResumableTrainer
 from train.unlabelled import SegmentBatches, SegmentCollator, Segments, StreamedSegments
 
 
@@ -59,7 +58,7 @@ class CodeWindow:
         }
 
 
-class SegmentTrainer(Trainer):
+class SegmentTrainer(ResumableTrainer):
     """Train for a number of steps on segments of audio, which are read while training goes on.
 
     A step is a function of weights, optimizer state, seed, step and micro-step alone, so that an interrupted run
@@ -93,8 +92,6 @@ class SegmentTrainer(Trainer):
             train_dataset=train_dataset,
             processing_class=feature_extractor,
         )
-        self.model_accepts_loss_kwargs = False
-        self._micro_step = (-1, 0)
 
     def get_train_dataloader(self) -> DataLoader:
         """Return a loader that gives each process its rows of every batch of the run, which is one long epoch."""
@@ -119,11 +116,7 @@ class SegmentTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Do one forward and backward pass on this process' rows; returns the detached loss."""
-        step, micro_step = self.state.global_step, 0
-        if self._micro_step[0] == step:
-            micro_step = self._micro_step[1] + 1
-        self._micro_step = (step, micro_step)
-        seed = derived_seed(self.args.seed, step, micro_step)
+        seed = self.next_seed()
         torch.manual_seed(derived_seed(seed, self.args.process_index))  # for dropout
         self._generator = torch.Generator().manual_seed(seed)  # for what all processes draw alike
         return super().training_step(model, inputs, num_items_in_batch)
@@ -143,16 +136,6 @@ class SegmentTrainer(Trainer):
         """Return a batch of full length, as the collator makes them, to measure what a step costs."""
         samples = round(self.args.segment_seconds * self.feature_extractor.sampling_rate)
         return {"waveform": torch.randint(-(2**15), 2**15, (clips, samples), dtype=torch.int16)}
-
-    def floating_point_ops(self, inputs: dict[str, Tensor]) -> int:
-        """Return 0: the base class counts tokens, which waveforms have none of."""
-        return 0
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            (Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / COMPLETE).touch()
 
 
 class PretrainingTrainer(SegmentTrainer):

@@ -23,7 +23,34 @@ COMPLETE = "complete"
 """Empty file that is written last into a checkpoint: one without it was interrupted."""
 
 
-class DistillationTrainer(Trainer):
+class ResumableTrainer(Trainer):
+    """`Trainer` whose steps can draw the same again, and whose checkpoints tell when they are complete."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = False
+        self._micro_step = (-1, 0)
+
+    def next_seed(self) -> int:
+        """Return the seed of the pass that begins: a function of the run's seed, the step and the micro-step."""
+        step, micro_step = self.state.global_step, 0
+        if self._micro_step[0] == step:
+            micro_step = self._micro_step[1] + 1
+        self._micro_step = (step, micro_step)
+        return derived_seed(self.args.seed, step, micro_step)
+
+    def floating_point_ops(self, inputs: dict[str, Tensor]) -> int:
+        """Return 0: the base class counts tokens, which waveforms have none of."""
+        return 0
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            (Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / COMPLETE).touch()
+
+
+class DistillationTrainer(ResumableTrainer):
     """Train a scene classifier on waveforms, with augmentation on the training device, by labels and teachers.
 
     A step takes a batch of waveforms through device impulse responses, the model's feature extractor, Freq-MixStyle,
@@ -79,8 +106,6 @@ class DistillationTrainer(Trainer):
             compute_metrics=self.compute_scene_metrics,
             callbacks=[_SetEpoch()],
         )
-        self.model_accepts_loss_kwargs = False
-        self._micro_step = (-1, 0)
 
     def get_train_dataloader(self) -> DataLoader:
         """Return a loader that gives every process the whole batch: rows are cheap to read, the rest is shared."""
@@ -125,11 +150,7 @@ class DistillationTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Do one forward and backward pass on the global batch `inputs`; returns the detached loss of all of it."""
-        step, micro_step = self.state.global_step, 0
-        if self._micro_step[0] == step:
-            micro_step = self._micro_step[1] + 1
-        self._micro_step = (step, micro_step)
-        seed = derived_seed(self.args.seed, step, micro_step)
+        seed = self.next_seed()
         torch.manual_seed(seed)  # for dropout
         self._generator = torch.Generator().manual_seed(seed)
         # DDP averages gradients over the processes, of which each has the part of its own rows: hence the factor.
@@ -186,16 +207,6 @@ class DistillationTrainer(Trainer):
         for name, group in result["device_groups"].items():
             figures[f"accuracy_{name}_devices"] = group["accuracy"]
         return figures
-
-    def floating_point_ops(self, inputs: dict[str, Tensor]) -> int:
-        """Return 0: the base class counts tokens, which waveforms have none of."""
-        return 0
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            (Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / COMPLETE).touch()
 
 
 def _as_read(batch: dict[str, Tensor]) -> dict[str, Tensor]:
