@@ -305,12 +305,20 @@ def mel_bank(num_bands: int, n_fft: int, sampling_rate: int) -> torch.Tensor:
     The triangles are equally spaced on `1127 ln(1 + f / 700)` from 0 Hz to the Nyquist frequency, linear on that axis,
     with peak 1. The Nyquist bin has no weight.
     """
-
-    step = 1127.0 * math.log(1.0 + sampling_rate / 2 / 700.0) / (num_bands + 1)
-    left, center, right = (step * (torch.arange(num_bands) + offset) for offset in (0.0, 1.0, 2.0))
-    bins = 1127.0 * (1.0 + sampling_rate / n_fft * torch.arange(n_fft // 2) / 700.0).log().unsqueeze(1)
+    bins, left, center, right = mel_triangles(num_bands, n_fft, sampling_rate)
+    bins = bins.unsqueeze(1)
     weights = torch.minimum((bins - left) / (center - left), (right - bins) / (right - center)).clamp(min=0)
     return torch.nn.functional.pad(weights, (0, 0, 0, 1))
+
+
+def mel_triangles(
+    num_bands: int, n_fft: int, sampling_rate: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The bins below the Nyquist frequency (n_fft // 2,), and left end, peak and right end of the bands, in mel."""
+    step = 1127.0 * math.log(1.0 + sampling_rate / 2 / 700.0) / (num_bands + 1)
+    left, center, right = (step * (torch.arange(num_bands) + offset) for offset in (0.0, 1.0, 2.0))
+    bins = 1127.0 * (1.0 + sampling_rate / n_fft * torch.arange(n_fft // 2) / 700.0).log()
+    return bins, left, center, right
 
 
 @lru_cache(maxsize=8)

@@ -18,6 +18,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from torch import nn
 
 from modeling_tfsepnet import TFSepNetFeatureExtractor, TFSepNetForAudioClassification, TFSepNetInt8Conv
+from modeling_tfsepnet.feature_extraction_tfsepnet import mel_triangles
 from train.calibration import FoldedConv
 
 
@@ -296,11 +297,8 @@ def mel_blocks(graph: GraphBuilder, extractor: TFSepNetFeatureExtractor) -> list
     Returns:
         For every block of neighbouring bands, the bank, the first band, and the frequencies that they cover.
     """
-    bands, points = extractor.feature_size, extractor.n_fft
-    step = 1127.0 * math.log(1.0 + extractor.sampling_rate / 2 / 700.0) / (bands + 1)
-    left, center, right = (step * (torch.arange(bands) + offset) for offset in (0.0, 1.0, 2.0))
-    frequency = extractor.sampling_rate / points * torch.arange(points // 2)
-    bins = 1127.0 * (1.0 + frequency / 700.0).log()
+    bands = extractor.feature_size
+    bins, left, center, right = mel_triangles(bands, extractor.n_fft, extractor.sampling_rate)
     constant, add = graph.constant, graph.add
     column = constant(bins.unsqueeze(1))
     rise = add("Div", add("Sub", column, constant(left)), constant(center - left))
