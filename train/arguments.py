@@ -58,8 +58,9 @@ class InferenceArguments:
     batch_size: int = field(default=256, metadata={"help": "Clips of a forward pass."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Allow code that comes with the model to run."})
     use_cpu: bool = field(default=False, metadata={"help": "Do not use an accelerator."})
-    dtype: Literal["float32", "bfloat16"] = field(
-        default="float32", metadata={"help": "Precision of the network; features are always float32."}
+    dtype: Literal["float32", "bfloat16", "int8"] = field(
+        default="float32",
+        metadata={"help": "Precision of the network, int8 that of linear layers on the CPU; features are float32."},
     )
     torch_compile: bool = field(
         default=False, metadata={"help": "Compile the network, which takes half a minute or more at first."}
@@ -68,6 +69,8 @@ class InferenceArguments:
     def __post_init__(self):
         if self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}: give the clips of a forward pass, at least 1.")
+        if self.dtype == "int8" and self.torch_compile:
+            raise ValueError("INT8 layers are compiled already: leave out torch_compile, or choose another dtype.")
 
 
 REPLACED = {

@@ -1,9 +1,13 @@
 """Networks of the scripts: made new, or loaded, with the classes of the scenes."""
 
+import logging
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
@@ -15,6 +19,9 @@ from transformers.feature_extraction_utils import FeatureExtractionMixin
 
 import modeling_beats
 import modeling_tfsepnet
+
+
+logger = logging.getLogger(__name__)
 
 
 def new_student(
@@ -41,7 +48,9 @@ def new_teacher(
     config_overrides: str | None = None,
     problem_type: str = "single_label_classification",
 ) -> tuple[PreTrainedModel, FeatureExtractionMixin]:
-    """Return a BEATs with a new classifier, and its feature extractor.
+    """Return a BEATs to fine-tune, and its feature extractor.
+
+    Its classifier is new, unless the model to start from is a classifier of the same classes.
 
     Args:
         label_names (`Sequence[str]`): Classes, in the order of the logits.
@@ -62,8 +71,22 @@ def new_teacher(
     config = load_config(model_name_or_path)
     if not isinstance(config, modeling_beats.BeatsConfig):
         raise ValueError(f"{model_name_or_path} is a {config.model_type} model: give a BEATs model to fine-tune.")
+    is_classifier = "BeatsForAudioClassification" in (config.architectures or ())
+    classes = class_names(config) if is_classifier else []
     config = override(type(config)(**{**config.to_dict(), **maps, "num_labels": len(label_names)}), config_overrides)
     model = start_from_encoder(modeling_beats.BeatsForAudioClassification, model_name_or_path, config)
+    if set(classes) == set(label_names):
+        order = [classes.index(name) for name in label_names]
+        for parameter in model.classifier.parameters():
+            parameter.data = parameter.data[order]
+    elif classes:
+        model.classifier.reset_parameters()  # as many classes are not the same classes
+        logger.info(
+            "The classifier is new: %s has other classes (%s, …) than the data (%s, …).",
+            model_name_or_path,
+            ", ".join(map(str, classes[:3])),
+            ", ".join(label_names[:3]),
+        )
     return model, AutoFeatureExtractor.from_pretrained(model_name_or_path)
 
 
@@ -99,18 +122,22 @@ def load_classifier(
         model_name_or_path (`str`): Model folder or Hub id.
         label_names (`Sequence[str]`, *optional*): Classes that it must have, in this order.
         trust_remote_code (`bool`, *optional*, defaults to `False`): Whether code that comes with the model may run.
-        dtype (`str`, *optional*, defaults to `"float32"`): Precision of its weights.
+        dtype (`str`, *optional*, defaults to `"float32"`): Precision of its weights; `"int8"` is that of its linear
+            layers alone, see [`quantize_linear_layers`].
 
     Raises:
         FileNotFoundError: If there is no such model.
-        ValueError: If it has other classes, or another order of them, or its files are incomplete or damaged.
+        ValueError: If it has other classes, or another order of them, its files are incomplete or damaged, or it has
+            no linear layers for `"int8"`.
     """
     config = load_config(model_name_or_path, trust_remote_code)
     if label_names is not None:
         check_labels(config, label_names, model_name_or_path)
     try:
         model = AutoModelForAudioClassification.from_pretrained(
-            model_name_or_path, trust_remote_code=trust_remote_code, dtype=dtype
+            model_name_or_path,
+            trust_remote_code=trust_remote_code,
+            dtype="float32" if dtype == "int8" else dtype,
         )
         extractor = AutoFeatureExtractor.from_pretrained(model_name_or_path, trust_remote_code=trust_remote_code)
     except (OSError, SafetensorError) as error:
@@ -118,7 +145,25 @@ def load_classifier(
             f"{model_name_or_path} cannot be loaded ({_reason(error)}): finish the run that makes it, or download it "
             "again."
         ) from None
+    if dtype == "int8":
+        if not any(isinstance(module, nn.Linear) for module in model.modules()):
+            raise ValueError(
+                f"{model_name_or_path} has no linear layers, which dtype int8 is for: quantize a student with "
+                "train/quantize.py."
+            )
+        model = quantize_linear_layers(model)
     return model.eval(), extractor
+
+
+def quantize_linear_layers(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a copy for the CPU whose linear layers multiply 8-bit integers, for teachers that predict many logits.
+
+    Weights are rounded once, inputs by the range of the batch that they come in. torchao's layers of the same kind are
+    far slower than float ones on processors without a compiler at hand, so torch's own are used.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, that these layers will move to torchao
+        return torch.ao.quantization.quantize_dynamic(model.eval(), {nn.Linear}, dtype=torch.qint8)
 
 
 def load_config(model_name_or_path: str, trust_remote_code: bool = False) -> PreTrainedConfig:
@@ -138,12 +183,17 @@ def _reason(error: Exception) -> str:
 
 def check_labels(config: PreTrainedConfig, label_names: Sequence[str], model_name: str) -> None:
     """Raise `ValueError` unless a model's classes are `label_names`, in this order."""
-    labels = [config.id2label.get(index) for index in range(config.num_labels)]
+    labels = class_names(config)
     if labels != list(label_names):
         raise ValueError(
             f"{model_name} has the classes {', '.join(map(str, labels[:12]))}, but the data {', '.join(label_names)}: "
             "a model with the same classes in the same order is needed."
         )
+
+
+def class_names(config: PreTrainedConfig) -> list[str | None]:
+    """Return the names of a model's classes in the order of its logits, None where one has none."""
+    return [config.id2label.get(index) for index in range(config.num_labels)]
 
 
 def label_maps(label_names: Sequence[str]) -> dict[str, dict[Any, Any]]:

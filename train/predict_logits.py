@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from torch.utils._pytree import tree_leaves
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser, PreTrainedModel
 from transformers.feature_extraction_utils import FeatureExtractionMixin
@@ -112,7 +113,13 @@ def predict_split(
     revision = model_revision(model)
     filenames = list(scenes["filename"])
     checksum = hashlib.sha256("\n".join(filenames).encode()).hexdigest()[:12]
-    run = {"teacher": teacher, "revision": revision, "clips": len(filenames), "checksum of the file names": checksum}
+    run = {
+        "teacher": teacher,
+        "revision": revision,
+        "checksum of the weights": checksum_weights(model),
+        "clips": len(filenames),
+        "checksum of the file names": checksum,
+    }
     claim_output_folder(folder, run)
     state = PartialState()
     parts = folder / "parts"
@@ -152,12 +159,18 @@ def predict_split(
 
 def model_revision(model: PreTrainedModel) -> str:
     """Return the commit of a model from the Hub, or a checksum of the weights of one from a folder."""
-    if commit := getattr(model.config, "_commit_hash", None):
-        return commit
+    return getattr(model.config, "_commit_hash", None) or checksum_weights(model)
+
+
+def checksum_weights(model: PreTrainedModel) -> str:
+    """Return 40 hexadecimal digits that depend on the weights and their precision."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        for tensor in tree_leaves(value):  # an INT8 linear layer keeps its tensors and their type together
+            if isinstance(tensor, torch.Tensor):
+                tensor = tensor.int_repr() if tensor.is_quantized else tensor
+                digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:40]
 
 
@@ -168,6 +181,8 @@ def load_clips(args: InferenceArguments) -> tuple[datasets.DatasetDict, PreTrain
         FileNotFoundError, ValueError: If there is no such corpus, split or model, or the model has other classes.
     """
     state = PartialState(cpu=args.use_cpu)
+    if args.dtype == "int8" and state.device.type != "cpu":
+        raise ValueError(f"dtype int8 does not run on {state.device.type}: give bfloat16, or add --use_cpu True.")
     with state.main_process_first():
         scenes = load_scenes(args.dataset, args.data_dir, cache_dir=args.cache_dir)
     labelled = [split for split, clips in scenes.items() if "label" in clips.features]

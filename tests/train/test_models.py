@@ -4,7 +4,7 @@ import torch
 from dataset_script import SCENES
 from modeling_beats import BeatsConfig, BeatsFeatureExtractor, BeatsForAudioClassification, BeatsModel
 from modeling_tfsepnet import TFSepNetFeatureExtractor
-from train.models import check_labels, label_maps, load_classifier, new_student, new_teacher
+from train.models import check_labels, class_names, label_maps, load_classifier, new_student, new_teacher
 
 
 TINY = {
@@ -54,6 +54,35 @@ class TestTeacher:
         assert model.classifier.weight.shape == (10, 16)
         assert model.config.problem_type == "single_label_classification"
         assert [model.config.id2label[index] for index in range(10)] == list(SCENES)
+
+    @pytest.mark.parametrize("classes", [["x", "y", "z"], ["z", "x", "y"]], ids=["same order", "other order"])
+    def test_classifier_of_the_same_classes_is_kept(self, classes, tmp_path, caplog):
+        """Each class keeps its weights, whatever its place is."""
+        start = BeatsForAudioClassification(BeatsConfig(**TINY, **label_maps(["x", "y", "z"])))
+        torch.nn.init.normal_(start.classifier.bias)
+        with caplog.at_level("INFO", "train"):
+            model, _ = new_teacher(classes, save(start, tmp_path))
+        assert class_names(model.config) == classes
+        for row, name in enumerate(classes):
+            assert torch.equal(model.classifier.weight[row], start.classifier.weight["xyz".index(name)])
+            assert torch.equal(model.classifier.bias[row], start.classifier.bias["xyz".index(name)])
+        assert "classifier is new" not in caplog.text
+
+    @pytest.mark.parametrize("classes", [["x", "y", "w"], ["x", "y"]], ids=["as many", "fewer"])
+    def test_classifier_of_other_classes_is_new(self, classes, tmp_path, caplog):
+        start = BeatsForAudioClassification(BeatsConfig(**TINY, **label_maps(["x", "y", "z"])))
+        with caplog.at_level("INFO", "train"):
+            model, _ = new_teacher(classes, save(start, tmp_path))
+        assert not torch.isin(model.classifier.weight, start.classifier.weight).any()
+        encoder = start.beats.state_dict()
+        assert all(torch.equal(value, encoder[name]) for name, value in model.beats.state_dict().items())
+        assert f"The classifier is new: {tmp_path} has other classes (x, y, z, …)" in caplog.text
+
+    def test_encoder_alone_has_no_classes(self, tmp_path, caplog):
+        """Its configuration names two all the same."""
+        with caplog.at_level("INFO", "train"):
+            new_teacher(["x", "y"], save(BeatsModel(BeatsConfig(**TINY)), tmp_path))
+        assert "classifier is new" not in caplog.text
 
     def test_settings_of_the_checkpoint_are_kept(self, tmp_path):
         folder = save(BeatsModel(BeatsConfig(**TINY, layerdrop=0.25)), tmp_path)

@@ -14,7 +14,7 @@ from modeling_beats import BeatsConfig, BeatsFeatureExtractor, BeatsForAudioClas
 from train import predict_logits, run_eval
 from train.distill import distill, resolve_teachers
 from train.finetune_teacher import finetune_teacher
-from train.models import label_maps, load_classifier
+from train.models import label_maps, load_classifier, new_student
 from train.runs import run_script
 
 
@@ -165,17 +165,25 @@ class TestPredictLogits:
         expected = model(**inputs).logits[0].detach().numpy()
         np.testing.assert_allclose(written.values[3], expected, atol=2e-3)  # 16-bit waveforms
 
-    def test_half_precision(self, data, teacher, tmp_path, monkeypatch):
+    def test_lower_precision(self, data, teacher, tmp_path, monkeypatch):
         command, values = self.command(data, teacher, tmp_path / "out"), {}
-        for dtype in ("float32", "bfloat16"):
+        for dtype in ("float32", "bfloat16", "int8"):
             monkeypatch.setattr("sys.argv", [*command[:-1], str(tmp_path / dtype), "--dtype", dtype])
             predict_logits.main()
             values[dtype] = np.asarray(read_logits(tmp_path / dtype).values)
-        error = np.abs(values["bfloat16"] - values["float32"]).max() / np.abs(values["float32"]).max()
-        assert 0 < error < 0.05  # a bfloat16 number is off by up to 0.4 %
-        monkeypatch.setattr("sys.argv", [*command[:-1], str(tmp_path / "float32"), "--dtype", "bfloat16"])
-        with pytest.raises(FileExistsError, match="another run"):  # not half of the clips in each
-            predict_logits.main()
+        for dtype in ("bfloat16", "int8"):
+            error = np.abs(values[dtype] - values["float32"]).max() / np.abs(values["float32"]).max()
+            assert 0 < error < 0.05  # one number is off by up to 0.4 %
+            monkeypatch.setattr("sys.argv", [*command[:-1], str(tmp_path / "float32"), "--dtype", dtype])
+            with pytest.raises(FileExistsError, match="another run"):  # not half of the clips in each
+                predict_logits.main()
+
+    def test_int8_is_for_linear_layers(self, tmp_path):
+        network, extractor = new_student(SCENES, "base_channels=16,num_mel_bins=64")
+        network.save_pretrained(tmp_path)
+        extractor.save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match=r"no linear layers.*train/quantize\.py"):
+            load_classifier(str(tmp_path), dtype="int8")
 
     def test_an_interrupted_run_goes_on(self, data, teacher, tmp_path, monkeypatch):
         monkeypatch.setattr("sys.argv", [*self.command(data, teacher, tmp_path / "out"), "--batch_size", "4"])
