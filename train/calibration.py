@@ -70,11 +70,10 @@ class FoldedConv(nn.Module):
         return finish_output(output, level, self.weight, self.smoothing, self.relu)
 
     def round_input(self, hidden_state: torch.Tensor) -> torch.Tensor:
-        """The nearest values that 8 bits can stand for."""
+        """The nearest values that 8 bits can stand for; gradients pass where they are within the range."""
         if self.input_scale is None:
             return hidden_state
-        integers = (hidden_state / self.input_scale).round() + self.input_zero_point
-        return (integers.clamp(0, 255) - self.input_zero_point) * self.input_scale
+        return torch.fake_quantize_per_tensor_affine(hidden_state, self.input_scale, self.input_zero_point, 0, 255)
 
 
 def fold(model: TFSepNetForAudioClassification) -> TFSepNetForAudioClassification:
@@ -115,7 +114,7 @@ def equalize(folded: TFSepNetForAudioClassification, windows: torch.Tensor) -> N
 
     for name, layer in convolutions.items():
         if layer.smoothing is not None:
-            factors = positive(torch.stack([best_range(channel)[0] for channel in values[name]])).sqrt()
+            factors = positive(torch.tensor([best_range(channel)[0] for channel in values[name]])).sqrt()
             layer.smoothing.copy_(factors / factors.max())
             factors = layer.smoothing.view(layer.groups, -1)
             by_output = factors.repeat_interleave(layer.weight.shape[0] // layer.groups, dim=0)
@@ -142,7 +141,7 @@ def positive(ranges: torch.Tensor) -> torch.Tensor:
     return ranges.clamp(min=max(1e-3 * float(ranges.max()), 1e-6))
 
 
-def best_range(values: torch.Tensor) -> tuple[torch.Tensor, float]:
+def best_range(values: torch.Tensor) -> tuple[float, int]:
     """Return the step and the zero of the 8-bit range that rounds `values` with the least mean square error."""
     values = values.flatten()
     values = values[:: max(1, len(values) // 200_000)]
@@ -154,8 +153,8 @@ def best_range(values: torch.Tensor) -> tuple[torch.Tensor, float]:
         rounded = (((values / scale).round() + zero_point).clamp(0, 255) - zero_point) * scale
         error = (rounded - values).square_().mean()
         if best is None or error < best[0]:
-            best = (error, scale, float(zero_point))
-    return best[1], best[2]
+            best = (error, scale, zero_point)
+    return float(best[1]), int(best[2])
 
 
 @torch.no_grad()

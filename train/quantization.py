@@ -20,6 +20,7 @@ from modeling_tfsepnet import TFSepNetForAudioClassification, TFSepNetInt8Config
 from modeling_tfsepnet.complexity import MAX_MACS, MAX_PARAMETER_BYTES
 from modeling_tfsepnet.quantization_tfsepnet import TFSepNetInt8Quantizer, make_int8, replace_convolutions
 from train.calibration import equalize, fold, layers, round_weights
+from train.quantization_aware import finetune
 
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,8 @@ class INCConfig(BaseConfig):
         tolerable_loss (`float`, *optional*, defaults to 0.01): Largest relative loss of the metric.
         max_trials (`int`, *optional*, defaults to 100): Most configurations to try.
         damping (`float`, *optional*, defaults to 0.05): See [`~train.calibration.round_weights`].
+        qat_epochs (`int`, *optional*, defaults to 0):
+            Epochs of quantization-aware fine-tuning, see [`~train.quantization_aware.finetune`].
 
     Raises:
         ValueError: If a value is out of range.
@@ -56,6 +59,7 @@ class INCConfig(BaseConfig):
     tolerable_loss: float = 0.01
     max_trials: int = 100
     damping: float = 0.05
+    qat_epochs: int = 0
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Checks the values."""
@@ -68,6 +72,8 @@ class INCConfig(BaseConfig):
             raise ValueError(f"tolerable_loss is {self.tolerable_loss}, but has to be a share from 0 to below 1.")
         if self.max_trials < 1 or self.damping <= 0:
             raise ValueError("max_trials has to be at least 1, and damping above 0.")
+        if self.qat_epochs < 0:
+            raise ValueError(f"qat_epochs is {self.qat_epochs}: give a number of epochs, or 0 for none.")
         super().__post_init__(**kwargs)
 
 
@@ -110,6 +116,7 @@ class INCQuantizer(OptimumQuantizer):
         calibration_dataset: Mapping[str, Any] | Iterable[Mapping[str, Any]],
         save_directory: str | Path | None = None,
         metric: Metric | None = None,
+        training_batches: Iterable[torch.Tensor] | None = None,
     ) -> TFSepNetForAudioClassification:
         """Quantize, and write a model folder.
 
@@ -121,6 +128,8 @@ class INCQuantizer(OptimumQuantizer):
                 taken.
             save_directory (`str` or `Path`, *optional*): Folder to write, in one go at the end.
             metric (`Callable`, *optional*): What must not fall, by default the accuracy.
+            training_batches (`Iterable` of tensors `(clips, mel_bins, frames)`, *optional*):
+                Log-mel windows of an epoch of quantization-aware fine-tuning; by default the calibration clips.
 
         Returns:
             The INT8 model, whose logits are those that Neural Compressor evaluated.
@@ -137,6 +146,9 @@ class INCQuantizer(OptimumQuantizer):
         folded = fold(self.model)
         equalize(folded, windows[:128])
         rounded = round_weights(folded, windows, quantization_config.damping)
+        if quantization_config.qat_epochs:
+            batches = training_batches or windows.split(WINDOWS_PER_BATCH)
+            finetune(rounded, folded, batches, quantization_config.qat_epochs)
         graph, chosen, before, after = tune(folded, rounded, windows, labels, metric, quantization_config)
         if after < before * (1 - quantization_config.tolerable_loss):
             raise ValueError(

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import HfArgumentParser
 
 from dataset_script import cache_waveforms
@@ -42,6 +43,7 @@ from train.runs import (
 logger = logging.getLogger(__name__)
 
 FULL_SCALE = 32768
+CLIPS_PER_STEP = 32
 
 
 @dataclass
@@ -51,7 +53,10 @@ class QuantizationArguments(HubArguments, InferenceArguments):
     calibration_clips: int = field(default=300, metadata={"help": "Clips of the training subset to calibrate on."})
     tolerable_loss: float = field(default=0.01, metadata={"help": "Largest relative loss of accuracy on them."})
     max_trials: int = field(default=100, metadata={"help": "Most configurations that the tuning tries."})
-    seed: int = field(default=0, metadata={"help": "Chooses the calibration clips."})
+    qat_epochs: int = field(
+        default=0, metadata={"help": "Epochs of quantization-aware fine-tuning on the training subset; 0 is none."}
+    )
+    seed: int = field(default=0, metadata={"help": "Chooses the calibration clips, and the order of training ones."})
     bootstrap: int = field(default=1000, metadata={"help": "Resamples behind the confidence intervals; 0 is none."})
 
     def __post_init__(self) -> None:
@@ -132,6 +137,7 @@ def main() -> None:
     quantizer = INCQuantizer(model, extractor)
     output = Path(args.output_dir)
     run = {"model": args.model_name_or_path, "revision": model_revision(model), "dataset": args.dataset}
+    run["qat_epochs"] = args.qat_epochs
     claim_output_folder(output, {**run, "calibration_clips": args.calibration_clips, "seed": args.seed})
     results = finished_results(output) or report(args, scenes, quantizer, run)
     logger.info("%s\nThe model and pictures are in %s.", results_table(results), output)
@@ -156,8 +162,16 @@ def report(
     chosen = choose_evenly(labels, args.calibration_clips, args.seed)
     waveforms = torch.from_numpy(np.stack([data["train"].waveforms[row] for row in chosen])) / FULL_SCALE
     calibration = {"input_values": extractor.features(waveforms), "labels": labels[chosen]}
-    config = INCConfig(tolerable_loss=args.tolerable_loss, max_trials=args.max_trials)
-    quantized = quantizer.quantize(config, calibration, output / "model")
+    config = INCConfig(tolerable_loss=args.tolerable_loss, max_trials=args.max_trials, qat_epochs=args.qat_epochs)
+    batches = DataLoader(
+        data["train"],
+        CLIPS_PER_STEP,
+        shuffle=True,
+        generator=torch.Generator().manual_seed(args.seed),
+        collate_fn=lambda clips: extractor.features(clips["waveform"] / FULL_SCALE)[:, 0],
+        drop_last=len(labels) > CLIPS_PER_STEP,
+    )
+    quantized = quantizer.quantize(config, calibration, output / "model", training_batches=batches)
 
     test = data[args.split]
     logits = {
