@@ -96,7 +96,9 @@ def read_config(model_dir: str | Path) -> dict:
     """
     path = Path(model_dir) / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{model_dir} holds no config.json: give a finished model folder.")
+        inner = Path(model_dir) / "model"  # where train/quantize.py puts it
+        folder = inner if (inner / "config.json").is_file() else "a finished model folder"
+        raise FileNotFoundError(f"{model_dir} holds no config.json: give {folder}.")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -41,8 +41,8 @@ from train.plots import plot_confusion_matrix, plot_groups
 DRAWN = {"confusion_matrix.png": "Confusion matrix on the test split", "devices.png": "Accuracy by device"}
 """Pictures of a card that are drawn from the results."""
 
-FOUND = {"learning_curve.png": "Learning curves", "layers.png": "Error of INT8 along the network"}
-"""Pictures that a card shows where the run left them."""
+FOUND = {"learning_curve.png": "Learning curves", "layers.png": "What each layer costs in INT8"}
+"""Pictures that a card shows if the run has left them beside its results."""
 
 COUNTERPART_FILE = "results/counterpart.json"
 """Where the results of the other number format go in a repository."""
@@ -203,9 +203,14 @@ def make_card(
         complexity_table=complexity_table(complexity, evidence.own, evidence.counterpart),
         hyperparameters=hyperparameter_table(training.get("arguments", {})),
         files=[*evidence.runs, *([COUNTERPART_FILE] if evidence.counterpart else [])],
-        pictures={**DRAWN, **{file: title for file, title in FOUND.items() if (model_dir / file).is_file()}},
+        pictures={**DRAWN, **{path.name: FOUND[path.name] for path in found_pictures(model_dir)}},
         citations=(TEMPLATES / "citations.bib").read_text(encoding="utf-8").strip(),
     )
+
+
+def found_pictures(model_dir: Path) -> list[Path]:
+    """Return the pictures of [`FOUND`] that are beside the results, which for an INT8 model is not in its folder."""
+    return [path for name in FOUND if (path := results_path(model_dir).parent / name).is_file()]
 
 
 def evaluation_results(evidence: Evidence) -> list[EvalResult]:
@@ -268,6 +273,9 @@ def write_card(
     metrics = evidence.own["metrics"]
     plot_confusion_matrix(metrics["confusion_matrix"], list(metrics["class_wise"]), model_dir / "confusion_matrix")
     plot_groups(metrics["device_wise"], model_dir / "devices", evidence.own["unseen_devices"])
+    for path in found_pictures(model_dir):
+        if path.parent != model_dir:
+            shutil.copy(path, model_dir)
     shutil.rmtree(model_dir / "results", ignore_errors=True)
     _save(card, model_dir, files)
     return card

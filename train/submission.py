@@ -1,8 +1,8 @@
 """Submission files of DCASE 2024 Task 1: predictions on the evaluation set, and the system's metadata.
 
     python train/submission.py --label Cai_XJTLU_task1_1 --data_dir EVALUATION_SET --output_dir outputs/submission \
-        --models outputs/s2-split5-int8 outputs/s2-split10-int8 outputs/s2-split25-int8 \
-        outputs/s2-split50-int8 outputs/s2-split100-int8
+        --models outputs/s2-split5-int8/model outputs/s2-split10-int8/model outputs/s2-split25-int8/model \
+        outputs/s2-split50-int8/model outputs/s2-split100-int8/model
 
 writes `<label>.output.split_<percentage>.csv` for each model and `<label>.meta.yaml`. Every model comes with its
 `results.json`, which tells the subset that it was trained on and fills the metadata. What no file can tell, such as

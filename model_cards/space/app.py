@@ -1,6 +1,6 @@
 """Demo of acoustic scene classifiers: a recording in, the probabilities of the scenes over time out.
 
-    python model_cards/space/app.py outputs/demo float=outputs/s2 INT8=outputs/s2-int8
+    python model_cards/space/app.py outputs/demo float=outputs/s2 INT8=outputs/s2-int8/model
 
 Takes model folders or ids on the Hub, each perhaps with a name, as arguments or, separated by spaces, in the variable
 `SCENE_MODELS`. On the Hub this folder is a Space of its own, so it needs nothing of this project. Gradio is needed:

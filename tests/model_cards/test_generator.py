@@ -188,7 +188,13 @@ def test_folder_of_train_quantize(student, tmp_path):
     kept = {name: results[name] for name in ("dataset", "split", "synthetic", "provenance")}
     content = {**kept, "float": results["metrics"], "int8": metrics, "size": {"parameters": 3066}}
     (quantized / "results.json").write_text(json.dumps(content))
+    with pytest.raises(
+        FileNotFoundError, match=re.escape(f"{quantized} holds no config.json: give {quantized}/model.")
+    ):
+        write_card(quantized)
+    (quantized / "layers.png").write_bytes(b"a picture")
     card = write_card(quantized / "model")
+    assert "](layers.png)" in card.text and (quantized / "model/layers.png").read_bytes() == b"a picture"
     row = tables(card.text)[3]["macro accuracy, %"]
     assert row[:2] == [f"{100 * values['macro_accuracy']:.1f}" for values in (metrics, results["metrics"])]
     assert "quantized and evaluated by" in card.text
