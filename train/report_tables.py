@@ -22,10 +22,12 @@ COLORS = (BLUE, ORANGE, "#4f9d5d", "#9a5aa8", "#b5493b")
 
 def comparable(cells: Cells) -> bool:
     """Return whether all results are on TAU, so that a difference from the published figures means something."""
-    runs = [
-        run for formats in cells.values() for subsets in formats.values() for runs in subsets.values() for run in runs
-    ]
-    return bool(runs) and all(_is_tau(run) for run in runs)
+    return all(_is_tau(run) for runs in _finished(cells) for run in runs)
+
+
+def _finished(cells: Cells) -> list[Sequence[Mapping[str, Any]]]:
+    """Return the runs of each cell that has some, one for each seed."""
+    return [runs for formats in cells.values() for subsets in formats.values() for runs in subsets.values()]
 
 
 def _is_tau(run: Mapping[str, Any]) -> bool:
@@ -43,7 +45,7 @@ def report_table(number: int, cells: Cells) -> str:
 
     Args:
         number (`int`): 1 (teachers, float32) or 3 (students, INT8).
-        cells (`Cells`): What there is; the rest is left empty.
+        cells (`Cells`): What there is, a run at least; the rest is left empty.
     """
     table = published()["teachers" if number == 1 else "student"]
     on_tau = comparable(cells)
@@ -64,12 +66,13 @@ def report_table(number: int, cells: Cells) -> str:
                 difference = {percentage: macro[percentage] - reference[percentage] for percentage in macro}
                 rows.append(["", "− published", *_row(difference, "+.1f")])
         rows.append([TITLES[system], f"published, {table['number_format']}", *_row(published_row(system))])
-    seeds = max((len(runs) for f in cells.values() for s in f.values() for runs in s.values()), default=0)
-    notes = [f"Macro-averaged accuracy in percent; our figures are means over {seeds} seed{'s' * (seeds > 1)}."]
+    seeds = [len(runs) for runs in _finished(cells)]
+    number = f"{max(seeds)} seed{'s' * (max(seeds) > 1)}"
+    if min(seeds) < max(seeds):
+        number = f"{min(seeds)} to {number}"
+    notes = [f"Macro-averaged accuracy in percent; our figures are means over {number}."]
     if not on_tau:
-        synthetic = any(
-            run["synthetic"] for f in cells.values() for s in f.values() for rs in s.values() for run in rs
-        )
+        synthetic = any(run["synthetic"] for runs in _finished(cells) for run in runs)
         data = "the **synthetic** demo corpus" if synthetic else "recordings that are not those of TAU"
         notes.append(
             f"Ours are on {data}; the published figures are on TAU, so they cannot be compared and no difference is "

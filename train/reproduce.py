@@ -153,9 +153,10 @@ def reproduce(arguments: Sequence[str] | None = None) -> str:
                     logger.info("%s: %s", step.script, step.folder)
                     step.run(args.num_processes)
     results = collect(cells)
+    if not any(results.values()):
+        raise FileNotFoundError(f"No run of these parts has finished in {sweep.root}: leave out --collect_only.")
     table = report_table(args.table, results)
     path = sweep.root / f"table{args.table}"
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".md").write_text(table, encoding="utf-8")
     plot_accuracy_by_fraction(args.table, results, path)
     print(table)

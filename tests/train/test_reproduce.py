@@ -131,6 +131,8 @@ def test_interrupted_sweep_goes_on(tmp_path, cache, monkeypatch, capsys):
     monkeypatch.setattr(Step, "run", interrupted)
     assert reproduce([*command, "--dry_run", "True"]) == ""
     assert "4 of 4 steps are left" in capsys.readouterr().out and not calls
+    with pytest.raises(FileNotFoundError, match="No run of these parts has finished"):
+        reproduce([*command, "--collect_only", "True"])
     with pytest.raises(KeyboardInterrupt):
         reproduce(command)
     partial = reproduce([*command, "--collect_only", "True"])
@@ -174,6 +176,12 @@ def tau_results(dataset, seed):
     truth = np.repeat(np.arange(10), list(TAU_TEST_CLIPS.values()))
     logits = rng.normal(size=(len(truth), 10)) + np.eye(10)[truth]
     return {"dataset": dataset, "synthetic": False, "metrics": scene_metrics(logits, truth, SCENES, bootstrap=10)}
+
+
+def test_number_of_seeds():
+    runs = [tau_results("split5", seed) for seed in range(2)]
+    assert "means over 2 seeds." in report_table(3, {"s2": {"INT8": {5: runs}}})
+    assert "means over 1 to 2 seeds." in report_table(3, {"s2": {"INT8": {5: runs, 10: runs[:1]}}, "s3": {}})
 
 
 def test_difference_from_the_published_figures(tmp_path):
