@@ -73,6 +73,18 @@ class InferenceArguments:
             raise ValueError("INT8 layers are compiled already: leave out torch_compile, or choose another dtype.")
 
 
+@dataclass
+class StartArguments:
+    """What a BEATs starts from."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "BEATs model folder or Hub id to start from; random weights without it."}
+    )
+    config_overrides: str | None = field(
+        default=None, metadata={"help": "Settings of the network to change, as name=value,name=value."}
+    )
+
+
 REPLACED = {
     "per_device_train_batch_size": "batch_size",
     "lr_scheduler_type": "schedule",

@@ -1,5 +1,6 @@
 """What a run on segments of audio will cost, measured on the machine that is to run it."""
 
+import math
 import platform
 import time
 from typing import Any
@@ -91,7 +92,7 @@ def print_cost(trainer: SegmentTrainer) -> dict[str, Any]:
     """Measure the cost, print it on the main process, and return it; see [`measure_cost`]."""
     cost = measure_cost(trainer)
     seconds = trainer.args.segment_seconds
-    threads = f", {cost['threads']} threads each" if cost["threads"] else ""
+    threads = f", threads of each: {cost['threads']}" if cost["threads"] else ""
     hours = cost["steps"] * cost["segments_per_step"] * seconds / 3600
     rate = cost["segments_per_second"]
     lines = [
@@ -107,9 +108,11 @@ def print_cost(trainer: SegmentTrainer) -> dict[str, Any]:
     if cost["read_per_second"]:
         needed = rate / cost["processes"] / cost["read_per_second"]
         lines.append(
-            f"Reading     {cost['read_per_second']:.1f} segments/s by a worker: {needed:.1f} workers a process keep up"
+            f"Reading     {cost['read_per_second']:.1f} segments/s by a worker: --dataloader_num_workers "
+            f"{math.ceil(needed)} keeps up"
         )
-    lines.append(f"Cost        {cost['days']:,.2f} days")
+    days = cost["days"]
+    lines.append(f"Cost        {days:,.1f} days" if days >= 1 else f"Cost        {24 * days:.2f} hours")
     if trainer.args.process_index == 0:
         print("\n".join(lines))
     return cost

@@ -5,10 +5,15 @@
     python train/finetune_audioset.py --recipe audioset20k --dataset agkphysics/AudioSet
 
 Audio comes from a folder and lists of labels, such as AudioSet's own lists of segments (clips that could not be
-downloaded are left out), or from a dataset of the Hub with the columns `audio` and `labels`. The output is a model
-folder: `train/finetune_teacher.py --recipe ssl_sl --model_name_or_path` puts a classifier of scenes in the place of
-the one here, and `pretrain_tokenizer` takes it as a teacher ("iteration 3+"). The same command goes on with an
-interrupted run. `--dry_run` measures on this machine what the whole run costs, and trains nothing.
+downloaded are left out), or from a dataset of the Hub with the columns `audio` and `labels`. Files in a folder are
+read where they are, while training goes on: the two million clips of AudioSet are 650 GB of 16-kHz WAV, or about half
+of that as FLAC. A dataset of the Hub takes its size twice, as downloaded and as `datasets` prepares it. It is not
+streamed, since drawing rare classes as often as common ones takes the labels of all clips beforehand.
+
+The output is a model folder: `train/finetune_teacher.py --recipe ssl_sl --model_name_or_path` puts a classifier of
+scenes in the place of the one here, and `pretrain_tokenizer` takes it as a teacher ("iteration 3+"). The same command
+goes on with an interrupted run. `--dry_run` measures on this machine what the whole run costs, and trains nothing; it
+needs no model to start from.
 """
 
 import logging
@@ -19,13 +24,14 @@ from typing import Any
 
 from transformers import set_seed
 
+from train.arguments import StartArguments
 from train.augmentations import SoftMixup, SpecAugment
 from train.cost import print_cost
 from train.experiment import describe_run
 from train.hub import take_over_push
 from train.models import new_teacher
 from train.predict_logits import compute_logits
-from train.pretrain_teacher import PretrainingArguments
+from train.pretrain_teacher import PretrainingArguments, find_config
 from train.recipes import parse_arguments
 from train.runs import (
     RESULTS_FILE,
@@ -56,7 +62,7 @@ DEFAULT_RECIPE = "audioset2m"
 
 @dataclass
 class TaggedDataArguments:
-    """Which clips are used, and where the network starts."""
+    """Which clips are used."""
 
     dataset: str | None = field(
         default=None,
@@ -73,13 +79,6 @@ class TaggedDataArguments:
     train_split: str = field(default="train", metadata={"help": "Split of a Hub dataset to train on."})
     test_split: str = field(default="test", metadata={"help": "Split of a Hub dataset to test on."})
     cache_dir: str | None = field(default=None, metadata={"help": "Where datasets are kept."})
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Pre-trained BEATs folder or Hub id to start from; random weights without it."}
-    )
-    config_overrides: str | None = field(
-        default=None, metadata={"help": "Settings of the network to change, as name=value,name=value."}
-    )
-    dry_run: bool = field(default=False, metadata={"help": "Measure what the run costs instead of running it."})
 
     def __post_init__(self):
         if (self.labels is None) != (self.test_labels is None):
@@ -126,12 +125,16 @@ def finetune_audioset(arguments: list[str] | None = None) -> dict[str, Any]:
         FileExistsError, FileNotFoundError, ValueError: If something about the arguments, the audio, the labels, the
             model or the output folder is wrong; before any long work.
     """
-    recipe, (data, args) = parse_arguments((TaggedDataArguments, TaggingArguments), DEFAULT_RECIPE, arguments)
+    recipe, (start, data, args) = parse_arguments(
+        (StartArguments, TaggedDataArguments, TaggingArguments), DEFAULT_RECIPE, arguments
+    )
     configure_logging(args.log_level)
     push = take_over_push(args)
     if data.dataset is None:
         raise ValueError("There is no audio: give --dataset, a folder or a dataset.")
     set_seed(args.seed)
+    if start.model_name_or_path is not None and find_config(start.model_name_or_path, args.dry_run) is None:
+        start.model_name_or_path = None
     with args.main_process_first():
         train, test = (
             load_tagged(data.dataset, labels, data.dataset_config, split, data.cache_dir)
@@ -142,8 +145,8 @@ def finetune_audioset(arguments: list[str] | None = None) -> dict[str, Any]:
     tags = {"train": class_indices(train[1], classes), "test": class_indices(test[1], classes)}
     model, extractor = new_teacher(
         [names.get(name, name) for name in classes],
-        data.model_name_or_path,
-        data.config_overrides,
+        start.model_name_or_path,
+        start.config_overrides,
         problem_type="multi_label_classification",
     )
     extractor.feature_size = model.config.num_mel_bins
@@ -153,12 +156,12 @@ def finetune_audioset(arguments: list[str] | None = None) -> dict[str, Any]:
     clips = FirstSeconds(test[0], args.segment_seconds, extractor.sampling_rate)
     logger.info("%d clips to train on and %d to test on, %d classes.", len(train[0]), len(clips), len(classes))
 
-    if data.dry_run:
+    if args.dry_run:
         with tempfile.TemporaryDirectory() as folder:
             args.output_dir = folder  # which the trainer creates
             return print_cost(TaggingTrainer(model, args, extractor, dataset))
 
-    run = describe_run(recipe, data, args)
+    run = describe_run(recipe, start, data, args)
     run |= {"lr_scheduler_type": str(args.lr_scheduler_type), "warmup_steps": args.warmup_steps}
     claim_output_folder(args.output_dir, run)
     if results := finished_results(args.output_dir):

@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers import set_seed
 
-from train.arguments import DataArguments, SceneTrainingArguments
+from train.arguments import DataArguments, SceneTrainingArguments, StartArguments
 from train.experiment import describe_run, load_splits, run_training
 from train.hub import take_over_push
 from train.models import new_teacher
@@ -28,15 +28,9 @@ DEFAULT_RECIPE = "demo_teacher"
 
 
 @dataclass
-class TeacherArguments:
-    """What the teacher starts from."""
+class TeacherArguments(StartArguments):
+    """What the teacher starts from, and what of it is trained."""
 
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "BEATs model folder or Hub id to start from; random weights without it."}
-    )
-    config_overrides: str | None = field(
-        default=None, metadata={"help": "Settings of the network to change, as name=value,name=value."}
-    )
     freeze_encoder: bool = field(default=False, metadata={"help": "Train the classifier only."})
 
 

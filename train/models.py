@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -62,15 +63,13 @@ def new_teacher(
 
     Raises:
         FileNotFoundError: If there is no such model.
-        ValueError: If it is no BEATs, or a setting is unknown or out of range.
+        ValueError: If it is no BEATs, a setting is unknown or out of range, or weights are missing.
     """
     maps = {**label_maps(label_names), "problem_type": problem_type}
     if model_name_or_path is None:
         config = override(modeling_beats.BeatsConfig(**maps), config_overrides)
         return modeling_beats.BeatsForAudioClassification(config), modeling_beats.BeatsFeatureExtractor()
-    config = load_config(model_name_or_path)
-    if not isinstance(config, modeling_beats.BeatsConfig):
-        raise ValueError(f"{model_name_or_path} is a {config.model_type} model: give a BEATs model to fine-tune.")
+    config = load_beats_config(model_name_or_path)
     is_classifier = "BeatsForAudioClassification" in (config.architectures or ())
     classes = class_names(config) if is_classifier else []
     config = override(type(config)(**{**config.to_dict(), **maps, "num_labels": len(label_names)}), config_overrides)
@@ -172,8 +171,27 @@ def load_config(model_name_or_path: str, trust_remote_code: bool = False) -> Pre
         return AutoConfig.from_pretrained(model_name_or_path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"{model_name_or_path} is no model that can be loaded ({_reason(error)}): give a model folder or a Hub id."
+            f"{model_name_or_path} is no model that can be loaded ({_reason(error)}): run what makes it first, or "
+            "give another model folder or Hub id."
         ) from None
+
+
+def load_beats_config(model_name_or_path: str) -> modeling_beats.BeatsConfig:
+    """Load the configuration of a BEATs.
+
+    Raises:
+        FileNotFoundError: If there is no such model.
+        ValueError: If it is another network, or a file.
+    """
+    if Path(model_name_or_path).is_file():
+        raise ValueError(
+            f"{model_name_or_path} is a file, not a model folder: make one of a published checkpoint with python -m "
+            "modeling_beats.convert_beats."
+        )
+    config = load_config(model_name_or_path)
+    if not isinstance(config, modeling_beats.BeatsConfig):
+        raise ValueError(f"{model_name_or_path} is a {config.model_type} model: give a BEATs model.")
+    return config
 
 
 def _reason(error: Exception) -> str:

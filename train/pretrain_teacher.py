@@ -17,8 +17,8 @@ the same in small. `pretrain_scenes` goes on with the public model, on scenes wi
     python train/pretrain_teacher.py --recipe pretrain_scenes --data_dir TAU
 
 The output is a model folder to fine-tune (`train/finetune_teacher.py --model_name_or_path`). The same command goes on
-with an interrupted run. `--dry_run` measures on this machine what the whole run costs, and trains nothing; it needs no
-audio.
+with an interrupted run. `--dry_run` measures on this machine what the whole run costs, and trains nothing; it needs
+neither audio nor the models of the stages before.
 """
 
 import logging
@@ -32,10 +32,11 @@ from transformers import AutoFeatureExtractor, PreTrainedModel, TrainerState, Tr
 from transformers.trainer_utils import IntervalStrategy
 
 import modeling_beats
+from train.arguments import StartArguments
 from train.cost import print_cost
 from train.experiment import describe_run
 from train.hub import take_over_push
-from train.models import load_config, override, start_from_encoder
+from train.models import load_beats_config, override, start_from_encoder
 from train.pretraining import MaskedModelingTrainer, TokenizerTrainer
 from train.recipes import parse_arguments
 from train.runs import (
@@ -59,17 +60,11 @@ TOKENIZER_FOLDER = "tokenizer"
 
 
 @dataclass
-class StageArguments:
+class StageArguments(StartArguments):
     """What is trained, from what, by what."""
 
     stage: Literal["model", "tokenizer"] = field(
         default="model", metadata={"help": "Masked modelling, or a tokenizer for the next iteration."}
-    )
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "BEATs model folder or Hub id whose encoder to start from; or random weights."}
-    )
-    config_overrides: str | None = field(
-        default=None, metadata={"help": "Settings of the network to change, as name=value,name=value."}
     )
     tokenizer_name_or_path: str | None = field(
         default=None, metadata={"help": "Trained tokenizer that gives the labels of a model; or a random projection."}
@@ -77,7 +72,6 @@ class StageArguments:
     teacher_name_or_path: str | None = field(
         default=None, metadata={"help": "BEATs model folder or Hub id that a tokenizer learns from."}
     )
-    dry_run: bool = field(default=False, metadata={"help": "Measure what the run costs instead of running it."})
 
     def __post_init__(self):
         if self.stage == "tokenizer" and self.teacher_name_or_path is None:
@@ -107,6 +101,7 @@ class PretrainingArguments(TrainingArguments):
     segment_seconds: float = field(default=10.0, metadata={"help": "Longest segment that the network sees."})
     max_steps: int = field(default=1000, metadata={"help": "Optimizer steps."})
     warmup_steps: int = field(default=0, metadata={"help": "Steps before the full rate; it falls to 0 from there."})
+    dry_run: bool = field(default=False, metadata={"help": "Measure what the run costs instead of running it."})
 
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: batches have no columns."})
     logging_steps: int = field(default=50, metadata={"help": "Steps between the figures in the log."})
@@ -141,12 +136,29 @@ class PretrainingArguments(TrainingArguments):
         return max(1, frames // config.patch_size) * (config.num_mel_bins // config.patch_size)
 
 
-def load_guide(stage: StageArguments, config: modeling_beats.BeatsConfig) -> PreTrainedModel:
+def find_config(model_name_or_path: str, dry_run: bool) -> modeling_beats.BeatsConfig | None:
+    """Return the configuration of a BEATs; None for one that is not there in a dry run, where random weights do.
+
+    Raises:
+        FileNotFoundError, ValueError: As [`~train.models.load_beats_config`].
+    """
+    try:
+        return load_beats_config(model_name_or_path)
+    except FileNotFoundError:
+        if not dry_run:
+            raise
+        logger.info("There is no model %s yet: random weights take its place.", model_name_or_path)
+        return None
+
+
+def load_guide(stage: StageArguments, config: modeling_beats.BeatsConfig, dry_run: bool = False) -> PreTrainedModel:
     """Return the model that a stage learns from, frozen: a tokenizer, or the teacher of one.
 
     Args:
         stage (`StageArguments`): What is trained.
         config (`BeatsConfig`): Of the model to be trained; a random projection is made for it.
+        dry_run (`bool`, *optional*, defaults to `False`): Take random weights of that size for a model that is not
+            there.
 
     Raises:
         FileNotFoundError: If there is no such model.
@@ -155,10 +167,11 @@ def load_guide(stage: StageArguments, config: modeling_beats.BeatsConfig) -> Pre
     name = stage.teacher_name_or_path if stage.stage == "tokenizer" else stage.tokenizer_name_or_path
     if name is None:
         return modeling_beats.BeatsRandomProjectionTokenizer(config)
-    guide_config = load_config(name)
+    guide_config = find_config(name, dry_run)
+    if guide_config is None:
+        is_teacher = stage.stage == "tokenizer"
+        return modeling_beats.BeatsModel(config) if is_teacher else modeling_beats.BeatsTokenizerModel(config)
     architecture = (guide_config.architectures or ["BeatsModel"])[0]
-    if not isinstance(guide_config, modeling_beats.BeatsConfig):
-        raise ValueError(f"{name} is a {guide_config.model_type} model: give a BEATs model.")
     for field_name in ("num_mel_bins", "patch_size"):
         if getattr(guide_config, field_name) != getattr(config, field_name):
             raise ValueError(
@@ -180,24 +193,15 @@ def load_guide(stage: StageArguments, config: modeling_beats.BeatsConfig) -> Pre
 
 
 def make_models(
-    stage: StageArguments,
+    stage: StageArguments, dry_run: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedModel, modeling_beats.BeatsFeatureExtractor]:
-    """Return the model to train, the guide, and the feature extractor.
-
-    Raises:
-        FileNotFoundError, ValueError: As [`load_guide`].
-    """
+    """Return the model to train, the guide, and the feature extractor; arguments and errors as [`load_guide`]."""
     name = stage.model_name_or_path
-    if name is None:
-        config, extractor = modeling_beats.BeatsConfig(), modeling_beats.BeatsFeatureExtractor()
-    else:
-        config = load_config(name)
-        if not isinstance(config, modeling_beats.BeatsConfig):
-            raise ValueError(f"{name} is a {config.model_type} model: give a BEATs model to start from.")
-        extractor = AutoFeatureExtractor.from_pretrained(name)
-    config = override(config, stage.config_overrides)
+    start = None if name is None else find_config(name, dry_run)
+    extractor = AutoFeatureExtractor.from_pretrained(name) if start else modeling_beats.BeatsFeatureExtractor()
+    config = override(start or modeling_beats.BeatsConfig(), stage.config_overrides)
     extractor.feature_size = config.num_mel_bins
-    guide = load_guide(stage, config)
+    guide = load_guide(stage, config, dry_run)
     if stage.stage == "tokenizer":
         model_class = modeling_beats.BeatsForTokenizerTraining
         is_classifier = isinstance(guide, modeling_beats.BeatsForAudioClassification)
@@ -205,7 +209,7 @@ def make_models(
     else:
         model_class = modeling_beats.BeatsForPreTraining
         config.codebook_size = guide.config.codebook_size
-    model = model_class(config) if name is None else start_from_encoder(model_class, name, config)
+    model = start_from_encoder(model_class, name, config) if start else model_class(config)
     return model, guide, extractor
 
 
@@ -253,13 +257,13 @@ def pretrain_teacher(arguments: list[str] | None = None) -> dict[str, Any]:
     )
     configure_logging(args.log_level)
     push = take_over_push(args)
-    if audio.dataset is None and not stage.dry_run:
+    if audio.dataset is None and not args.dry_run:
         raise ValueError("There is no audio: give --dataset, a folder or a dataset.")
     set_seed(args.seed)
-    model, guide, extractor = make_models(stage)
+    model, guide, extractor = make_models(stage, args.dry_run)
     dataset = None if audio.dataset is None else make_dataset(audio, args, extractor.sampling_rate)
     trainer_class = TokenizerTrainer if stage.stage == "tokenizer" else MaskedModelingTrainer
-    if stage.dry_run:
+    if args.dry_run:
         with tempfile.TemporaryDirectory() as folder:
             args.output_dir = folder  # which the trainer creates
             return print_cost(trainer_class(model, args, extractor, guide, dataset))

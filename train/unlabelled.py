@@ -1,5 +1,6 @@
 """Unlabelled audio for pre-training: any source, any length, as segments for the network's front end."""
 
+import errno
 import io
 import itertools
 import logging
@@ -85,14 +86,24 @@ def load_hub_audio(
     try:
         loaded = datasets.load_dataset(dataset, dataset_config, split=split, streaming=streaming, cache_dir=cache_dir)
     except (OSError, ValueError, DatasetGenerationError) as error:
+        cause = error.__cause__ or error
+        reason = " ".join(str(cause).split())[:300].rstrip(".")
+        if getattr(cause, "errno", None) == errno.ENOSPC or "disk space" in reason:
+            raise OSError(
+                f"{dataset} does not fit on the disk, where it needs twice the size of its files ({reason}): give "
+                "--cache_dir on another one, or a folder of audio files, which are read where they are."
+            ) from None
         state = "is a folder without audio files" if Path(dataset).is_dir() else "is no folder"
-        reason = " ".join(str(error.__cause__ or error).split())[:300].rstrip(".")
         raise FileNotFoundError(
             f"{dataset} {state}, and no dataset that can be loaded ({reason}): give a folder of WAV, FLAC, Ogg or MP3 "
             "files, or the id of a dataset."
         ) from None
     if "audio" not in (loaded.column_names or ()):
-        raise ValueError(f"{dataset} has no column 'audio', only {', '.join(loaded.column_names or ())}.")
+        columns = ", ".join(loaded.column_names or ())
+        raise ValueError(
+            f"{dataset} has neither audio files nor a column 'audio', only {columns}: give a folder of WAV, FLAC, Ogg "
+            "or MP3 files, or a dataset with that column."
+        )
     return loaded.cast_column("audio", datasets.Audio(decode=False))
 
 

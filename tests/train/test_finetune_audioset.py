@@ -284,8 +284,9 @@ class TestTraining:
         assert two["metrics"]["map"] == pytest.approx(one["metrics"]["map"], abs=1e-3)
 
 
-def test_cost_is_measured_before_anything_is_written(corpus, start, tmp_path, capsys):
-    options = ("model_name_or_path", start, "max_steps", "50000", "gradient_accumulation_steps", "5")
+def test_cost_is_measured_before_anything_is_written(corpus, tmp_path, capsys):
+    """Also before there is a model to start from."""
+    options = ("model_name_or_path", "no/such", "max_steps", "50000", "gradient_accumulation_steps", "5")
     cost = finetune_audioset([*arguments(corpus, tmp_path / "run", *options), "--dry_run"])
     assert (cost["steps"], cost["segments_per_step"]) == (50_000, 60)
     seconds = 60 / cost["segments_per_second"] + cost["optimizer_seconds"]

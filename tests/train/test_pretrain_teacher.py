@@ -1,7 +1,9 @@
 """Pre-training from the command line's point of view: audio of any kind, all stages, resuming, processes, cost."""
 
+import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from datasets.exceptions import DatasetGenerationError
 from safetensors.torch import load_file
 
 from modeling_beats import (
@@ -243,6 +246,22 @@ class TestAudio:
             load_unlabelled(str(tmp_path))
         with pytest.raises(FileNotFoundError, match="no/such is no folder"):
             load_unlabelled("no/such")
+        (tmp_path / "notes.txt").write_text("no audio")
+        with pytest.raises(ValueError, match="has neither audio files nor a column 'audio', only text: give"):
+            load_unlabelled(str(tmp_path), cache_dir=str(tmp_path / "cache"))
+
+    @pytest.mark.parametrize(
+        "fault", [OSError("Not enough disk space. Needed: 1 TB"), OSError(errno.ENOSPC, "No space")]
+    )
+    def test_full_disks_are_named(self, parquet, fault, monkeypatch):
+        """Before a download `datasets` compares sizes; while it writes the disk may still become full."""
+
+        def load_dataset(*_, **__):
+            raise DatasetGenerationError("An error occurred") from fault
+
+        monkeypatch.setattr("train.unlabelled.datasets.load_dataset", load_dataset)
+        with pytest.raises(OSError, match=r"some/set does not fit on the disk, where it needs twice .*--cache_dir"):
+            load_unlabelled("some/set")
 
 
 class TestWindow:
@@ -404,13 +423,33 @@ class TestCost:
         assert cost["steps"] == 400_000
         seconds = 560 / cost["segments_per_second"] + cost["optimizer_seconds"]
         assert cost["days"] == pytest.approx(400_000 * seconds / 86_400)
-        assert f"{cost['days']:,.2f} days" in report
+        assert f"{cost['days']:,.1f} days" in report
         assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize(
+        ("recipe", "guide"), [("pretrain_tokenizer", BeatsModel), ("pretrain_iter2", BeatsTokenizerModel)]
+    )
+    def test_later_stages_need_no_models_either(self, recipe, guide, monkeypatch, tmp_path):
+        """Random weights stand for what the stages before would have made; a run of the same refuses to start."""
+        monkeypatch.chdir(tmp_path)
+        guides = []
+        monkeypatch.setattr("train.pretrain_teacher.print_cost", lambda trainer: guides.append(trainer.guide))
+        options = ["--recipe", recipe, "--config_overrides", TINY, "--report_to", "none"]
+        pretrain_teacher([*options, "--dry_run"])
+        assert [type(model) for model in guides] == [guide]
+        assert guides[0].config.hidden_size == 16
+        soundfile.write(tmp_path / "x.wav", np.zeros(16_000), 16_000)
+        with pytest.raises(FileNotFoundError, match=r"is no model that can be loaded \(.*\): run what makes it first"):
+            pretrain_teacher([*options, "--dataset", str(tmp_path)])
+        assert [path.name for path in tmp_path.iterdir()] == ["x.wav"]
 
     def test_reading_is_measured_too(self, audio, tmp_path, capsys):
         cost = pretrain_teacher([*arguments(tmp_path / "run", audio), "--dry_run", "True"])
         assert cost["read_per_second"] > 0
-        assert "segments/s by a worker" in capsys.readouterr().out
+        report = capsys.readouterr().out
+        needed = int(re.search(r"by a worker: --dataloader_num_workers (\d+) keeps up", report).group(1))
+        assert needed - 1 < cost["segments_per_second"] / cost["read_per_second"] <= needed
+        assert f"{24 * cost['days']:.2f} hours" in report
         assert not (tmp_path / "run").exists()
 
 
@@ -460,6 +499,10 @@ class TestArguments:
         ):
             with pytest.raises(ValueError, match=message):
                 pretrain_teacher(arguments(tmp_path / "run", audio, *options))
+        torch.save({}, tmp_path / "BEATs.pt")
+        for option in ("model_name_or_path", "tokenizer_name_or_path"):
+            with pytest.raises(ValueError, match=r"BEATs\.pt is a file, not a model folder: .*convert_beats"):
+                pretrain_teacher(arguments(tmp_path / "run", audio, option, str(tmp_path / "BEATs.pt")))
         with pytest.raises(FileNotFoundError, match="no/such is no folder"):
             pretrain_teacher(arguments(tmp_path / "run", "no/such"))
         assert not (tmp_path / "run").exists()
