@@ -83,8 +83,8 @@ class TFSepNetInt8Conv(nn.Module):
         level = hidden_state.amin(dim=(1, 3), keepdim=True) if self.centred else None
         hidden_state = prepare_input(hidden_state, level, self.smoothing)
         zero_point = self.input_zero_point.to(torch.float32)
-        integers = torch.clamp(torch.round(hidden_state * (1.0 / self.input_scale)) + zero_point, 0, 255)
-        hidden_state = (integers - zero_point) * self.input_scale
+        integers = (hidden_state * (1.0 / self.input_scale)).round_().add_(zero_point).clamp_(0, 255)
+        hidden_state = integers.sub_(zero_point).mul_(self.input_scale)
         output = nn.functional.conv2d(hidden_state, weight, bias, self.stride, self.padding, (1, 1), self.groups)
         return finish_output(output, level, weight, self.smoothing, self.relu)
 
@@ -111,7 +111,7 @@ def finish_output(
     if level is not None:
         gain = (weight.flatten(1) * smoothing.reciprocal()).sum(dim=1)
         output = torch.addcmul(output, level, gain.view(1, -1, 1, 1))
-    return output.relu() if relu else output
+    return output.relu_() if relu else output
 
 
 def replace_convolutions(model: nn.Module, make: Any) -> None:

@@ -90,6 +90,26 @@ def plot_learning_curve(log_history: Sequence[Mapping[str, float]], path: str | 
     save_picture(figure, path)
 
 
+def plot_layers(decibels: Mapping[str, float], path: str | Path) -> None:
+    """Draw what each layer of an INT8 network costs: the further the bar reaches, the less.
+
+    Args:
+        decibels (`Mapping[str, float]`): Signal-to-quantization-noise ratio of the logits with one layer in INT8, by
+            its name, in the order of the layers.
+        path (`str` or `Path`): Picture to write, without its ending.
+    """
+    figure = Figure(figsize=(7, 0.19 * len(decibels) + 1), layout="constrained")
+    axes = figure.subplots()
+    worst = min(decibels, key=decibels.get)
+    colors = [ORANGE if name == worst else BLUE for name in decibels]
+    axes.barh(range(len(decibels)), list(decibels.values()), color=colors)
+    axes.set_yticks(range(len(decibels)), [name.removeprefix("tfsepnet.") for name in decibels], fontsize=7)
+    axes.set_ylim(len(decibels) - 0.4, -0.6)
+    axes.set(xlabel="SQNR of the logits with this layer alone in INT8, dB", title="What each layer costs")
+    axes.spines[["top", "right"]].set_visible(False)
+    save_picture(figure, path)
+
+
 def save_picture(figure: Figure, path: str | Path) -> None:
     """Write a figure as PNG and as SVG, to the same bytes each time.
 

@@ -23,8 +23,6 @@ from train.calibration import equalize, fold, layers, round_weights
 from train.quantization_aware import finetune
 
 
-logger = logging.getLogger(__name__)
-
 Metric = Callable[[np.ndarray, np.ndarray], float]
 """Takes logits (clips, classes) and labels (clips,); larger is better."""
 
@@ -84,6 +82,10 @@ class INCQuantizer(OptimumQuantizer):
         model ([`TFSepNetForAudioClassification`]): A float model.
         feature_extractor (`FeatureExtractionMixin`): Of the model; saved with it.
 
+    Attributes:
+        folded ([`TFSepNetForAudioClassification`] or `None`):
+            The float network that was rounded last, batch norms folded in and channels equalised.
+
     Example:
 
     ```python
@@ -102,6 +104,7 @@ class INCQuantizer(OptimumQuantizer):
         if getattr(model.config, "quantization_config", None) is not None:
             raise ValueError("This model is quantized already: give the float model that it was made from.")
         self.model = model.eval()
+        self.folded: TFSepNetForAudioClassification | None = None
         self.feature_extractor = feature_extractor
 
     @classmethod
@@ -132,7 +135,7 @@ class INCQuantizer(OptimumQuantizer):
                 Log-mel windows of an epoch of quantization-aware fine-tuning; by default the calibration clips.
 
         Returns:
-            The INT8 model, whose logits are those that Neural Compressor evaluated.
+            The INT8 model, whose logits are those that Neural Compressor's tuning evaluated.
 
         Raises:
             FileExistsError: `save_directory` exists and is not empty.
@@ -143,23 +146,22 @@ class INCQuantizer(OptimumQuantizer):
             raise FileExistsError(f"{save_directory} is not empty: give another save_directory, or delete it.")
         windows, labels = self.read(calibration_dataset)
         metric = metric or accuracy
-        folded = fold(self.model)
+        folded = self.folded = fold(self.model)
         equalize(folded, windows[:128])
         rounded = round_weights(folded, windows, quantization_config.damping)
         if quantization_config.qat_epochs:
             batches = training_batches or windows.split(WINDOWS_PER_BATCH)
             finetune(rounded, folded, batches, quantization_config.qat_epochs)
-        graph, chosen, before, after = tune(folded, rounded, windows, labels, metric, quantization_config)
+        model, chosen, before, after = tune(folded, rounded, windows, labels, metric, quantization_config)
         if after < before * (1 - quantization_config.tolerable_loss):
             raise ValueError(
                 f"The metric fell from {before:.4f} to {after:.4f} with INT8, by more than the tolerated "
                 f"{quantization_config.tolerable_loss:.1%}: keep the float model, or give more calibration clips."
             )
         config = TFSepNetInt8Config(len(windows), chosen["act_algo"], chosen["act_sym"])
-        model = self.assemble(rounded, graph, config)
-        expected, got = run(graph, windows[:WINDOWS_PER_BATCH]), run(model, windows[:WINDOWS_PER_BATCH])
-        if not torch.equal(expected, got):
-            logger.warning("Logits differ from those that were evaluated by up to %.1e.", (expected - got).abs().max())
+        model.config.quantization_config = config
+        model.hf_quantizer = TFSepNetInt8Quantizer(config)
+        model.is_quantized = True
         if save_directory is not None:
             save_folder(model, self.feature_extractor, quantization_config, Path(save_directory))
         return model
@@ -200,29 +202,6 @@ class INCQuantizer(OptimumQuantizer):
             raise ValueError(f"labels have to be class indices from 0 to {self.model.config.num_labels - 1}.")
         return windows[:, 0], labels
 
-    def assemble(
-        self, rounded: TFSepNetForAudioClassification, graph: nn.Module, config: TFSepNetInt8Config
-    ) -> TFSepNetForAudioClassification:
-        """Return the INT8 model of integers and ranges that Neural Compressor settled on."""
-        model = type(self.model)(type(self.model.config)(**self.model.config.to_dict())).eval()
-        replace_convolutions(model, make_int8)
-        prepared = layers(rounded)
-        for name, found in read_graph(graph).items():
-            layer: TFSepNetInt8Conv = model.get_submodule(name)
-            source = prepared[name]
-            layer.weight.copy_(found["weight"])
-            layer.weight_scale.data.copy_(found["weight_scale"])
-            layer.bias_scale.copy_(source.bias_scale)
-            layer.bias.copy_((source.bias / source.bias_scale).round())
-            layer.input_scale.fill_(found["input_scale"])
-            layer.input_zero_point.fill_(found["input_zero_point"])
-            if layer.smoothing is not None:
-                layer.smoothing.copy_(source.smoothing)
-        model.config.quantization_config = config
-        model.hf_quantizer = TFSepNetInt8Quantizer(config)
-        model.is_quantized = True
-        return model
-
 
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
     """Share of clips whose largest logit is that of their label."""
@@ -247,6 +226,25 @@ def run(model: nn.Module, windows: torch.Tensor) -> torch.Tensor:
     return torch.cat([output if isinstance(output, torch.Tensor) else output.logits for output in outputs])
 
 
+def assemble(rounded: TFSepNetForAudioClassification, graph: nn.Module) -> TFSepNetForAudioClassification:
+    """Return the INT8 network of the integers and ranges in a graph of Neural Compressor."""
+    model = type(rounded)(type(rounded.config)(**rounded.config.to_dict())).eval()
+    replace_convolutions(model, make_int8)
+    prepared = layers(rounded)
+    for name, found in read_graph(graph).items():
+        layer: TFSepNetInt8Conv = model.get_submodule(name)
+        source = prepared[name]
+        layer.weight.copy_(found["weight"])
+        layer.weight_scale.data.copy_(found["weight_scale"])
+        layer.bias_scale.copy_(source.bias_scale)
+        layer.bias.copy_((source.bias / source.bias_scale).round())
+        layer.input_scale.fill_(found["input_scale"])
+        layer.input_zero_point.fill_(found["input_zero_point"])
+        if layer.smoothing is not None:
+            layer.smoothing.copy_(source.smoothing)
+    return model
+
+
 def tune(
     folded: TFSepNetForAudioClassification,
     rounded: TFSepNetForAudioClassification,
@@ -254,12 +252,14 @@ def tune(
     labels: np.ndarray,
     metric: Metric,
     config: INCConfig,
-) -> tuple[nn.Module, dict[str, Any], float, float]:
+) -> tuple[TFSepNetForAudioClassification, dict[str, Any], float, float]:
     """Let Neural Compressor quantize the prepared network, until the metric is kept.
 
+    What is evaluated is not its graph of quantize and dequantize operations, but the network that is stored: the order
+    in which a convolution adds up depends on the layout of its input, and now and then an integer on that order.
+
     Returns:
-        The graph with its quantize and dequantize operations, the configuration it was made with, and the metric of
-        the float network and of the graph.
+        The INT8 network, the configuration it was made with, and the metric of the float network and of the INT8 one.
 
     Raises:
         ValueError: The metric of the float network is not positive, so that no share of it can be lost.
@@ -285,9 +285,9 @@ def tune(
         run(prepared, windows)
         keep_weight_grids(prepared, rounded)
 
-    def evaluate(model: nn.Module) -> float:
-        # The first model is the one without roundings of activations; what counts is the float one.
-        trials.append(before if not trials else metric(run(model, windows).numpy(), labels))
+    def evaluate(graph: nn.Module) -> float:
+        # The first graph is the one without roundings of activations; what counts is the float one.
+        trials.append(before if not trials else metric(run(assemble(rounded, graph), windows).numpy(), labels))
         return trials[-1]
 
     graph = autotune(
@@ -305,7 +305,8 @@ def tune(
         example_inputs=example,
     )
     (chosen,) = graph.qconfig.values()
-    return graph, chosen.to_dict(), before, metric(run(graph, windows).numpy(), labels)
+    model = assemble(rounded, graph)
+    return model, chosen.to_dict(), before, metric(run(model, windows).numpy(), labels)
 
 
 def keep_weight_grids(prepared: nn.Module, rounded: TFSepNetForAudioClassification) -> None:
@@ -453,28 +454,22 @@ def sqnr(reference: torch.Tensor, values: torch.Tensor) -> float:
 
 
 @torch.no_grad()
-def layer_sqnr(reference: nn.Module, model: nn.Module, windows: torch.Tensor) -> dict[str, float]:
-    """Return the SQNR in dB of each stretch of the network, from its input to there, by the name of its module.
+def layer_sqnr(
+    folded: TFSepNetForAudioClassification, model: TFSepNetForAudioClassification, windows: torch.Tensor
+) -> dict[str, float]:
+    """Return what each layer costs: the SQNR of the logits in dB where that layer alone is INT8, by its name.
 
-    Layers whose channels were rescaled against the next one's (the first of the stem, the depthwise ones) have no
-    counterpart in the float network; their error shows where the pair ends.
+    Args:
+        folded ([`TFSepNetForAudioClassification`]): The float network, folded and equalised as `model` is.
+        model ([`TFSepNetForAudioClassification`]): Its INT8 form.
+        windows (`torch.Tensor` of shape `(clips, mel_bins, frames)`): Log-mel.
     """
-
-    def outputs(network: nn.Module) -> dict[str, torch.Tensor]:
-        seen: dict[str, torch.Tensor] = {}
-        hooks = [
-            module.register_forward_hook(lambda _module, _inputs, output, name=name: seen.update({name: output}))
-            for name, module in network.named_modules()
-            if name.endswith(("stem.1", "stem.2", ".transition", "_path", ".normalization", "classifier"))
-            and not name.endswith("convolution.normalization")
-        ]
-        run(network, windows[:WINDOWS_PER_BATCH])
-        for hook in hooks:
-            hook.remove()
-        return seen
-
-    expected, got = outputs(reference), outputs(model)
-    return {name: sqnr(expected[name], got[name]) for name in got if name in expected}
+    expected, decibels = run(folded, windows), {}
+    for name, layer in layers(folded).items():
+        folded.set_submodule(name, model.get_submodule(name))
+        decibels[name] = sqnr(expected, run(folded, windows))
+        folded.set_submodule(name, layer)
+    return decibels
 
 
 __all__ = ["INCConfig", "INCQuantizer", "StoredSize", "agreement", "check_compliance", "layer_sqnr", "measure_folder"]

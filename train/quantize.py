@@ -17,7 +17,6 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import HfArgumentParser
@@ -26,6 +25,7 @@ from dataset_script import cache_waveforms
 from train.arguments import InferenceArguments
 from train.data import SceneDataset, is_synthetic
 from train.hub import HubArguments, check_repository, push_folder
+from train.plots import plot_layers
 from train.predict_logits import compute_logits, load_clips, model_revision
 from train.quantization import INCConfig, INCQuantizer, agreement, check_compliance, layer_sqnr
 from train.run_eval import percent, score_logits, unseen_devices
@@ -74,17 +74,6 @@ def choose_evenly(labels: np.ndarray, clips: int, seed: int) -> np.ndarray:
     for label in np.unique(labels):
         rank[order[labels[order] == label]] = np.arange((labels == label).sum())
     return np.sort(order[np.argsort(rank[order], kind="stable")][:clips])
-
-
-def plot_layers(decibels: Mapping[str, float], path: Path) -> None:
-    """Draw the signal-to-quantization-noise ratio along the network."""
-    figure = Figure(figsize=(8, 0.24 * len(decibels) + 1), layout="constrained")
-    axes = figure.subplots()
-    axes.barh(range(len(decibels)), list(decibels.values()))
-    axes.set_yticks(range(len(decibels)), [name.removeprefix("tfsepnet.") for name in decibels], fontsize=7)
-    axes.invert_yaxis()
-    axes.set_xlabel("signal to quantization noise (dB)")
-    figure.savefig(path, dpi=150)
 
 
 @torch.no_grad()
@@ -180,9 +169,9 @@ def report(
     }
     unseen = unseen_devices(scenes["train"], scenes[args.split])
     metrics = {name: score_logits(values, test.scenes, unseen, args.bootstrap) for name, values in logits.items()}
-    windows = calibration["input_values"][:, 0].cpu()
-    decibels = layer_sqnr(model.cpu(), quantized.cpu(), windows)
-    plot_layers(decibels, output / "layers.png")
+    windows = calibration["input_values"][:, 0]
+    decibels = layer_sqnr(quantizer.folded, quantized.cpu(), windows[:: 1 + len(windows) // CLIPS_PER_STEP])
+    plot_layers(decibels, output / "layers")
     results = {
         **run,
         "split": args.split,
@@ -192,7 +181,7 @@ def report(
         "unseen_devices": unseen,
         **agreement(torch.from_numpy(logits["float"]), torch.from_numpy(logits["int8"])),
         "layer_sqnr_db": decibels,
-        "latency_ms": measure_latency({"float": model, "int8": quantized}, windows[:1].unsqueeze(1)),
+        "latency_ms": measure_latency({"float": model.cpu(), "int8": quantized}, windows[:1].unsqueeze(1)),
         "size": check_compliance(output / "model")._asdict(),
         "provenance": provenance(),
     }

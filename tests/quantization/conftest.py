@@ -30,23 +30,26 @@ def windows() -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def quantized(small, windows, tmp_path_factory):
-    """An INT8 model, its folder, the graph that Neural Compressor evaluated last, and the calibration clips."""
+    """An INT8 model, its folder, the graph that Neural Compressor chose, and the logits that its tuning evaluated."""
     pytest.importorskip(
         "neural_compressor.torch.quantization", reason="needs neural-compressor[pt]", exc_type=ImportError
     )
     folder = tmp_path_factory.mktemp("int8") / "model"
-    graphs = []
-    tune = quantization.tune
+    graphs, evaluated = [], []
+    assemble = quantization.assemble
 
-    def remember(*args):
-        result = tune(*args)
-        graphs.append(result[0])
-        return result
+    def remember(rounded, graph):
+        graphs.append(graph)
+        return assemble(rounded, graph)
+
+    def metric(logits, labels):
+        evaluated.append(torch.from_numpy(logits))
+        return quantization.accuracy(logits, labels)
 
     labels = run(small, windows).argmax(1).numpy()
     quantizer = INCQuantizer(small, TFSepNetFeatureExtractor(feature_size=64))
     dataset = {"input_values": windows.unsqueeze(1), "labels": labels}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quantization, "tune", remember)
-        model = quantizer.quantize(INCConfig(tolerable_loss=0.2), dataset, folder)
-    return model, folder, graphs[0]
+        patch.setattr(quantization, "assemble", remember)
+        model = quantizer.quantize(INCConfig(tolerable_loss=0.2), dataset, folder, metric)
+    return model, folder, graphs[-1], evaluated

@@ -84,7 +84,7 @@ def test_silence_has_no_variance_below_zero(small, tmp_path):
 
 
 def test_integer_weights_give_the_floats_they_stand_for(quantized, windows, tmp_path):
-    model, _, _ = quantized
+    model, *_ = quantized
     exported = export_onnx(model, tmp_path / "weights.onnx", form="weights")
     int8 = [module for module in model.modules() if type(module).__name__ == "TFSepNetInt8Conv"]
     assert np.array_equal(integers(exported, ".weight"), np.sort(np.concatenate([m.weight.flatten() for m in int8])))
@@ -109,7 +109,7 @@ def fold_of(model):
 @pytest.mark.parametrize("options", [{}, {"disable_quant_qdq": "1"}])
 def test_rounded_activations_do_not_saturate(quantized, windows, tmp_path, options):
     """Values at a tie may round either way, so logits agree to the noise of rounding (15 dB if a kernel saturates)."""
-    model, _, _ = quantized
+    model, *_ = quantized
     exported = export_onnx(model, tmp_path / "qdq.onnx")
     assert agreement(run(model, windows), logits(tmp_path / "qdq.onnx", windows, **options))["sqnr_db"] > 30
     int8 = [module for module in model.modules() if type(module).__name__ == "TFSepNetInt8Conv"]
@@ -153,7 +153,7 @@ def test_front_end(extractor, tmp_path):
 
 
 def test_from_waveforms(quantized, small, tmp_path):
-    model, _, _ = quantized
+    model, *_ = quantized
     waveform = 0.1 * torch.randn(3, 32_000, generator=torch.Generator().manual_seed(0))
     windows = EXTRACTOR.log_mel(waveform)
     exported = export_onnx(small, tmp_path / "float.onnx", feature_extractor=EXTRACTOR, waveform=True)

@@ -1,5 +1,6 @@
 """INT8: what is stored, what it costs, and that it gives what was evaluated, here and where nothing is installed."""
 
+import copy
 import json
 import shutil
 import subprocess
@@ -17,7 +18,17 @@ from tests.clean_process import run_in_clean_process
 from tests.hub_server import hub_environment, hub_server
 from train import quantization
 from train.calibration import equalize, fold, layers, round_one_by_one, round_weights
-from train.quantization import INCConfig, INCQuantizer, agreement, check_compliance, count_macs, measure_folder, run
+from train.quantization import (
+    INCConfig,
+    INCQuantizer,
+    agreement,
+    check_compliance,
+    count_macs,
+    layer_sqnr,
+    measure_folder,
+    run,
+    sqnr,
+)
 
 
 def test_folding_and_equalising_keep_the_logits(small, windows):
@@ -53,12 +64,16 @@ def test_spreading_errors_beats_rounding_to_nearest():
 
 
 def test_logits_are_those_that_neural_compressor_evaluated(quantized, windows):
-    model, _, graph = quantized
-    assert torch.equal(run(model, windows), run(graph, windows))
+    model, _, graph, evaluated = quantized
+    _, *trials, final = evaluated  # the float network's come first
+    logits = run(model, windows)
+    assert torch.equal(final, logits)
+    assert any(torch.equal(trial, logits) for trial in trials)
+    assert sqnr(run(graph, windows), logits) > 35  # its convolutions add up in another order
 
 
 def test_folder_holds_plain_integers(quantized):
-    _, folder, _ = quantized
+    _, folder, *_ = quantized
     tensors = load_file(folder / "model.safetensors")
     assert tensors["tfsepnet.stem.0.weight"].dtype == torch.int8
     assert {value.dtype for name, value in tensors.items() if name.endswith(".weight")} == {torch.int8}
@@ -70,7 +85,7 @@ def test_folder_holds_plain_integers(quantized):
 
 
 def test_reloads_and_saves_again(quantized, windows, tmp_path):
-    model, folder, _ = quantized
+    model, folder, *_ = quantized
     again = TFSepNetForAudioClassification.from_pretrained(folder)
     assert torch.equal(run(again, windows), run(model, windows))
     again.save_pretrained(tmp_path)
@@ -97,13 +112,13 @@ def check_pipeline(name, model, folder, workdir, **environment):
 
 
 def test_pipeline_in_a_clean_process_without_neural_compressor(quantized, tmp_path):
-    model, folder, _ = quantized
+    model, folder, *_ = quantized
     shutil.copytree(folder, tmp_path / "model")
     check_pipeline("model", model, folder, tmp_path)
 
 
 def test_pushed_and_loaded_by_a_pipeline_in_a_clean_process(quantized, tmp_path):
-    model, folder, _ = quantized
+    model, folder, *_ = quantized
     (tmp_path / "clean").mkdir()
     with hub_server() as hub:
         push = (
@@ -132,7 +147,7 @@ def test_size_and_cost_of_the_full_network():
 
 
 def test_gate_counts_what_is_stored(quantized, small, tmp_path):
-    _, folder, _ = quantized
+    _, folder, *_ = quantized
     size = check_compliance(folder)
     assert size.parameter_bytes == sum(
         value.nbytes
@@ -147,7 +162,7 @@ def test_gate_counts_what_is_stored(quantized, small, tmp_path):
 
 
 def test_refuses_wrong_input(quantized, small, windows, tmp_path):
-    model, folder, _ = quantized
+    model, folder, *_ = quantized
     extractor = TFSepNetFeatureExtractor(feature_size=64)
     with pytest.raises(ValueError, match="quantized already"):
         INCQuantizer(model, extractor)
@@ -180,13 +195,25 @@ def test_keeps_the_float_model_where_the_metric_falls(small, windows, tmp_path, 
 
 
 def test_refuses_damaged_scales(quantized, tmp_path):
-    _, folder, _ = quantized
+    _, folder, *_ = quantized
     shutil.copytree(folder, tmp_path / "model")
     tensors = load_file(folder / "model.safetensors")
     tensors["tfsepnet.stem.1.input_scale"] = torch.tensor(float("nan"))
     save_file(tensors, tmp_path / "model" / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match=r"stem\.1 has a scale"):
         TFSepNetForAudioClassification.from_pretrained(tmp_path / "model")
+
+
+def test_the_layer_that_costs_most_is_found(small, windows):
+    folded = fold(small)
+    damaged, culprit = copy.deepcopy(folded), "tfsepnet.stages.1.blocks.0.transition"
+    damaged.get_submodule(culprit).weight.mul_(1.1)
+    expected = run(folded, windows)
+    decibels = layer_sqnr(folded, damaged, windows)
+    assert list(decibels) == list(layers(folded))
+    assert decibels.pop(culprit) == pytest.approx(sqnr(expected, run(damaged, windows)))
+    assert min(decibels.values()) > 200  # nothing but the rounding of the ratio's denominator
+    assert torch.equal(run(folded, windows), expected)
 
 
 def test_agreement_of_equal_and_of_opposite_logits():

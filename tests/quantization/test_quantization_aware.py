@@ -46,7 +46,7 @@ def test_finetuning_recovers_from_shifted_weights(small, windows, monkeypatch):
         assert torch.equal(layer.weight, integers * layer.weight_scale.view(-1, 1, 1, 1))
 
 
-def test_finetuned_logits_are_those_that_neural_compressor_evaluated(small, windows, caplog, monkeypatch):
+def test_quantizer_finetunes_before_it_quantizes(small, windows, monkeypatch):
     pytest.importorskip(
         "neural_compressor.torch.quantization", reason="needs neural-compressor[pt]", exc_type=ImportError
     )
@@ -58,6 +58,6 @@ def test_finetuned_logits_are_those_that_neural_compressor_evaluated(small, wind
         quantizer.quantize(INCConfig(activation_algorithms=["minmax"], tolerable_loss=0.3, qat_epochs=epochs), dataset)
         for epochs in (0, 1)
     )
-    assert not torch.equal(plain.tfsepnet.stem[1].weight, tuned.tfsepnet.stem[1].weight)
-    assert tuned.tfsepnet.stem[1].weight.dtype == torch.int8
-    assert "differ from those that were evaluated" not in caplog.text
+    weights = [model.tfsepnet.stem[1].weight for model in (plain, tuned)]
+    assert all(weight.dtype == torch.int8 for weight in weights)
+    assert 0 < (weights[0].int() - weights[1].int()).abs().max() < 10
