@@ -20,10 +20,11 @@ from typing import Literal
 import onnx
 from onnx import TensorProto, helper
 from torch import nn
-from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, HfArgumentParser
+from transformers import HfArgumentParser
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
 from train.calibration import fold
+from train.models import load_classifier
 from train.onnx_graph import Form, NetworkBuilder, add_front_end
 from train.runs import run_script
 
@@ -68,12 +69,12 @@ def export_onnx(
         at the feature extractor's rate in full scale [-1, 1]; output `logits` (clips, classes).
 
     Raises:
-        TypeError: The model is no TF-SepNet.
-        ValueError: Waveforms are to be taken and there is no feature extractor, or one that does not fit.
+        ValueError: The model is no TF-SepNet, or waveforms are to be taken and there is no feature extractor, or one
+            that does not fit.
     """
     config = model.config
     if getattr(config, "model_type", None) != "tfsepnet":
-        raise TypeError(f"{type(model).__name__} is no TF-SepNet: only its layers are known to this exporter.")
+        raise ValueError(f"{type(model).__name__} is no TF-SepNet: only its layers are known to this exporter.")
     int8 = getattr(config, "quantization_config", None) is not None
     graph = NetworkBuilder(form if int8 else "float")
     if waveform:
@@ -144,8 +145,8 @@ def main() -> None:
     """Export as the command line asks for."""
     (args,) = HfArgumentParser(ExportArguments).parse_args_into_dataclasses()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    model = AutoModelForAudioClassification.from_pretrained(args.model_name_or_path).eval()
-    extractor = AutoFeatureExtractor.from_pretrained(args.model_name_or_path)
+    model, extractor = load_classifier(args.model_name_or_path)
+    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
     export_onnx(model, args.output, args.form, extractor, args.waveform)
     logger.info("Wrote %s (%d bytes).", args.output, Path(args.output).stat().st_size)
 

@@ -65,6 +65,11 @@ class QuantizationArguments(HubArguments, InferenceArguments):
             raise ValueError("The integers are found for float32 as it is: leave out dtype and torch_compile.")
         if self.calibration_clips < 1:
             raise ValueError(f"calibration_clips is {self.calibration_clips}: give some hundred.")
+        self.quantization_config()
+
+    def quantization_config(self) -> INCConfig:
+        """What is asked of the quantizer; raises `ValueError` if a value is out of range."""
+        return INCConfig(tolerable_loss=self.tolerable_loss, max_trials=self.max_trials, qat_epochs=self.qat_epochs)
 
 
 def choose_evenly(labels: np.ndarray, clips: int, seed: int) -> np.ndarray:
@@ -151,7 +156,6 @@ def report(
     chosen = choose_evenly(labels, args.calibration_clips, args.seed)
     waveforms = torch.from_numpy(np.stack([data["train"].waveforms[row] for row in chosen])) / FULL_SCALE
     calibration = {"input_values": extractor.features(waveforms), "labels": labels[chosen]}
-    config = INCConfig(tolerable_loss=args.tolerable_loss, max_trials=args.max_trials, qat_epochs=args.qat_epochs)
     batches = DataLoader(
         data["train"],
         CLIPS_PER_STEP,
@@ -160,7 +164,7 @@ def report(
         collate_fn=lambda clips: extractor.features(clips["waveform"] / FULL_SCALE)[:, 0],
         drop_last=len(labels) > CLIPS_PER_STEP,
     )
-    quantized = quantizer.quantize(config, calibration, output / "model", training_batches=batches)
+    quantized = quantizer.quantize(args.quantization_config(), calibration, output / "model", training_batches=batches)
 
     test = data[args.split]
     logits = {
