@@ -26,16 +26,24 @@ def load_models(sources: Sequence[str]) -> dict[str, Pipeline]:
     """Load the models, by their names: `"name=folder or id"`, or the folder or id alone.
 
     Raises:
-        OSError: If a model is not there.
-        ValueError: If there is no model, or one is no TF-SepNet.
+        ValueError: If there is no model, two have the same name, or one cannot be loaded or is no TF-SepNet.
     """
     if not sources:
         raise ValueError("There is no model to show: give a model folder or an id on the Hub, such as outputs/demo.")
     named = [source.partition("=") if "=" in source else (source, "=", source) for source in sources]
-    models = {name: pipeline("audio-classification", model=model, trust_remote_code=True) for name, _, model in named}
-    for name, classifier in models.items():
-        if classifier.model.config.model_type != "tfsepnet":
-            raise ValueError(f"{name} is a {classifier.model.config.model_type} model: this page shows TF-SepNets.")
+    models: dict[str, Pipeline] = {}
+    for name, _, model in named:
+        if name in models:
+            raise ValueError(f"Two models are called {name}: give each a name of its own.")
+        try:
+            models[name] = pipeline("audio-classification", model=model, trust_remote_code=True)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0].rstrip(".")
+            raise ValueError(
+                f"{model} cannot be loaded ({reason}): give a model folder or an id on the Hub."
+            ) from error
+        if (kind := models[name].model.config.model_type) != "tfsepnet":
+            raise ValueError(f"{name} is a {kind} model: this page shows TF-SepNets.")
     return models
 
 
@@ -102,7 +110,7 @@ def build(models: Mapping[str, Pipeline]) -> Any:
         try:
             return respond(models[name], recording)
         except (OSError, ValueError) as error:
-            raise gr.Error(str(error)) from error
+            raise gr.Error(str(error), print_exception=False) from error
 
     with gr.Blocks(title="Acoustic scenes") as page:
         gr.Markdown("# Acoustic scenes\nWhere was it recorded? Give a file, or record some seconds (up to 60).")
@@ -125,8 +133,8 @@ def main() -> None:
     args = parser.parse_args()
     try:
         models = load_models(args.models or os.environ.get("SCENE_MODELS", "").split())
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}") from None
+    except ValueError as error:
+        raise SystemExit(f"ValueError: {error}") from None
     try:
         page = build(models)
     except ImportError:

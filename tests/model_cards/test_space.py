@@ -93,6 +93,14 @@ def test_no_model():
         app.load_models([])
 
 
+def test_wrong_models_are_named_in_one_sentence(finished_student, tmp_path):
+    with pytest.raises(ValueError, match=rf"{tmp_path} cannot be loaded \(.*\): give a model folder") as error:
+        app.load_models([str(tmp_path)])
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="Two models are called INT8"):
+        app.load_models([f"INT8={finished_student}"] * 2)
+
+
 def test_page(classifier):
     pytest.importorskip("gradio", reason="the demo Space needs Gradio: pip install gradio")
     page = app.build({"float": classifier, "INT8": classifier})
