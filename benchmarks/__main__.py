@@ -2,65 +2,52 @@
 
     python -m benchmarks [--stages log_mel forward] [--other FOLDER] [--threads 1 2] [--repeats 7] [--out results.json]
 
-Both implementations share the process, and so its allocator: `--keep_freed_memory` sets it as the training scripts do.
-Both implementations are timed in turns within one run; the ratio is the median over the rounds. Peak memory is what a
-call adds to the process. The last columns compare with the machine: operations of matrix products and convolutions,
-and bytes that the operators of an eager run move, each over the machine's own measured rate, are the least time the
-stage could take if nothing but that mattered.
+Both implementations are timed in turns within one run, each in a process of its own; the ratio is the median over the
+rounds. `--keep_freed_memory ours` sets this project's allocator as its training scripts do, `ours other` that of both.
+Peak memory is what a call adds to the process. The last columns compare with the machine: operations of matrix
+products and convolutions, and bytes that the operators of an eager run move, each over the machine's own measured
+rate, are the least time the stage could take if nothing but that mattered.
 """
 
 import argparse
-import importlib.util
 import json
 import logging
 import platform
 import statistics
-import sys
 import tempfile
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import torch
 
 from benchmarks import stages
-from benchmarks.inputs import make_inputs
-from benchmarks.timing import count_work, machine_rates, median_ratio, peak_memory, time_interleaved
-from train.runtime import keep_freed_memory
+from benchmarks.timing import machine_rates, median_ratio, time_interleaved
+from benchmarks.worker import Worker, load_other
 
 
 COLUMNS = "{:<20} {:>7} {:>10} {:>10} {:>7} {:>9} {:>9} {:>9} {:>9}"
 
 
-def load_other(folder: Path) -> ModuleType:
-    """Imports `stages.py` of another implementation's folder, which may import its neighbours."""
-    path = folder / "stages.py"
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} has no stages.py with functions named like those of benchmarks/stages.py.")
-    sys.path.insert(0, str(folder))
-    spec = importlib.util.spec_from_file_location("other_stages", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def run_stage(name: str, threads: int, inputs, other: ModuleType | None, repeats: int) -> dict:
-    """Times one stage and returns its row."""
-    torch.set_num_threads(threads)
-    callables = {"ours": getattr(stages, name)(inputs)}
-    if hasattr(other, name):
-        callables["other"] = getattr(other, name)(inputs)
-    seconds = time_interleaved(callables, repeats)
+def run_stage(
+    name: str, threads: int, folders: dict[str, Path | None], keep_memory: list[str], repeats: int, **place: Any
+) -> dict:
+    """Times one stage and returns its row; `folders` are those of the implementations, by name."""
+    workers = {key: Worker(name, folder, threads, key in keep_memory, **place) for key, folder in folders.items()}
+    seconds = time_interleaved(workers, repeats)
     row = {
         "stage": name,
         "what": stages.STAGES[name],
         "threads": threads,
+        "keep_freed_memory": keep_memory,
         "seconds": seconds,
         "median": {key: statistics.median(values) for key, values in seconds.items()},
-        "peak_memory": {key: peak_memory(call) for key, call in callables.items()},
+        "peak_memory": {key: worker.ask("memory") for key, worker in workers.items()},
         "ratio": median_ratio(seconds["ours"], seconds["other"]) if "other" in seconds else None,
     }
     if not name.endswith("_compiled"):
-        row["operations"], row["bytes"] = count_work(callables["ours"])
+        row["operations"], row["bytes"] = workers["ours"].ask("work")
+    for worker in workers.values():
+        worker.close()
     return row
 
 
@@ -88,7 +75,7 @@ def main() -> None:
     parser.add_argument("--other", type=Path, help="Folder with the stages.py of another implementation.")
     parser.add_argument("--threads", type=int, nargs="+", default=[2], help="Numbers of threads to time with.")
     parser.add_argument(
-        "--keep_freed_memory", action="store_true", help="Let freed memory be used again, as the training scripts do."
+        "--keep_freed_memory", nargs="+", choices=("ours", "other"), default=[], help="Who keeps freed memory."
     )
     parser.add_argument("--repeats", type=int, default=7, help="Rounds of timing.")
     parser.add_argument("--impulse_responses", type=Path, help="Folder of WAV files; random ones without it.")
@@ -101,8 +88,6 @@ def main() -> None:
     except FileNotFoundError as error:
         parser.error(str(error))
 
-    if args.keep_freed_memory:
-        keep_freed_memory()
     torch.set_num_threads(max(args.threads))
     rates = machine_rates()
     log(
@@ -116,10 +101,11 @@ def main() -> None:
     log(COLUMNS.format("stage", "threads", "ours ms", "other ms", "ratio", "peak MB", "GFLOP", "FLOP ms", "bytes ms"))
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        inputs = make_inputs(Path(folder), args.impulse_responses)
+        place = {"scratch": Path(folder), "impulse_responses": args.impulse_responses}
         for name in args.stages:
+            folders = {"ours": None, **({"other": args.other} if hasattr(other, name) else {})}
             for threads in args.threads:
-                rows.append(run_stage(name, threads, inputs, other, args.repeats))
+                rows.append(run_stage(name, threads, folders, args.keep_freed_memory, args.repeats, **place))
                 log(format_row(rows[-1], rates))
                 args.out.parent.mkdir(parents=True, exist_ok=True)
                 args.out.write_text(json.dumps({"machine": rates, "torch": torch.__version__, "rows": rows}, indent=2))

@@ -5,8 +5,8 @@ import sys
 import pytest
 import torch
 
-from benchmarks.__main__ import load_other
 from benchmarks.timing import count_work, median_ratio, time_interleaved
+from benchmarks.worker import load_other
 
 
 def test_ratio_is_taken_within_rounds():
