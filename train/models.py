@@ -2,7 +2,8 @@
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def new_teacher(
     is_classifier = "BeatsForAudioClassification" in (config.architectures or ())
     classes = class_names(config) if is_classifier else []
     config = override(type(config)(**{**config.to_dict(), **maps, "num_labels": len(label_names)}), config_overrides)
-    model = start_from_encoder(modeling_beats.BeatsForAudioClassification, model_name_or_path, config)
+    model = load_beats(modeling_beats.BeatsForAudioClassification, model_name_or_path, config, needed="beats.")
     if set(classes) == set(label_names):
         order = [classes.index(name) for name in label_names]
         for parameter in model.classifier.parameters():
@@ -86,27 +87,56 @@ def new_teacher(
             ", ".join(map(str, classes[:3])),
             ", ".join(label_names[:3]),
         )
-    return model, AutoFeatureExtractor.from_pretrained(model_name_or_path)
+    return model, load_extractor(model_name_or_path)
 
 
-def start_from_encoder(
-    model_class: type[PreTrainedModel], model_name_or_path: str, config: PreTrainedConfig
+def load_beats(
+    model_class: type[PreTrainedModel],
+    model_name_or_path: str,
+    config: modeling_beats.BeatsConfig | None = None,
+    needed: str = "",
 ) -> PreTrainedModel:
-    """Return a BEATs with the encoder of a model folder or Hub id; what else there is may be new, or of another size.
+    """Return a BEATs with the weights of a model folder or Hub id.
+
+    Args:
+        model_class (`type[PreTrainedModel]`): Any class of [`modeling_beats`].
+        model_name_or_path (`str`): Model folder or Hub id.
+        config (`BeatsConfig`, *optional*): Instead of the one there.
+        needed (`str`, *optional*, defaults to `""`): How the names of parameters begin that must be there, and fit
+            `config`, such as `"beats."` for the encoder. Others may be new, or of another size.
 
     Raises:
-        ValueError: If the encoder's weights are not all there, or do not fit `config`.
+        ValueError: If needed weights are not all there, do not fit `config`, or are damaged.
     """
-    model, loading = model_class.from_pretrained(
-        model_name_or_path, config=config, ignore_mismatched_sizes=True, output_loading_info=True
-    )
+    with _files_of(model_name_or_path):
+        model, loading = model_class.from_pretrained(
+            model_name_or_path, config=config, ignore_mismatched_sizes=True, output_loading_info=True
+        )
     absent = {*loading["missing_keys"], *(mismatch[0] for mismatch in loading["mismatched_keys"])}
-    if absent := sorted(name for name in absent if name.startswith("beats.")):
+    if absent := sorted(name for name in absent if name.startswith(needed)):
         raise ValueError(
-            f"{model_name_or_path} has no weights that fit {len(absent)} parameters of the encoder, such as "
-            f"{absent[0]}: leave out config_overrides that change its sizes, or give another model."
+            f"{model_name_or_path} has no weights that fit {len(absent)} parameters of a {model_class.__name__}, such "
+            f"as {absent[0]}: leave out config_overrides that change its sizes, or give another model."
         )
     return model
+
+
+def load_extractor(model_name_or_path: str, trust_remote_code: bool = False) -> FeatureExtractionMixin:
+    """Load a model's feature extractor, or raise `ValueError` if there is none or its file is damaged."""
+    with _files_of(model_name_or_path):
+        return AutoFeatureExtractor.from_pretrained(model_name_or_path, trust_remote_code=trust_remote_code)
+
+
+@contextmanager
+def _files_of(model_name_or_path: str) -> Iterator[None]:
+    """Say in one sentence that files of a model are missing or damaged."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"{model_name_or_path} cannot be loaded ({_reason(error)}): finish the run that makes it, or download it "
+            "again."
+        ) from None
 
 
 def load_classifier(

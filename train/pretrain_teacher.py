@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoFeatureExtractor, PreTrainedModel, TrainerState, TrainingArguments, set_seed
+from transformers import PreTrainedModel, TrainerState, TrainingArguments, set_seed
 from transformers.trainer_utils import IntervalStrategy
 
 import modeling_beats
@@ -36,7 +36,7 @@ from train.arguments import StartArguments
 from train.cost import print_cost
 from train.experiment import describe_run
 from train.hub import take_over_push
-from train.models import load_beats_config, override, start_from_encoder
+from train.models import load_beats, load_beats_config, load_extractor, override
 from train.pretraining import MaskedModelingTrainer, TokenizerTrainer
 from train.recipes import parse_arguments
 from train.runs import (
@@ -181,7 +181,7 @@ def load_guide(stage: StageArguments, config: modeling_beats.BeatsConfig, dry_ru
     if stage.stage == "tokenizer":
         is_classifier = architecture == "BeatsForAudioClassification"
         model_class = modeling_beats.BeatsForAudioClassification if is_classifier else modeling_beats.BeatsModel
-        return model_class.from_pretrained(name)
+        return load_beats(model_class, name)
     tokenizers = {
         "BeatsRandomProjectionTokenizer": modeling_beats.BeatsRandomProjectionTokenizer,
         "BeatsForTokenizerTraining": modeling_beats.BeatsTokenizerModel,
@@ -189,7 +189,7 @@ def load_guide(stage: StageArguments, config: modeling_beats.BeatsConfig, dry_ru
     }
     if architecture not in tokenizers:
         raise ValueError(f"{name} is a {architecture}: give a tokenizer, such as recipe pretrain_tokenizer makes one.")
-    return tokenizers[architecture].from_pretrained(name)
+    return load_beats(tokenizers[architecture], name)
 
 
 def make_models(
@@ -198,7 +198,7 @@ def make_models(
     """Return the model to train, the guide, and the feature extractor; arguments and errors as [`load_guide`]."""
     name = stage.model_name_or_path
     start = None if name is None else find_config(name, dry_run)
-    extractor = AutoFeatureExtractor.from_pretrained(name) if start else modeling_beats.BeatsFeatureExtractor()
+    extractor = load_extractor(name) if start else modeling_beats.BeatsFeatureExtractor()
     config = override(start or modeling_beats.BeatsConfig(), stage.config_overrides)
     extractor.feature_size = config.num_mel_bins
     guide = load_guide(stage, config, dry_run)
@@ -209,7 +209,7 @@ def make_models(
     else:
         model_class = modeling_beats.BeatsForPreTraining
         config.codebook_size = guide.config.codebook_size
-    model = start_from_encoder(model_class, name, config) if start else model_class(config)
+    model = load_beats(model_class, name, config, needed="beats.") if start else model_class(config)
     return model, guide, extractor
 
 

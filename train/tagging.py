@@ -46,10 +46,13 @@ def load_tagged(
 
     Raises:
         FileNotFoundError: If there is no such source, or the folder holds none of the files.
-        ValueError: If a clip has no label, a file is ambiguous, or the dataset lacks a column.
+        ValueError: If a clip has no label, a file is ambiguous, a folder comes without labels, or the dataset lacks a
+            column.
     """
     if labels is not None:
         return _folder_with_list(dataset, Path(labels))
+    if audio_files(dataset):
+        raise ValueError(f"{dataset} is a folder of audio files: name the lists of their labels.")
     loaded = load_hub_audio(dataset, dataset_config, split, cache_dir=cache_dir)
     feature = loaded.features.get("labels")
     if not isinstance(feature, datasets.List):

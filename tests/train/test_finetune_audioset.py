@@ -340,6 +340,10 @@ class TestArguments:
             finetune_audioset(arguments(corpus, tmp_path / "run", *options))
         assert not (tmp_path / "run").exists()
 
+    def test_folder_without_lists(self, corpus):
+        with pytest.raises(ValueError, match="audio is a folder of audio files: name the lists of their labels"):
+            load_tagged(str(corpus / "audio"))
+
     def test_hub_dataset_without_lists(self, tmp_path):
         columns = {"audio": [{"bytes": b"", "path": "x"}], "labels": ["rain"]}
         datasets.Dataset.from_dict(columns).to_parquet(str(tmp_path / "train.parquet"))

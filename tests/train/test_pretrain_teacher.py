@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -499,6 +500,19 @@ class TestArguments:
         ):
             with pytest.raises(ValueError, match=message):
                 pretrain_teacher(arguments(tmp_path / "run", audio, *options))
+        for folder, fault in (("damaged", "incomplete metadata"), ("unfinished", "no file named model.safetensors")):
+            shutil.copytree(model, tmp_path / folder, ignore=shutil.ignore_patterns("checkpoint-*"))
+            if folder == "damaged":
+                content = (tmp_path / folder / "model.safetensors").read_bytes()
+                (tmp_path / folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+            else:
+                (tmp_path / folder / "model.safetensors").unlink()
+            for options in (("model_name_or_path", str(tmp_path / folder)), of_tokenizer(tmp_path / folder)):
+                with pytest.raises(ValueError, match=rf"{folder} cannot be loaded \(.*{fault}.*: finish the run"):
+                    pretrain_teacher(arguments(tmp_path / "run", audio, *options))
+        options = ("stage", "tokenizer", "teacher_name_or_path", str(first_iteration[0] / "tokenizer"))
+        with pytest.raises(ValueError, match=r"tokenizer has no weights that fit \d+ parameters of a BeatsModel"):
+            pretrain_teacher(arguments(tmp_path / "run", audio, *options))
         torch.save({}, tmp_path / "BEATs.pt")
         for option in ("model_name_or_path", "tokenizer_name_or_path"):
             with pytest.raises(ValueError, match=r"BEATs\.pt is a file, not a model folder: .*convert_beats"):
