@@ -122,22 +122,30 @@ class TFSepNetFeatureExtractor(SequenceFeatureExtractor):
             )
         batch_size, num_samples = waveform.shape
         num_frames = 1 + (num_samples - 1) // self.hop_length
-        chunk_size = max(1, FRAMES_PER_CHUNK // num_frames) if waveform.device.type == "cpu" else max(1, batch_size)
+        chunk_size = max(1, FRAMES_PER_CHUNK // num_frames) if waveform.device.type == "cpu" else batch_size
+        chunk_size = max(1, min(chunk_size, batch_size))
         window = hann_window(self.win_length, waveform.device)
         blocks = mel_blocks(self.feature_size, self.n_fft, self.sampling_rate, waveform.device)
         # The window is centred in the transform's span; its margins are zero, so they are not cut out at all.
         margin = (self.n_fft - self.win_length) // 2
         mel = waveform.new_empty(batch_size, self.feature_size, num_frames, dtype=torch.float32)
+        # Every chunk is computed in the same memory; what follows the window stays zero.
+        chunk_frames = mel.new_zeros(chunk_size, num_frames, self.n_fft)
+        chunk_energies = mel.new_empty(chunk_size, num_frames, self.feature_size)
         with torch.autocast(waveform.device.type, enabled=False):  # half precision has too few digits for energies
             for clips, target in zip(waveform.float().split(chunk_size), mel.split(chunk_size), strict=True):
+                frames, energies = chunk_frames[: len(clips)], chunk_energies[: len(clips)]
                 emphasised = torch.sub(clips[:, 1:], clips[:, :-1], alpha=self.preemphasis)
                 padded = torch.nn.functional.pad(emphasised, (half, half), mode="reflect")[:, margin:]
-                frames = padded.unfold(1, self.win_length, self.hop_length)[:, :num_frames] * window
-                spectrum = torch.view_as_real(torch.fft.rfft(frames, n=self.n_fft)).flatten(2).square_()
+                cut = padded.unfold(1, self.win_length, self.hop_length)[:, :num_frames]
+                torch.mul(cut, window, out=frames[..., : self.win_length])
+                spectrum = torch.view_as_real(torch.fft.rfft(frames)).flatten(0, 1).flatten(1).square_()
                 for first, last, start, weights in blocks:
-                    energies = spectrum[..., start : start + len(weights)] @ weights
-                    target[:, first:last] = energies.add_(self.mel_floor).log_().transpose(1, 2)
-        return mel.sub_(self.mean).div_(self.std)
+                    banded = spectrum[:, start : start + len(weights)]
+                    torch.mm(banded, weights, out=energies.flatten(0, 1)[:, first:last])
+                energies.add_(self.mel_floor).log_().sub_(self.mean).div_(self.std)
+                target.copy_(energies.transpose(1, 2))
+        return mel
 
     def features(self, waveform: torch.Tensor) -> torch.Tensor:
         """Model input for a batch of clips of one window each, on their device.
