@@ -1,5 +1,6 @@
 """A stage of one implementation in a process of its own, with an allocator of its own."""
 
+import contextlib
 import gc
 import importlib.util
 import multiprocessing
@@ -62,7 +63,8 @@ class Worker:
 
     def ask(self, question: str) -> Any:
         """Returns the answer to `call` (nothing), `memory` (bytes) or `work` (operations and bytes)."""
-        self.connection.send(question)
+        with contextlib.suppress(BrokenPipeError):  # it is told below why a process has ended
+            self.connection.send(question)
         return self.receive()
 
     def receive(self) -> Any:
@@ -70,7 +72,11 @@ class Worker:
         try:
             return self.connection.recv()
         except (EOFError, ConnectionResetError):
-            raise RuntimeError(f"The process that times {self.process.name} has ended: see above why.") from None
+            self.process.join()
+            raise RuntimeError(
+                f"The process of {self.process.name} has ended with exit code {self.process.exitcode}; -9 is that of "
+                "one for which memory did not suffice."
+            ) from None
 
     def __call__(self) -> None:
         self.ask("call")
