@@ -18,7 +18,7 @@ the same in small. `pretrain_scenes` goes on with the public model, on scenes wi
 
 The output is a model folder to fine-tune (`train/finetune_teacher.py --model_name_or_path`). The same command goes on
 with an interrupted run. `--dry_run` measures on this machine what the whole run costs, and trains nothing; it needs
-neither audio nor the models of the stages before.
+neither audio nor the models of the stages before, and downloads no audio.
 """
 
 import logging
@@ -261,13 +261,16 @@ def pretrain_teacher(arguments: list[str] | None = None) -> dict[str, Any]:
         raise ValueError("There is no audio: give --dataset, a folder or a dataset.")
     set_seed(args.seed)
     model, guide, extractor = make_models(stage, args.dry_run)
-    dataset = None if audio.dataset is None else make_dataset(audio, args, extractor.sampling_rate)
     trainer_class = TokenizerTrainer if stage.stage == "tokenizer" else MaskedModelingTrainer
     if args.dry_run:
+        # Other audio would be downloaded.
+        is_here = audio.dataset is not None and (audio.data_dir is not None or Path(audio.dataset).is_dir())
+        dataset = make_dataset(audio, args, extractor.sampling_rate) if is_here else None
         with tempfile.TemporaryDirectory() as folder:
             args.output_dir = folder  # which the trainer creates
             return print_cost(trainer_class(model, args, extractor, guide, dataset))
 
+    dataset = make_dataset(audio, args, extractor.sampling_rate)
     run = describe_run(recipe, stage, audio, args)
     run |= {"lr_scheduler_type": str(args.lr_scheduler_type), "warmup_steps": args.warmup_steps}
     claim_output_folder(args.output_dir, run)

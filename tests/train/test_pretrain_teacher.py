@@ -428,11 +428,20 @@ class TestCost:
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize(
-        ("recipe", "guide"), [("pretrain_tokenizer", BeatsModel), ("pretrain_iter2", BeatsTokenizerModel)]
+        ("recipe", "guide"),
+        [
+            ("pretrain_tokenizer", BeatsModel),
+            ("pretrain_iter2", BeatsTokenizerModel),
+            ("pretrain_scenes", BeatsTokenizerModel),
+        ],
     )
     def test_later_stages_need_no_models_either(self, recipe, guide, monkeypatch, tmp_path):
-        """Random weights stand for what the stages before would have made; a run of the same refuses to start."""
+        """Random weights stand for what the stages before would have made; a run of the same refuses to start.
+
+        Nor is the audio loaded that a recipe names.
+        """
         monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("train.unlabelled.load_scenes", None)
         guides = []
         monkeypatch.setattr("train.pretrain_teacher.print_cost", lambda trainer: guides.append(trainer.guide))
         options = ["--recipe", recipe, "--config_overrides", TINY, "--report_to", "none"]
