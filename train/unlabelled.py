@@ -2,7 +2,6 @@
 
 import errno
 import io
-import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -204,7 +203,9 @@ def _duration(path: Path) -> float | str:
 class StreamedSegments(IterableDataset):
     """Segments of streamed clips without end: one of each clip in a pass, at a random place.
 
-    Every pass is shuffled anew, through a buffer. Each process takes its share of the clips.
+    Every pass is shuffled anew, through a buffer. Each process takes its share of the clips: the same shards in every
+    pass, if the source has as many for each, and otherwise every n-th clip for n processes, which then all read all of
+    them. A run that goes on reads the first pass to know how long they are, and then the one where it stopped.
 
     Args:
         source (`datasets.IterableDataset`): As [`load_unlabelled`] gives it.
@@ -227,17 +228,19 @@ class StreamedSegments(IterableDataset):
         first: int = 0,
         buffer_size: int = 1000,
     ):
-        self.source = split_dataset_by_node(
-            source.shuffle(seed=seed, buffer_size=buffer_size), process_index, num_processes
-        )
+        if source.num_shards % num_processes == 0:
+            source = source.shard(num_processes, process_index)
+        else:
+            source = split_dataset_by_node(source, process_index, num_processes)
+        self.source = source.shuffle(seed=seed, buffer_size=buffer_size)
         self.seconds = seconds
         self.sampling_rate = sampling_rate
         self.seed = derived_seed(seed, process_index)
         self.first = first
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        passed = 0
-        for epoch in itertools.count():
+        passed, epoch = 0, 0
+        while True:
             self.source.set_epoch(epoch)
             before = passed
             for row in self.source:
@@ -245,8 +248,12 @@ class StreamedSegments(IterableDataset):
                 if passed > self.first:
                     place = np.random.default_rng(derived_seed(self.seed, passed)).random()
                     yield read_segment(row["audio"], self.seconds, self.sampling_rate, place)
-            if passed == before:
+            length = passed - before
+            if length == 0:
                 raise ValueError("The stream has no audio for this process: use fewer processes, or more clips.")
+            done = max(self.first - passed, 0) // length
+            passed += done * length
+            epoch += 1 + done
 
 
 class SegmentBatches(Sampler[list[tuple[int, int]]]):

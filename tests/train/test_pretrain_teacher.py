@@ -1,6 +1,7 @@
 """Pre-training from the command line's point of view: audio of any kind, all stages, resuming, processes, cost."""
 
 import errno
+import io
 import json
 import os
 import re
@@ -187,6 +188,33 @@ class TestAudio:
         everything = [next(everything) for _ in range(11)]
         rest = iter(StreamedSegments(source, 0.5, 16_000, seed=0, first=6))
         assert all(np.array_equal(next(rest), expected) for expected in everything[6:])
+
+    @pytest.mark.parametrize(("num_shards", "lengths"), [(4, [3, 7]), (3, [3, 3])], ids=["shards", "every other clip"])
+    def test_processes_share_a_stream(self, num_shards, lengths):
+        """Shards of 1, 2, … clips. Passes that are over are not read again, up to the one whose length tells."""
+        read = []
+
+        def clips(shards):
+            for shard in shards:
+                for clip in range(1 + shard):
+                    read.append(10 * shard + clip)
+                    content = io.BytesIO()
+                    soundfile.write(content, np.full(8000, read[-1], dtype=np.int16), 16_000, format="WAV")
+                    yield {"audio": {"bytes": content.getvalue(), "path": None}}
+
+        source = datasets.IterableDataset.from_generator(clips, gen_kwargs={"shards": list(range(num_shards))})
+        passes = []
+        for process, length in enumerate(lengths):
+            segments = iter(StreamedSegments(source, 0.5, 16_000, 0, 2, process))
+            everything = [int(next(segments)[0]) for _ in range(7 * length)]
+            passes.append([everything[start : start + length] for start in range(0, len(everything), length)])
+            assert len(set(map(tuple, passes[-1]))) > 1
+            read.clear()
+            rest = iter(StreamedSegments(source, 0.5, 16_000, 0, 2, process, first=5 * length + 1))
+            assert [int(next(rest)[0]) for _ in range(length)] == everything[5 * length + 1 : 6 * length + 1]
+            assert len(read) <= 3 * sum(lengths)
+        for one, two in zip(*passes, strict=True):
+            assert sorted(one + two) == [10 * shard + clip for shard in range(num_shards) for clip in range(1 + shard)]
 
     def test_short_clips_are_repeated_and_padded_ones_known(self):
         batch = SegmentCollator(10)([np.arange(4, dtype=np.int16), np.arange(12, dtype=np.int16)])
