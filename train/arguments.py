@@ -86,12 +86,27 @@ class StartArguments:
 
 
 REPLACED = {
-    "per_device_train_batch_size": "batch_size",
-    "lr_scheduler_type": "schedule",
-    "warmup_steps": "warmup_epochs",
-    "remove_unused_columns": "nothing: the loss needs the columns",
+    "per_device_train_batch_size": "use batch_size",
+    "lr_scheduler_type": "use schedule",
+    "warmup_steps": "use warmup_epochs",
+    "eval_strategy": "use validation_fraction or select_on_test",
+    "load_best_model_at_end": "use validation_fraction or select_on_test",
+    "label_smoothing_factor": "use teachers",
+    "dataloader_drop_last": "leave it out, since every clip counts",
+    "remove_unused_columns": "leave it out, since the loss needs the columns",
+    "resume_from_checkpoint": "leave it out, since the same command goes on by itself",
 }
-"""Arguments of `TrainingArguments` that have no effect here, and what to use instead."""
+"""Arguments of `TrainingArguments` that have no effect here, and what to do instead."""
+
+POSITIVE = (
+    "learning_rate",
+    "num_train_epochs",
+    "gradient_accumulation_steps",
+    "per_device_eval_batch_size",
+    "first_cycle",
+    "cycle_factor",
+)
+NOT_NEGATIVE = ("weight_decay", "max_grad_norm", "warmup_epochs", "dataloader_num_workers", "seed")
 
 
 @dataclass
@@ -151,7 +166,11 @@ class SceneTrainingArguments(TrainingArguments):
     def __post_init__(self):
         for field_ in fields(TrainingArguments):
             if field_.name in REPLACED and getattr(self, field_.name) != field_.default:
-                raise ValueError(f"{field_.name} has no effect here: use {REPLACED[field_.name]}.")
+                raise ValueError(f"{field_.name} has no effect here: {REPLACED[field_.name]}.")
+        for name in (*POSITIVE, *NOT_NEGATIVE):
+            value, may_be_zero = getattr(self, name), name in NOT_NEGATIVE
+            if not 0 <= value < math.inf or (value == 0 and not may_be_zero):
+                raise ValueError(f"{name} is {value}: give {'0 or more' if may_be_zero else 'a number above 0'}.")
         if self.batch_size < 2:
             raise ValueError(
                 f"batch_size is {self.batch_size}, but batch normalisation and mixing need company: give 2 or more."

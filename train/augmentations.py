@@ -151,7 +151,7 @@ class DeviceImpulseResponse:
 
     Raises:
         FileNotFoundError: If the folder is missing or holds no WAV file.
-        ValueError: If a file cannot be read as sound, or an argument is outside its range.
+        ValueError: If a file cannot be read as sound or holds none, or an argument is outside its range.
     """
 
     def __init__(self, folder: str | Path, sampling_rate: int, p: float = 0.4, device: int = 0):
@@ -208,9 +208,12 @@ def _read_response(path: Path, sampling_rate: int) -> np.ndarray:
     try:
         response, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
+        reason = error.error_string.rstrip(".")
         raise ValueError(
-            f"The impulse response {path} is not readable sound ({error}): remove or replace it."
+            f"The impulse response {path} is not readable sound ({reason}): remove or replace it."
         ) from None
+    if not response.any() or not np.isfinite(response).all():
+        raise ValueError(f"The impulse response {path} is silent, empty or not finite: remove or replace it.")
     return np.asarray(soxr.resample(response.mean(axis=1), rate, sampling_rate, quality="HQ"), dtype=np.float32)
 
 

@@ -17,14 +17,13 @@ from typing import Any
 import datasets
 from transformers import set_seed
 
-from dataset_script import read_logits
 from train.arguments import DataArguments, SceneTrainingArguments
-from train.experiment import describe_run, load_splits, run_training
-from train.finetune_teacher import finetune_teacher
+from train.experiment import describe_run, find_impulse_responses, load_splits, run_training
+from train.finetune_teacher import TeacherArguments, finetune_teacher
 from train.hub import take_over_push
-from train.models import check_labels, load_classifier, load_config, new_student
+from train.models import load_classifier, load_config, new_student
 from train.predict_logits import predict_split
-from train.recipes import is_recipe, load_recipe, parse_arguments
+from train.recipes import as_command, is_recipe, parse_arguments
 from train.run_eval import results_table
 from train.runs import claim_output_folder, configure_logging, finished_results, run_script
 
@@ -96,22 +95,34 @@ def resolve_teachers(sources: list[str], seed: int) -> list[Teacher]:
     return teachers
 
 
-def check_teachers(teachers: list[Teacher], scenes: datasets.DatasetDict, trust_remote_code: bool) -> None:
-    """Raise `FileNotFoundError` or `ValueError` for a teacher that is not there or has other classes."""
+def check_teachers(
+    teachers: list[Teacher],
+    scenes: datasets.DatasetDict,
+    student_args: StudentArguments,
+    data_args: DataArguments,
+    args: SceneTrainingArguments,
+) -> None:
+    """Raise `FileNotFoundError` or `ValueError` for a teacher that cannot be had or has other classes."""
     labels = scenes["train"].features["label"].names
     for teacher in teachers:
-        if teacher.kind == "logits":
-            read_logits(teacher.source, labels)
-        elif teacher.kind == "model":
-            check_labels(load_config(teacher.source, trust_remote_code), labels, teacher.source)
-        elif start := load_recipe(teacher.source, "demo").get("model_name_or_path"):
+        if teacher.kind == "model":
+            load_classifier(teacher.source, labels, student_args.trust_remote_code)
+        elif teacher.kind == "recipe":
+            command = teacher_command(teacher, args.output_dir, data_args, args)
+            types = (TeacherArguments, DataArguments, SceneTrainingArguments)
+            _, (start, _, teacher_args) = parse_arguments(types, teacher.source, command)
             try:
-                load_config(start)
-            except FileNotFoundError as error:
-                raise FileNotFoundError(
-                    f"The teacher {teacher.source!r} is fine-tuned from {start}, which is not there: make it with "
-                    "python -m modeling_beats.convert_beats, or give --teachers that are fine-tuned."
-                ) from error
+                find_impulse_responses(scenes, teacher_args)
+            except ValueError as error:
+                raise ValueError(f"The teacher {teacher.source!r} cannot be fine-tuned: {error}") from None
+            if model := start.model_name_or_path:
+                try:
+                    load_config(model)
+                except FileNotFoundError:
+                    raise FileNotFoundError(
+                        f"The teacher {teacher.source!r} is fine-tuned from {model}, which is not there: make it with "
+                        "python -m modeling_beats.convert_beats, or give --teachers that are fine-tuned."
+                    ) from None
 
 
 def teacher_logits(
@@ -165,9 +176,9 @@ def teacher_command(
         "log_level": args.log_level,
         "disable_tqdm": args.disable_tqdm,
         "dataloader_num_workers": args.dataloader_num_workers,
+        "report_to": args.report_to or ["none"],
     }
-    command = [part for name, value in settings.items() if value is not None for part in (f"--{name}", str(value))]
-    return [*command, "--report_to", *(args.report_to or ["none"])]
+    return as_command(settings)
 
 
 def distill(arguments: list[str] | None = None) -> dict[str, Any]:
@@ -188,7 +199,7 @@ def distill(arguments: list[str] | None = None) -> dict[str, Any]:
     teachers = resolve_teachers(student_args.teachers, args.seed)
     ready = {teacher.name: teacher.source for teacher in teachers if teacher.kind == "logits"}
     scenes = load_splits(data_args, args, ready)
-    check_teachers(teachers, scenes, student_args.trust_remote_code)
+    check_teachers(teachers, scenes, student_args, data_args, args)
     label_names = scenes["train"].features["label"].names
     new_student(label_names, student_args.config_overrides)
     run = describe_run(recipe, student_args, data_args, args)

@@ -42,21 +42,39 @@ DECISIVE = {
 def load_splits(
     data_args: DataArguments, args: SceneTrainingArguments, teacher_logits: Mapping[str, str] | None = None
 ) -> datasets.DatasetDict:
-    """Load the clips of a run, checked, and see to the folder of impulse responses.
+    """Load the clips of a run, checked, with the impulse responses if it needs some.
 
     Args:
         data_args (`DataArguments`): Which clips.
-        args (`SceneTrainingArguments`): Gets the corpus' own folder of impulse responses if it needs one and has none.
+        args (`SceneTrainingArguments`): As for [`find_impulse_responses`].
         teacher_logits (`Mapping[str, str]`, *optional*): Logits dataset of each teacher.
 
     Raises:
-        FileNotFoundError, ValueError: As `load_scenes`; if there are no impulse responses; if there is nothing to
-            train or test on.
+        FileNotFoundError, ValueError: As `load_scenes` and [`find_impulse_responses`]; if there is nothing to train,
+            validate or test on.
     """
     with PartialState().main_process_first():
         scenes = load_scenes(data_args.dataset, data_args.data_dir, dict(teacher_logits or {}), data_args.cache_dir)
     check_splits(scenes, data_args.dataset)
-    if args.impulse_response_p and args.impulse_responses is None:
+    if data_args.validation_fraction:
+        split_by_location(scenes["train"], data_args.validation_fraction, args.seed)
+    find_impulse_responses(scenes, args)
+    return scenes
+
+
+def find_impulse_responses(scenes: datasets.DatasetDict, args: SceneTrainingArguments) -> None:
+    """Check the impulse responses that a run needs.
+
+    Args:
+        scenes (`datasets.DatasetDict`): The clips, whose corpus may have a folder of impulse responses.
+        args (`SceneTrainingArguments`): Get that folder if they need one and name none.
+
+    Raises:
+        FileNotFoundError, ValueError: If there are none, or as [`~train.augmentations.DeviceImpulseResponse`].
+    """
+    if not args.impulse_response_p:
+        return
+    if args.impulse_responses is None:
         path = scenes["train"][0]["audio"]["path"]
         responses = Path(path).parents[1] / "impulse_responses" if path else None
         if responses is None or not responses.is_dir():
@@ -65,9 +83,8 @@ def load_splits(
                 "one: give --impulse_responses (such as MicIRP), or --impulse_response_p 0 to do without."
             )
         args.impulse_responses = str(responses)
-    if args.impulse_response_p:
-        DeviceImpulseResponse(args.impulse_responses, sampling_rate=32_000)  # reads, and so checks, every file
-    return scenes
+    # reads, and so checks, every file
+    DeviceImpulseResponse(args.impulse_responses, 32_000, args.impulse_response_p)
 
 
 def describe_run(recipe: str, *arguments: Any) -> dict[str, Any]:

@@ -129,13 +129,13 @@ def load_extractor(model_name_or_path: str, trust_remote_code: bool = False) -> 
 
 @contextmanager
 def _files_of(model_name_or_path: str) -> Iterator[None]:
-    """Say in one sentence that files of a model are missing or damaged."""
+    """Say in one sentence that files of a model are missing, damaged or of another kind."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
         raise ValueError(
-            f"{model_name_or_path} cannot be loaded ({_reason(error)}): finish the run that makes it, or download it "
-            "again."
+            f"{model_name_or_path} cannot be loaded ({_reason(error)}): finish the run that makes it, download it "
+            "again, or give another model."
         ) from None
 
 
@@ -162,18 +162,17 @@ def load_classifier(
     config = load_config(model_name_or_path, trust_remote_code)
     if label_names is not None:
         check_labels(config, label_names, model_name_or_path)
-    try:
-        model = AutoModelForAudioClassification.from_pretrained(
+    with _files_of(model_name_or_path):
+        model, loading = AutoModelForAudioClassification.from_pretrained(
             model_name_or_path,
             trust_remote_code=trust_remote_code,
             dtype="float32" if dtype == "int8" else dtype,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
         )
-        extractor = AutoFeatureExtractor.from_pretrained(model_name_or_path, trust_remote_code=trust_remote_code)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(
-            f"{model_name_or_path} cannot be loaded ({_reason(error)}): finish the run that makes it, or download it "
-            "again."
-        ) from None
+        if absent := {*loading["missing_keys"], *(mismatch[0] for mismatch in loading["mismatched_keys"])}:
+            raise ValueError(f"it has no weights that fit {min(absent)}")
+    extractor = load_extractor(model_name_or_path, trust_remote_code)
     if dtype == "int8":
         if not any(isinstance(module, nn.Linear) for module in model.modules()):
             raise ValueError(
@@ -226,7 +225,7 @@ def load_beats_config(model_name_or_path: str) -> modeling_beats.BeatsConfig:
 
 def _reason(error: Exception) -> str:
     """Return the first sentence of a library's message."""
-    return " ".join(str(error).split(". ")[0].split()).rstrip(".")
+    return " ".join(str(error).split()).split(". ")[0].rstrip(".")
 
 
 def check_labels(config: PreTrainedConfig, label_names: Sequence[str], model_name: str) -> None:
@@ -256,8 +255,11 @@ def override(config: PreTrainedConfig, config_overrides: str | None) -> PreTrain
     """Return `config` with the settings in `config_overrides` (`"name=value,name=value"`), checked by its class."""
     if not config_overrides:
         return config
+    num_labels = config.num_labels
     try:
         config.update_from_string(config_overrides)
     except ValueError as error:
         raise ValueError(f"config_overrides is {config_overrides!r}, but has to be name=value,… ({error}).") from None
+    if config.num_labels != num_labels:
+        raise ValueError(f"config_overrides sets num_labels, but the data have {num_labels} classes: leave it out.")
     return type(config)(**config.to_dict())

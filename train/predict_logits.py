@@ -22,7 +22,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch.utils._pytree import tree_leaves
 from tqdm.auto import tqdm
-from transformers import HfArgumentParser, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
 from dataset_script import cache_waveforms, load_scenes, write_logits
@@ -31,6 +31,7 @@ from train.arguments import InferenceArguments
 from train.data import is_synthetic
 from train.hub import HubArguments, check_repository, push_predictions
 from train.models import load_classifier
+from train.recipes import ScriptParser
 from train.runs import claim_output_folder, configure_logging, run_script
 from train.trainer import FULL_SCALE
 
@@ -108,6 +109,7 @@ def predict_split(
 
     Raises:
         FileExistsError: If the folder holds the logits of another model or of other clips.
+        ValueError: If a logit is not finite.
     """
     folder, teacher = Path(output_dir), portable(teacher)
     revision = model_revision(model)
@@ -135,6 +137,12 @@ def predict_split(
                 continue
             clips = waveforms[start : start + CLIPS_PER_PART]
             logits = compute_logits(model, feature_extractor, clips, batch_size)
+            if not np.isfinite(logits).all():
+                row = start + np.isfinite(logits).all(axis=1).argmin()
+                raise ValueError(
+                    f"{teacher} gives {filenames[row]} a logit that is not finite: train it again, or give another "
+                    "model."
+                )
             if state.is_main_process:
                 parts.mkdir(exist_ok=True)
                 unfinished = path.with_suffix(".part")
@@ -198,7 +206,7 @@ def load_clips(args: InferenceArguments) -> tuple[datasets.DatasetDict, PreTrain
 
 def main() -> None:
     """Predict logits as the command line asks for."""
-    (args,) = HfArgumentParser(PredictionArguments).parse_args_into_dataclasses()
+    (args,) = ScriptParser(PredictionArguments).parse()
     configure_logging()
     check_repository(args.push_to_hub, args.hub_model_id)
     scenes, model, feature_extractor = load_clips(args)

@@ -1,10 +1,11 @@
 """Recipes: YAML files with every hyperparameter of a system, and how they meet the command line."""
 
-import argparse
+import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from transformers import HfArgumentParser
@@ -38,11 +39,11 @@ def load_recipe(name: str, dataset: str | None = None) -> dict[str, Any]:
         raise FileNotFoundError(f"There is no recipe {name!r}: give one of {known}, or a YAML file.")
     try:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"The recipe {path} is not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(recipe, dict):
         raise ValueError(f"The recipe {path} must be a mapping from arguments to values.")
-    percentage = subset_percentage(dataset or recipe.get("dataset", ""))
+    percentage = subset_percentage(dataset or str(recipe.get("dataset", "")))
     for argument, value in recipe.items():
         if isinstance(value, dict):
             if percentage not in value:
@@ -58,6 +59,52 @@ def subset_percentage(dataset: str) -> int:
     """Return the share of the training set in a configuration's name, in percent: `"split25"` has 25, `"demo"` 100."""
     digits = re.search(r"\d+$", dataset)
     return int(digits.group()) if digits else 100
+
+
+def as_command(arguments: Mapping[str, Any]) -> list[str]:
+    """Return arguments as a command line has them; those that are None or an empty list are left out."""
+    command = []
+    for name, value in arguments.items():
+        if isinstance(value, list) and value:
+            command += [f"--{name}", *map(str, value)]
+        elif value not in (None, []):
+            command.append(f"--{name}={value}")
+    return command
+
+
+class ScriptParser(HfArgumentParser):
+    """`HfArgumentParser` that takes no abbreviations, and answers wrong input with one sentence.
+
+    Args:
+        dataclass_types (`type` or `Iterable[type]`, *optional*): As for `HfArgumentParser`.
+        settings: As for `argparse.ArgumentParser`.
+    """
+
+    def __init__(self, dataclass_types: type | Iterable[type] = (), **settings: Any):
+        super().__init__(dataclass_types, allow_abbrev=False, **settings)
+
+    def parse(self, arguments: list[str] | None = None) -> list[Any]:
+        """Return an instance of each dataclass, and a namespace if there are arguments of none.
+
+        Args:
+            arguments (`list[str]`, *optional*): Defaults to the command line.
+
+        Raises:
+            ValueError: If an argument is unknown or missing, or its value is none that it takes.
+        """
+        *instances, unknown = self.parse_args_into_dataclasses(
+            arguments, return_remaining_strings=True, look_for_args_file=False
+        )
+        if unknown:
+            option = unknown[0].split("=")[0]
+            close = difflib.get_close_matches(option, self._option_string_actions, n=1)
+            raise ValueError(f"There is no argument {option}: {f'use {close[0]}' if close else 'see --help'}.")
+        return instances
+
+    def error(self, message: str) -> NoReturn:
+        """Raise `ValueError` with argparse's message, without the usage, which is as long as a screen."""
+        message = re.sub(r"/--[\w-]+", "", message).rstrip(".")  # the other spelling of an argument's name
+        raise ValueError(f"{message[0].upper()}{message[1:]}: see --help.")
 
 
 def parse_arguments(
@@ -76,23 +123,27 @@ def parse_arguments(
         The recipe's name and an instance of each dataclass.
 
     Raises:
-        FileNotFoundError, ValueError: As [`load_recipe`]; if the recipe sets an argument the script does not have; if
-            an argument on the command line is unknown.
+        FileNotFoundError, ValueError: As [`load_recipe`] and [`ScriptParser`]; if the recipe sets an argument that the
+            script does not have, or to a value of another type.
     """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--recipe", default=default_recipe, help="Recipe of the run: a name, or a YAML file.")
+    first = ScriptParser(add_help=False)
+    first.add_argument("--recipe", default=default_recipe)
     first.add_argument("--dataset")
     chosen, _ = first.parse_known_args(arguments)
-
-    parser = HfArgumentParser(dataclass_types)
-    parser.allow_abbrev = False
-    parser.add_argument("--recipe", help="Name of a recipe of this package, or path of a YAML file.")
     recipe = load_recipe(chosen.recipe, chosen.dataset)
-    known = {action.dest for action in parser._actions}
-    name = Path(chosen.recipe).stem
+
+    parser = ScriptParser(dataclass_types)
+    parser.add_argument("--recipe", help="Name of a recipe of this package, or path of a YAML file.")
+    known = {field.name for dataclass_type in dataclass_types for field in fields(dataclass_type)}
     if unknown := [argument for argument in recipe if argument not in known]:
         raise ValueError(f"The recipe {chosen.recipe!r} sets {unknown[0]}, which this script does not have.")
+    try:
+        values = parser.parse_args(as_command(recipe))
+    except ValueError as error:
+        raise ValueError(f"The recipe {chosen.recipe!r} cannot be used: {error}") from None
+    name = Path(chosen.recipe).stem
     output_dir = f"outputs/{name}-{chosen.dataset or recipe.get('dataset', 'demo')}"
-    parser.set_defaults(**{"output_dir": output_dir, **recipe})
-    *instances, _ = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
+    parser.set_defaults(output_dir=output_dir)
+    parser.set_defaults(**{argument: getattr(values, argument) for argument in recipe})
+    *instances, _ = parser.parse(arguments)
     return name, tuple(instances)

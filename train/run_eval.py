@@ -17,7 +17,7 @@ from typing import Any
 import datasets
 import numpy as np
 from accelerate import PartialState
-from transformers import HfArgumentParser, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
 from dataset_script import cache_waveforms
@@ -30,6 +30,7 @@ from train.hub import HubArguments, check_repository, push_folder
 from train.metrics import scene_metrics
 from train.plots import plot_confusion_matrix, plot_groups
 from train.predict_logits import compute_logits, load_clips, model_revision
+from train.recipes import ScriptParser
 from train.runs import (
     RESULTS_FILE,
     claim_output_folder,
@@ -48,6 +49,11 @@ class EvaluationArguments(HubArguments, InferenceArguments):
     """`InferenceArguments`, how sure the figures are, and where the evaluated model is pushed."""
 
     bootstrap: int = field(default=1000, metadata={"help": "Resamples behind the confidence intervals; 0 is none."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.bootstrap < 0:
+            raise ValueError(f"bootstrap is {self.bootstrap}: give the number of resamples, or 0 for none.")
 
 
 def evaluate_classifier(
@@ -189,7 +195,7 @@ def check_push(args: EvaluationArguments) -> None:
 
 def main() -> None:
     """Evaluate as the command line asks for."""
-    (args,) = HfArgumentParser(EvaluationArguments).parse_args_into_dataclasses()
+    (args,) = ScriptParser(EvaluationArguments).parse()
     configure_logging()
     check_push(args)
     scenes, model, feature_extractor = load_clips(args)

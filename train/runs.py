@@ -36,6 +36,7 @@ def claim_output_folder(folder: str | Path, run: Mapping[str, Any]) -> None:
 
     Raises:
         FileExistsError: If the folder holds another run or other files.
+        OSError: If the folder cannot be written to.
     """
     folder = Path(folder)
     run = json.loads(json.dumps(run))
@@ -56,7 +57,10 @@ def claim_output_folder(folder: str | Path, run: Mapping[str, Any]) -> None:
         raise FileExistsError(f"{folder} exists and holds no run: give another --output_dir, or empty it.")
     state.wait_for_everyone()
     if state.is_main_process and not (folder / RUN_FILE).is_file():
-        write_json(folder / RUN_FILE, run)
+        try:
+            write_json(folder / RUN_FILE, run)
+        except OSError as error:
+            raise OSError(f"{folder} cannot be written to ({error.strerror}): give another --output_dir.") from None
     state.wait_for_everyone()
 
 

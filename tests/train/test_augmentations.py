@@ -169,6 +169,12 @@ class TestDeviceImpulseResponse:
         with pytest.raises(ValueError, match=r"broken\.wav"):
             DeviceImpulseResponse(tmp_path, 32000)
 
+    @pytest.mark.parametrize("samples", [[], [0.0, 0.0], [1.0, np.nan]])
+    def test_file_without_a_response_is_named(self, tmp_path, samples):
+        soundfile.write(tmp_path / "hollow.wav", np.array(samples), 32000, subtype="FLOAT")
+        with pytest.raises(ValueError, match=r"hollow\.wav is silent, empty or not finite"):
+            DeviceImpulseResponse(tmp_path, 32000)
+
 
 @pytest.mark.parametrize(
     "make", [lambda: SoftMixup(0.0), lambda: FreqMixStyle(-1.0), lambda: FreqMixStyle(p=1.2), lambda: SpecAugment(2.0)]

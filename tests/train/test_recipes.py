@@ -97,6 +97,13 @@ def test_unknown_recipe_lists_the_known_ones():
         ("- a\n- b", "mapping"),
         ("a: [", "not valid YAML"),
         ("learning_rate: {5: 0.1}", r"subsets of 5 %, but not of 25 %"),
+        ("learning_rate: fast", "mine.yaml.* --learning_rate: invalid float value: 'fast'"),
+        ("learning_rate: [1, 2]", "mine.yaml.*: 2"),
+        ("learning_rate: .nan", "learning_rate is nan"),
+        ("batch_size: 8.5", "mine.yaml.* --batch_size: invalid int value: '8.5'"),
+        ("use_cpu: perhaps", "mine.yaml.*got perhaps"),
+        ("schedule: cosine", "mine.yaml.*invalid choice: 'cosine'"),
+        ("recipe: s1", "sets recipe"),
     ],
 )
 def test_bad_recipe_files_are_named(tmp_path, content, message):
@@ -106,6 +113,75 @@ def test_bad_recipe_files_are_named(tmp_path, content, message):
         parse(str(path))
 
 
-def test_unknown_argument_is_named():
-    with pytest.raises(ValueError, match="--learning_rat"):
-        parse("s1", "--learning_rat", "1")
+def test_a_recipe_in_another_encoding_is_named(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes("# Café".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"mine.yaml is not valid YAML"):
+        load_recipe(str(path))
+
+
+@pytest.mark.parametrize("value", ["", "null"])
+def test_an_empty_value_is_the_default(tmp_path, value):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"teachers: []\nlearning_rate: {value}\n")
+    own, _, args = parse(str(path))
+    assert (own.teachers, args.learning_rate) == ([], SceneTrainingArguments.learning_rate)
+
+
+def test_a_single_teacher_needs_no_brackets(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("teachers: ssl\n")
+    assert parse(str(path))[0].teachers == ["ssl"]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--learning_rat", "1"], r"no argument --learning_rat: use --learning_rate\.$"),
+        (["--learning", "1"], r"no argument --learning"),  # no abbreviations
+        (["stray"], r"no argument stray: see --help\.$"),
+        (["--learning_rate", "fast"], r"^Argument --learning_rate: invalid float value: 'fast': see --help\.$"),
+        (["--recipe"], r"^Argument --recipe: expected one argument: see --help\.$"),
+    ],
+)
+def test_one_sentence_for_a_wrong_command(capsys, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        parse("s1", *arguments)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "name, wrong, right",
+    [
+        ("learning_rate", "-1", "1"),
+        ("learning_rate", "0", "0.1"),
+        ("num_train_epochs", "0", "0.5"),
+        ("gradient_accumulation_steps", "0", "1"),
+        ("per_device_eval_batch_size", "0", "1"),
+        ("first_cycle", "0", "1"),
+        ("cycle_factor", "0", "1"),
+        ("warmup_epochs", "-1", "0"),
+        ("weight_decay", "-0.1", "0"),
+        ("max_grad_norm", "inf", "1"),
+        ("dataloader_num_workers", "-1", "0"),
+        ("seed", "-1", "0"),
+    ],
+)
+def test_numbers_out_of_range_are_named(name, wrong, right):
+    with pytest.raises(ValueError, match=rf"^{name} is {float(wrong):g}.*: give "):
+        parse("s1", f"--{name}", wrong)
+    assert getattr(parse("s1", f"--{name}", right)[2], name) == float(right)
+
+
+@pytest.mark.parametrize(
+    "name, value, instead",
+    [
+        ("per_device_train_batch_size", "4", "use batch_size"),
+        ("eval_strategy", "epoch", "use validation_fraction"),
+        ("label_smoothing_factor", "0.1", "use teachers"),
+        ("resume_from_checkpoint", "outputs", "the same command"),
+    ],
+)
+def test_arguments_without_effect_are_refused(name, value, instead):
+    with pytest.raises(ValueError, match=f"{name} has no effect here: .*{instead}"):
+        parse("s1", f"--{name}", value)

@@ -5,8 +5,10 @@ import shutil
 
 import numpy as np
 import pytest
+import soundfile
 import yaml
-from transformers import pipeline
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertForSequenceClassification, pipeline
 
 from dataset_script import SCENES, decode_clip, load_scenes, read_logits, write_logits
 from dataset_script.make_demo import make_demo
@@ -206,6 +208,16 @@ class TestPredictLogits:
         predict_logits.main()
         assert sum(calls) - calls[1] == clips
 
+    def test_a_model_that_has_diverged(self, data, tmp_path, monkeypatch):
+        diverged = save_teacher(tmp_path / "diverged")
+        tensors = load_file(diverged / "model.safetensors")
+        tensors["classifier.bias"][3] = float("nan")
+        save_file(tensors, diverged / "model.safetensors", {"format": "pt"})
+        monkeypatch.setattr("sys.argv", self.command(data, diverged, tmp_path / "out"))
+        with pytest.raises(ValueError, match=r"diverged gives audio/.*wav a logit that is not finite: train it again"):
+            predict_logits.main()
+        assert not (tmp_path / "out" / "README.md").exists()
+
     def test_logits_of_another_model_are_not_overwritten(self, data, teacher, tmp_path, monkeypatch):
         other = save_teacher(tmp_path / "other")
         for model, expectation in ((teacher, None), (other, FileExistsError)):
@@ -268,6 +280,7 @@ class TestPushOfTheEvaluatedModel:
             (["--split", "train"], "on the test split: leave out --split train"),
             (["--model_name_or_path", "user/model"], "user/model is none"),
             (["--hub_model_id", ""], "give --hub_model_id user/name"),
+            (["--bootstrap", "-1"], "bootstrap is -1"),
         ],
     )
     def test_refusals_come_first(self, command, monkeypatch, change, message):
@@ -331,12 +344,47 @@ class TestWrongInput:
     def test_missing_checkpoint_of_a_teachers_recipe(self, student, tmp_path):
         self.refuse([*student, "--teachers", "ssl"], "convert_beats", tmp_path)
 
-    def test_damaged_teacher(self, tmp_path):
+    @pytest.mark.parametrize("damage", ["garbage", "absent", "incomplete", "of another size", "no extractor"])
+    def test_damaged_teacher(self, student, tmp_path, damage):
         damaged = save_teacher(tmp_path / "damaged")
-        (damaged / "model.safetensors").write_bytes(b"{}")
-        with pytest.raises(ValueError, match="damaged cannot be loaded") as error:
-            load_classifier(str(damaged))
-        assert "\n" not in str(error.value)
+        weights = damaged / "model.safetensors"
+        if damage == "garbage":
+            weights.write_bytes(b"{}")
+        elif damage == "absent":
+            weights.unlink()
+        elif damage == "incomplete":
+            tensors = load_file(weights)
+            del tensors["classifier.weight"]
+            save_file(tensors, weights, {"format": "pt"})
+        elif damage == "of another size":
+            BeatsConfig.from_pretrained(damaged, intermediate_size=64).save_pretrained(damaged)
+        else:
+            (damaged / "preprocessor_config.json").unlink()
+        self.refuse([*student, "--teachers", str(damaged)], "damaged cannot be loaded", tmp_path)
+
+    def test_teacher_that_hears_nothing(self, student, tmp_path):
+        labels = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, **label_maps(SCENES))
+        BertForSequenceClassification(labels).save_pretrained(tmp_path / "bert")
+        self.refuse(
+            [*student, "--teachers", str(tmp_path / "bert")],
+            "for this kind of AutoModel",
+            tmp_path,
+        )
+
+    @pytest.mark.parametrize(
+        "recipe, message",
+        [
+            ("learning_rat: 1", "sets learning_rat"),
+            ("learning_rate: -1", "learning_rate is -1"),
+            ("impulse_response_p: 7", "The teacher .* p of the impulse responses is 7.0"),
+        ],
+    )
+    def test_wrong_recipe_of_a_teacher(self, student, tmp_path, recipe, message):
+        (tmp_path / "mine.yaml").write_text(recipe)
+        self.refuse([*student, "--teachers", str(tmp_path / "mine.yaml")], message, tmp_path)
+
+    def test_students_recipe_for_a_teacher(self, student, tmp_path):
+        self.refuse([*student, "--teachers", "s1"], "'s1' sets teachers, which this script does not have", tmp_path)
 
     def test_batch_of_one(self, student, tmp_path):
         self.refuse([*student, "--batch_size", "1"], "batch_size is 1", tmp_path)
@@ -346,7 +394,20 @@ class TestWrongInput:
         command = [*student, "--teachers", str(logits), "--impulse_responses", str(tmp_path / "empty")]
         self.refuse(command, "holds no WAV file", tmp_path)
 
-    @pytest.mark.parametrize("overrides", ["base_channels=5", "depth=3", "colour=red", "base_channels"])
+    def test_wrong_probability_of_impulse_responses(self, student, logits, tmp_path):
+        self.refuse([*student, "--teachers", str(logits), "--impulse_response_p", "1.5"], "is 1.5", tmp_path)
+
+    def test_nothing_to_hold_out(self, student, tmp_path):
+        for split in ("train", "test"):
+            for label in ("rain", "sea"):
+                (tmp_path / "own" / split / label).mkdir(parents=True)
+                soundfile.write(tmp_path / "own" / split / label / "only.wav", np.zeros(96_000), 32_000)
+        command = [*student, "--recipe", "vanilla", "--dataset", str(tmp_path / "own"), "--impulse_response_p", "0"]
+        self.refuse([*command, "--validation_fraction", "0.5"], "one location only", tmp_path)
+
+    @pytest.mark.parametrize(
+        "overrides", ["base_channels=5", "depth=3", "colour=red", "base_channels", "num_labels=5"]
+    )
     def test_impossible_network(self, student, logits, tmp_path, overrides):
         command = [*student, "--teachers", str(logits), "--config_overrides", overrides]
         self.refuse(command, overrides.split("=")[0], tmp_path)
@@ -356,6 +417,11 @@ class TestWrongInput:
         (tmp_path / "other" / "thesis.tex").write_text("precious")
         command = [*student, "--teachers", str(logits), "--output_dir", str(tmp_path / "other")]
         self.refuse(command, "holds no run", tmp_path)
+
+    def test_output_folder_that_cannot_be_made(self, student, logits, tmp_path):
+        (tmp_path / "file").write_text("precious")
+        command = [*student, "--teachers", str(logits), "--output_dir", str(tmp_path / "file" / "run")]
+        self.refuse(command, "cannot be written to", tmp_path)
 
     def test_student_is_no_teacher_to_fine_tune(self, data, student, teacher, tmp_path):
         with pytest.raises(FileNotFoundError, match="nowhere"):
