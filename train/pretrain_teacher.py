@@ -232,13 +232,6 @@ def make_dataset(audio: AudioArguments, args: PretrainingArguments, sampling_rat
     return dataset
 
 
-def steps_done(checkpoint: str | None) -> int:
-    """Return the optimizer steps before a checkpoint, 0 without one."""
-    if checkpoint is None:
-        return 0
-    return TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")).global_step
-
-
 def pretrain_teacher(arguments: list[str] | None = None) -> dict[str, Any]:
     """Run a stage, or measure what it costs.
 
@@ -287,8 +280,9 @@ def pretrain_teacher(arguments: list[str] | None = None) -> dict[str, Any]:
             guide.save_pretrained(folder)
     args.ignore_data_skip = audio.streaming  # a stream itself starts where it has to
     trainer = trainer_class(model, args, extractor, guide, dataset)
-    if audio.streaming:
-        dataset.first = steps_done(checkpoint) * args.gradient_accumulation_steps * trainer.rows.count
+    if audio.streaming and checkpoint is not None:
+        steps = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")).global_step
+        dataset.first = steps * args.gradient_accumulation_steps * trainer.rows.count
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     figures = next((entry for entry in reversed(trainer.state.log_history) if "loss" in entry), {})
