@@ -74,6 +74,7 @@ def pretrain(audio: str, folder: Path, seed: int, iterations: int, steps: int | 
         common += ["--use_cpu", "True", "--disable_tqdm", "True", "--report_to", "none", "--log_level", "warning"]
         if steps is not None:
             common += ["--max_steps", str(steps), "--warmup_steps", str(steps // 10)]
+            common += ["--logging_steps", str(max(1, steps // 8))]
         pretrain_teacher([*common, *options])
         checkpoint = Path(last_complete_checkpoint(folder / recipe))
         history = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).log_history
@@ -158,12 +159,8 @@ def main() -> None:
         print(json.dumps({"seed": seed, **stages}), flush=True)
         num_labels = int(max(parts["train"][1])) + 1
         for start in ("random", *(recipe for recipe in stages if "tokenizer" not in recipe)):
-            network = (
-                folder / ("demo_pretrain_iter1" if start == "random" else start),
-                start == "random",
-                num_labels,
-                seed,
-            )
+            from_random = start == "random"
+            network = (folder / ("demo_pretrain_iter1" if from_random else start), from_random, num_labels, seed)
             row = {"seed": seed, "start": start, "frozen": probe(new_classifier(*network), parts)}
             if not options.frozen_only:
                 row["unfrozen"] = finetune(new_classifier(*network), parts, seed)
