@@ -16,7 +16,16 @@ from transformers import PreTrainedModel
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
 from train.pretraining import SegmentTrainer
-from train.unlabelled import SUFFIXES, SegmentCollator, Segments, audio_files, audio_of, load_hub_audio, read_segment
+from train.unlabelled import (
+    SUFFIXES,
+    SegmentCollator,
+    Segments,
+    audio_files,
+    audio_of,
+    durations,
+    load_hub_audio,
+    read_segment,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -247,9 +256,14 @@ class FirstSeconds:
 
     Args:
         source, seconds, sampling_rate: As for [`~train.unlabelled.Segments`]; shorter clips are repeated.
+
+    Raises:
+        ValueError: If a file in a folder cannot be read.
     """
 
     def __init__(self, source: list[Path] | datasets.Dataset, seconds: float, sampling_rate: int):
+        if isinstance(source, list):
+            durations(source)
         self.source = source
         self.seconds = seconds
         self.sampling_rate = sampling_rate

@@ -167,12 +167,7 @@ class Segments(Dataset):
         self.sampling_rate = sampling_rate
         self.seed = seed
         if isinstance(source, list):
-            with ThreadPoolExecutor() as pool:
-                lengths = list(tqdm(pool.map(_duration, source), total=len(source), desc="Audio files", leave=False))
-            if faults := [length for length in lengths if isinstance(length, str)]:
-                others = f" (and {len(faults) - 1} of the other {len(source) - 1} files)" if len(faults) > 1 else ""
-                raise ValueError(f"{faults[0]}{others}: mend it, or leave it out.")
-            counts = np.maximum(1, np.floor(np.array(lengths) / seconds + 1e-6)).astype(np.int64)
+            counts = np.maximum(1, np.floor(np.array(durations(source)) / seconds + 1e-6)).astype(np.int64)
         else:
             counts = np.ones(len(source), dtype=np.int64)
         self.clips = np.repeat(np.arange(len(source)), counts)
@@ -189,6 +184,20 @@ class Segments(Dataset):
         chance = np.random.default_rng(derived_seed(self.seed, epoch, row)).random()
         place = (self.parts[row] + chance) / self.counts[clip]
         return read_segment(audio_of(self.source, clip), self.seconds, self.sampling_rate, place)
+
+
+def durations(files: Sequence[Path]) -> list[float]:
+    """Return the seconds that each file holds.
+
+    Raises:
+        ValueError: If some cannot be read; names one, and tells how many.
+    """
+    with ThreadPoolExecutor() as pool:
+        lengths = list(tqdm(pool.map(_duration, files), total=len(files), desc="Audio files", leave=False))
+    if faults := [length for length in lengths if isinstance(length, str)]:
+        others = f" (and {len(faults) - 1} of the other {len(files) - 1} files)" if len(faults) > 1 else ""
+        raise ValueError(f"{faults[0]}{others}: mend it, or leave it out.")
+    return lengths
 
 
 def _duration(path: Path) -> float | str:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -338,6 +339,15 @@ class TestArguments:
         options = ("model_name_or_path", start, "test_labels", str(tmp_path / "list.csv"))
         with pytest.raises(error, match=message):
             finetune_audioset(arguments(corpus, tmp_path / "run", *options))
+        assert not (tmp_path / "run").exists()
+
+    @pytest.mark.parametrize("part", ["train", "test"])
+    def test_damaged_clips_are_named_before_training(self, part, corpus, start, tmp_path):
+        shutil.copytree(corpus, tmp_path / "corpus")
+        name = "159" if part == "train" else "000"
+        (tmp_path / "corpus" / "audio" / f"Y{name}.wav").write_bytes(b"no sound")
+        with pytest.raises(ValueError, match=rf"Y{name}\.wav cannot be decoded .*: mend it"):
+            finetune_audioset(arguments(tmp_path / "corpus", tmp_path / "run", "model_name_or_path", start))
         assert not (tmp_path / "run").exists()
 
     def test_folder_without_lists(self, corpus):
