@@ -84,11 +84,6 @@ def check_splits(scenes: datasets.DatasetDict, name: str) -> None:
         raise ValueError(f"{name} has no training and test split: give a subset such as split25 or demo.")
 
 
-def is_synthetic(scenes: datasets.Dataset) -> bool:
-    """Return whether the clips are generated, which is true of the demo corpus."""
-    return "synthetic" in scenes.info.description.lower()
-
-
 def split_by_location(scenes: datasets.Dataset, fraction: float, seed: int) -> tuple[list[int], list[int]]:
     """Divide clips into a training and a validation part that share no recording location.
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from transformers import HfArgumentParser
 
-from dataset_script import load_scenes, read_logits
+from dataset_script import is_synthetic, load_scenes, read_logits
 from dataset_script.logits import join_logits
-from train.data import check_splits, is_synthetic
+from train.data import check_splits
 from train.run_eval import results_table, score_logits, unseen_devices, write_results
 from train.runs import claim_output_folder, configure_logging, run_script
 

@@ -9,12 +9,12 @@ import datasets
 from accelerate import PartialState
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.feature_extraction_utils import FeatureExtractionMixin
-from transformers.trainer_utils import IntervalStrategy
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from dataset_script import cache_waveforms, load_scenes
+from dataset_script import cache_waveforms, is_synthetic, load_scenes
 from train.arguments import DataArguments, SceneTrainingArguments
 from train.augmentations import DeviceImpulseResponse
-from train.data import SceneDataset, check_splits, is_synthetic, split_by_location
+from train.data import SceneDataset, check_splits, split_by_location
 from train.plots import plot_learning_curve
 from train.run_eval import complexity, evaluate_classifier, unseen_devices, write_results
 from train.runs import last_complete_checkpoint
@@ -51,11 +51,16 @@ def load_splits(
 
     Raises:
         FileNotFoundError, ValueError: As `load_scenes` and [`find_impulse_responses`]; if there is nothing to train,
-            validate or test on.
+            validate or test on; if there are no checkpoints to choose from.
     """
     with PartialState().main_process_first():
         scenes = load_scenes(data_args.dataset, data_args.data_dir, dict(teacher_logits or {}), data_args.cache_dir)
     check_splits(scenes, data_args.dataset)
+    if (data_args.validation_fraction or data_args.select_on_test) and args.save_strategy != SaveStrategy.EPOCH:
+        raise ValueError(
+            f"save_strategy is {args.save_strategy.value}, but the best epoch is one that has a checkpoint: leave "
+            "it out."
+        )
     if data_args.validation_fraction:
         split_by_location(scenes["train"], data_args.validation_fraction, args.seed)
     find_impulse_responses(scenes, args)

@@ -25,10 +25,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
-from dataset_script import cache_waveforms, load_scenes, write_logits
+from dataset_script import cache_waveforms, is_synthetic, load_scenes, write_logits
 from model_cards.results import portable
 from train.arguments import InferenceArguments
-from train.data import is_synthetic
 from train.hub import HubArguments, check_repository, push_predictions
 from train.models import load_classifier
 from train.recipes import ScriptParser

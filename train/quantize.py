@@ -21,9 +21,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import HfArgumentParser
 
-from dataset_script import cache_waveforms
+from dataset_script import cache_waveforms, is_synthetic
 from train.arguments import InferenceArguments
-from train.data import SceneDataset, is_synthetic
+from train.data import SceneDataset
 from train.hub import HubArguments, check_repository, push_folder
 from train.plots import plot_layers
 from train.predict_logits import compute_logits, load_clips, model_revision

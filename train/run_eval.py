@@ -20,12 +20,12 @@ from accelerate import PartialState
 from transformers import PreTrainedModel
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
-from dataset_script import cache_waveforms
+from dataset_script import cache_waveforms, is_synthetic
 from model_cards.results import load_results, portable, results_path
 from modeling_tfsepnet import TFSepNetForAudioClassification
 from modeling_tfsepnet.complexity import count_complexity
 from train.arguments import InferenceArguments
-from train.data import SceneDataset, is_synthetic
+from train.data import SceneDataset
 from train.hub import HubArguments, check_repository, push_folder
 from train.metrics import scene_metrics
 from train.plots import plot_confusion_matrix, plot_groups

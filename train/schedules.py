@@ -1,12 +1,6 @@
-"""Learning-rate schedules of the recipes, as factors of the initial rate for an epoch.
-
-They are stepped once per epoch. The trainer steps its scheduler once per optimizer step, so [`per_optimizer_step`]
-turns a factor of the epoch into one of the step that is constant within an epoch; the rate at an epoch then depends on
-neither batch size, gradient accumulation, `max_steps` nor the number of processes.
-"""
+"""Learning-rate schedules of the recipes, as factors of the initial rate for an epoch."""
 
 import math
-from collections.abc import Callable
 
 
 def sgdr(epoch: int, first_cycle: int = 10, cycle_factor: int = 2) -> float:
@@ -42,13 +36,3 @@ def warmup_linear(epoch: int, num_epochs: int, warmup_epochs: int = 4, final_fac
         return math.exp(-5 * (1 - max(epoch, 0.5) / warmup_epochs) ** 2)
     descent = (epoch - warmup_epochs) / max(num_epochs - warmup_epochs, 1)
     return 1 - (1 - final_factor) * min(descent, 1.0)
-
-
-def per_optimizer_step(factor: Callable[[int], float], steps_per_epoch: int) -> Callable[[int], float]:
-    """Turn a factor of the epoch into a factor of the optimizer step.
-
-    Args:
-        factor (`Callable`): From epoch (counted from 0) to factor.
-        steps_per_epoch (`int`): Optimizer steps in one pass over the training set.
-    """
-    return lambda step: factor(step // steps_per_epoch)

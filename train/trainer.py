@@ -129,7 +129,7 @@ class DistillationTrainer(ResumableTrainer):
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        """Return the schedule of the recipe, which changes the rate from epoch to epoch."""
+        """Return the schedule of the recipe: a rate for each epoch, whatever makes up the steps of one."""
         args = self.args
         factor = {
             "sgdr": lambda epoch: schedules.sgdr(epoch, args.first_cycle, args.cycle_factor),
@@ -141,7 +141,7 @@ class DistillationTrainer(ResumableTrainer):
         batches = -(-len(self.train_dataset) // args.batch_size)
         steps_per_epoch = -(-batches // args.gradient_accumulation_steps)
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer or self.optimizer, schedules.per_optimizer_step(factor, steps_per_epoch)
+            optimizer or self.optimizer, lambda step: factor(step // steps_per_epoch)
         )
         self._created_lr_scheduler = True
         return self.lr_scheduler

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from train.schedules import per_optimizer_step, sgdr, warmup_linear
+from train.schedules import sgdr, warmup_linear
 
 
 def test_sgdr_equals_the_reference_in_every_epoch(shared):
@@ -29,10 +29,3 @@ def test_warmup_linear_has_the_published_values():
     assert factors[4] == 1.0
     assert factors[29] == pytest.approx(0.043, abs=5e-4)
     assert factors[4:] == sorted(factors[4:], reverse=True)
-
-
-@pytest.mark.parametrize("steps_per_epoch", [1, 7, 28])
-def test_the_factor_is_constant_within_an_epoch(steps_per_epoch):
-    by_step = per_optimizer_step(sgdr, steps_per_epoch)
-    for step in range(40 * steps_per_epoch):
-        assert by_step(step) == sgdr(step // steps_per_epoch)

@@ -397,6 +397,11 @@ class TestWrongInput:
     def test_wrong_probability_of_impulse_responses(self, student, logits, tmp_path):
         self.refuse([*student, "--teachers", str(logits), "--impulse_response_p", "1.5"], "is 1.5", tmp_path)
 
+    @pytest.mark.parametrize("selection", [["--validation_fraction", "0.4"], ["--select_on_test", "True"]])
+    def test_no_checkpoints_to_choose_from(self, student, logits, tmp_path, selection):
+        command = [*student, "--teachers", str(logits), "--save_strategy", "no", *selection]
+        self.refuse(command, "save_strategy is no", tmp_path)
+
     def test_nothing_to_hold_out(self, student, tmp_path):
         for split in ("train", "test"):
             for label in ("rain", "sea"):

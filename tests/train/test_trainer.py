@@ -1,14 +1,16 @@
+import math
+
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
+from transformers import TrainerCallback
 
 from modeling_tfsepnet.convert_tfsepnet import convert_key, convert_state_dict, infer_config
 from tests.train.helpers import make_dataset, make_model, make_trainer
 from train.augmentations import Mix
 from train.data import EpochShuffle
-from train.schedules import sgdr
 
 
 ALL_AUGMENTATIONS = {"freq_mixstyle_p": 0.8, "spec_augment_size": 0.2, "mixup_alpha": 0.3}
@@ -42,24 +44,32 @@ def test_same_seed_same_weights_and_another_seed_others(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    "arguments, steps_per_epoch",
     [
-        {"batch_size": 7, "num_train_epochs": 12},
-        {"batch_size": 16, "num_train_epochs": 12},
-        {"batch_size": 4, "num_train_epochs": 12, "gradient_accumulation_steps": 3},
-        {"batch_size": 4, "max_steps": 53},
+        ({"batch_size": 7}, 3),
+        ({"batch_size": 16}, 2),
+        ({"batch_size": 32}, 1),
+        ({"batch_size": 4, "gradient_accumulation_steps": 3}, 2),  # five batches
+        ({"batch_size": 4, "num_train_epochs": 3, "max_steps": 741}, 5),
     ],
 )
-def test_learning_rate_of_every_epoch(tmp_path, arguments):
-    trainer = make_trainer(tmp_path, make_dataset(20), logging_strategy="steps", logging_steps=1, **arguments)
+def test_learning_rate_of_every_epoch(tmp_path, arguments, steps_per_epoch):
+    """Warm restarts at epochs 10, 30 and 70, in each step that the optimizer takes."""
+    rates = []
+
+    class Listen(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, optimizer, **kwargs):
+            rates.append(optimizer.param_groups[0]["lr"])
+
+    trainer = make_trainer(tmp_path, make_dataset(20), **{"num_train_epochs": 150, **arguments})
+    trainer.add_callback(Listen())
+    trainer.training_step = lambda *inputs: torch.tensor(0.0)  # the schedule is all that counts
     trainer.train()
-    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
-    assert len(logged) == trainer.state.max_steps
-    for entry in logged:
-        # an epoch's last step ends at the next whole number
-        epoch = -int(-entry["epoch"] // 1) - 1
-        # the rate is read before the scheduler's step or after it, depending on the version of transformers
-        assert entry["learning_rate"] == pytest.approx(0.004 * sgdr(epoch), abs=1e-9)
+
+    cycles = [(0, 10), (10, 20), (30, 40), (70, 80)]
+    factors = [(1 + math.cos(math.pi * epoch / length)) / 2 for _, length in cycles for epoch in range(length)]
+    expected = [0.004 * factor for factor in factors for _ in range(steps_per_epoch)]
+    assert rates == pytest.approx(expected[: arguments.get("max_steps")], abs=1e-9)
 
 
 def test_one_step_is_the_loss_of_the_augmented_batch(tmp_path):
