@@ -56,9 +56,9 @@ def load_recipe(name: str, dataset: str | None = None) -> dict[str, Any]:
 
 
 def subset_percentage(dataset: str) -> int:
-    """Return the share of the training set in a configuration's name, in percent: `"split25"` has 25, `"demo"` 100."""
-    digits = re.search(r"\d+$", dataset)
-    return int(digits.group()) if digits else 100
+    """Return the percentage of the training set in a configuration's name: 25 of `"split25"`; 100 if there is none."""
+    subset = re.fullmatch(r"(?:split|demo)(\d+)", dataset)
+    return int(subset[1]) if subset else 100
 
 
 def as_command(arguments: Mapping[str, Any]) -> list[str]:
@@ -142,8 +142,8 @@ def parse_arguments(
     except ValueError as error:
         raise ValueError(f"The recipe {chosen.recipe!r} cannot be used: {error}") from None
     name = Path(chosen.recipe).stem
-    output_dir = f"outputs/{name}-{chosen.dataset or recipe.get('dataset', 'demo')}"
-    parser.set_defaults(output_dir=output_dir)
+    dataset = Path(chosen.dataset or str(recipe.get("dataset", "demo"))).resolve().name
+    parser.set_defaults(output_dir=f"outputs/{name}-{dataset}")
     parser.set_defaults(**{argument: getattr(values, argument) for argument in recipe})
     *instances, _ = parser.parse(arguments)
     return name, tuple(instances)

@@ -79,9 +79,20 @@ def test_a_file_is_a_recipe_too(tmp_path):
     assert args.output_dir == "outputs/mine-split25"
 
 
-@pytest.mark.parametrize("dataset, percentage", [("split5", 5), ("split100", 100), ("demo", 100), ("demo10", 10)])
+@pytest.mark.parametrize(
+    "dataset, percentage",
+    [("split5", 5), ("split100", 100), ("demo", 100), ("demo10", 10), ("recordings2024", 100), ("user/split5", 100)],
+)
 def test_subset_percentage(dataset, percentage):
     assert subset_percentage(dataset) == percentage
+
+
+@pytest.mark.parametrize(
+    "dataset, folder",
+    [("./mine", "s1-mine"), ("/data/mine/", "s1-mine"), ("user/mine", "s1-mine"), ("demo5", "s1-demo5")],
+)
+def test_output_folder_is_named_after_recipe_and_data(dataset, folder):
+    assert parse("s1", "--dataset", dataset)[2].output_dir == f"outputs/{folder}"
 
 
 def test_unknown_recipe_lists_the_known_ones():
