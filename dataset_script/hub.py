@@ -6,6 +6,14 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HTTPError  # of whichever HTTP client the installed version uses
+from huggingface_hub.utils import validate_repo_id
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Raise `ValueError` if `repo_id` is not of the form `user/name`, which cards and loading need."""
+    if repo_id.count("/") != 1:
+        raise ValueError(f"{repo_id!r} is no repository: give it as user/name.")
+    validate_repo_id(repo_id)
 
 
 def push_files(
@@ -30,8 +38,9 @@ def push_files(
     Raises:
         ConnectionError: The Hub cannot be reached or refuses. Nothing in the folder has changed, and what was uploaded
             is not uploaded again by the next call.
-        ValueError: `repo_id` is none.
+        ValueError: `repo_id` is none, or the Hub does not accept the card.
     """
+    check_repo_id(repo_id)
     folder = Path(folder)
     paths = sorted({path for pattern in patterns for path in folder.glob(pattern)})
     operations = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in paths]
@@ -40,7 +49,10 @@ def push_files(
         api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
         return api.create_commit(repo_id, operations, repo_type=repo_type, commit_message=message).commit_url
     except (OSError, HTTPError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        told = getattr(error, "server_message", None) or str(error).strip() or type(error).__name__
         raise ConnectionError(
-            f"The push to {repo_id} failed ({reason}); everything is in {folder}, and the same command finishes it."
+            f"The push to {repo_id} failed ({told.splitlines()[0].rstrip('.')}); everything is in {folder}, and the "
+            "same command finishes it."
         ) from error
+    except ValueError as error:  # of the Hub's validator, which has a line for each fault
+        raise ValueError(f"The Hub does not accept {folder / 'README.md'}: {' '.join(str(error).split())}") from error

@@ -102,7 +102,11 @@ def collect_evidence(
 
     def load(source: str | Path) -> dict[str, Any]:
         run = load_results(source)
-        if identify_corpus(run, dataset_name, dataset_license) != corpus:
+        try:
+            same_corpus = identify_corpus(run, dataset_name, dataset_license) == corpus
+        except ValueError:  # it cannot have the name that is given
+            same_corpus = False
+        if not same_corpus:
             difference = "another corpus"
         elif run["complexity"] and own["complexity"] and run["complexity"] != own["complexity"]:
             difference = "another network"
@@ -260,6 +264,10 @@ def write_card(
     Raises:
         FileNotFoundError, ValueError: As [`make_card`] and [`collect_evidence`]; nothing is written then.
     """
+    if dataset_license is not None and not re.fullmatch(r"[a-z0-9.+-]+", dataset_license):
+        raise ValueError(
+            f"dataset_license is {dataset_license!r}: name it as the Hub does, such as cc-by-4.0 or other."
+        )
     model_dir = Path(model_dir)
     if is_encoder(content := portable(read_json(results_path(model_dir)))):
         card = make_encoder_card(model_dir, repo_id, dataset_name, dataset_license)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset_script import push_logits
-from dataset_script.hub import push_files
+from dataset_script.hub import check_repo_id, push_files
 from model_cards.generator import add_card_arguments, run_command, write_card
 
 
@@ -45,6 +45,7 @@ def push_model(folder: str | Path, repo_id: str, *, private: bool | None = None,
         ConnectionError: If the Hub cannot be reached or refuses; the folder is complete, and can be pushed again.
         FileNotFoundError, ValueError: As [`~model_cards.generator.write_card`]; nothing has been sent then.
     """
+    check_repo_id(repo_id)
     folder = Path(folder)
     write_card(folder, repo_id=repo_id, **card_options)
     return push_files(folder, repo_id, PUSHED, message="Upload the model with its card and results", private=private)

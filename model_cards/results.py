@@ -231,7 +231,12 @@ def identify_corpus(
                 f"The clips are those of TAU: results on them cannot be called those of {dataset_name!r}."
             )
         return TAU
-    if dataset_name is None or dataset_license is None or re.search(r"\btau", dataset_name, re.IGNORECASE):
+    if dataset_name is not None and re.search(r"\btau", dataset_name, re.IGNORECASE):
+        raise ValueError(
+            f"The {metrics['clips']:,} test clips are not the 29,680 of TAU: their results cannot be called those of "
+            f"{dataset_name!r}."
+        )
+    if dataset_name is None or dataset_license is None:
         raise ValueError(
             f"The results are called those of {config}, but their {metrics['clips']:,} test clips are neither the "
             "29,680 of TAU nor synthetic: say what they are with --dataset_name and --dataset_license of python -m "

@@ -116,11 +116,11 @@ def complexity_table(
 
 
 def hyperparameter_table(arguments: Mapping[str, Any]) -> str:
-    """Return the hyperparameters of a run, those that are off or unset left out."""
+    """Return the hyperparameters of a run, those that are off, zero or unset left out."""
     rows = [
         [f"`{name}`", f"`{value}`"]
         for name, value in arguments.items()
-        if name not in ELSEWHERE and value not in (None, False) and not (name == "max_steps" and value < 0)
+        if name not in ELSEWHERE and (value or name == "seed") and not (name == "max_steps" and value < 0)
     ]
     return markdown_table(["argument", "value"], rows) if rows else ""
 

@@ -10,6 +10,7 @@ from accelerate import PartialState
 from transformers import TrainingArguments
 
 from dataset_script import push_logits
+from dataset_script.hub import check_repo_id
 from model_cards.push import push_model
 
 
@@ -72,3 +73,5 @@ def check_repository(push_to_hub: bool, hub_model_id: str | None) -> None:
     """Raise `ValueError` if a push is asked for without saying where to."""
     if push_to_hub and not hub_model_id:
         raise ValueError("push_to_hub needs the repository: give --hub_model_id user/name.")
+    if push_to_hub:
+        check_repo_id(hub_model_id)

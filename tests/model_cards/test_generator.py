@@ -102,6 +102,16 @@ def test_pictures_are_drawn_from_the_results(student):
     assert all(f"]({name})" in card.text for name in ("confusion_matrix.png", "devices.png"))
 
 
+def test_hyperparameters_that_are_off_are_left_out_but_no_seed(student):
+    edit(student, arguments={"seed": 0, "weight_decay": 0.0, "temperature": 2.0, "max_steps": -1, "bf16": False})
+    assert tables(write_card(student).text)[-1] == {
+        "argument": ["value"],
+        "---": ["---:"],
+        "`seed`": ["`0`"],
+        "`temperature`": ["`2.0`"],
+    }
+
+
 def test_nothing_of_this_machine_is_published(student, smaller):
     arguments = {"data_dir": "/home/jane doe/TAU", "impulse_responses": "C:\\Users\\jane\\MicIRP"}
     command = (
@@ -314,7 +324,11 @@ class TestRefusal:
     def test_demo_data_that_deny_being_synthetic(self, student):
         edit(student, dataset="split25", synthetic=False)
         self.refuse(student, "90 test clips are neither the 29,680 of TAU nor synthetic")
-        self.refuse(student, "neither", dataset_name="TAU 2022", dataset_license="cc0-1.0")
+        self.refuse(student, "cannot be called .* 'TAU 2022'", dataset_name="TAU 2022", dataset_license="cc0-1.0")
+
+    def test_licence_that_the_hub_does_not_know(self, student):
+        edit(student, dataset="split5", synthetic=False)
+        self.refuse(student, "'CC BY 3.0': name it as", dataset_name="ESC-10", dataset_license="CC BY 3.0")
 
     def test_demo_data_under_another_name(self, student):
         self.refuse(student, "synthetic", dataset_name="My recordings", dataset_license="cc0-1.0")
@@ -328,7 +342,11 @@ class TestRefusal:
 
     def test_mixed_corpora(self, student, tiny, tmp_path):
         tau = save_results(tmp_path / "tau", tiny, "split25")
-        self.refuse(student, "another corpus", [tau])
+        self.refuse(student, f"{tau} are of another corpus", [tau])
+        demo = save_results(tmp_path / "demo", tiny, "demo5")
+        edit(student, dataset="split5", synthetic=False)
+        named = {"dataset_name": "ESC-10", "dataset_license": "cc-by-3.0"}
+        self.refuse(student, f"{demo} are of another corpus", [demo], **named)
 
     def test_other_recipe(self, student, tiny, tmp_path):
         self.refuse(student, "another recipe", [save_results(tmp_path / "other", tiny, "demo5", recipe="s1")])

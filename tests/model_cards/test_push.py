@@ -99,6 +99,29 @@ def test_the_limits_come_first(student, monkeypatch):
         push.push_model(student, "user/scenes")
 
 
+@pytest.mark.parametrize("repo_id", ["scenes", "user/my/scenes", "user/my scenes"])
+def test_wrong_repository(student, monkeypatch, repo_id):
+    monkeypatch.setattr("dataset_script.hub.HfApi", lambda: pytest.fail("the Hub was asked"))
+    with pytest.raises(ValueError, match=f"(?i)repo.*{repo_id}|{repo_id}.*repo"):
+        push.push_model(student, repo_id)
+    assert not (student / "README.md").exists()
+
+
+def test_what_the_hub_says(student, tmp_path, monkeypatch):
+    """A refused token, and a card with two faults."""
+    with hub_server() as hub:
+        with monkeypatch.context() as patch:
+            answer = {"error": "Invalid username or password."}
+            patch.setattr(Handler, "create", lambda handler, **where: handler.answer(answer, 401))
+            refused = push_command(hub, tmp_path, student, "user/scenes")
+        errors = {"errors": [{"message": "no such license"}, {"message": "no such task"}]}
+        monkeypatch.setattr(Handler, "validate", lambda handler, **where: handler.answer(errors, 400))
+        invalid = push_command(hub, tmp_path, student, "user/scenes")
+    assert "failed (Invalid username or password); everything is in" in refused.stderr.splitlines()[-1]
+    assert invalid.stderr.splitlines()[-1].endswith("README.md. - no such license - no such task")
+    assert (refused.returncode, invalid.returncode) == (1, 1)
+
+
 def test_logits(tmp_path):
     write_logits(tmp_path / "logits", ["audio/0.wav"], np.eye(10)[:1], teacher="ssl", revision="1", synthetic=True)
     refused = push_command(SimpleNamespace(url="http://127.0.0.1:1"), tmp_path, tmp_path / "logits", "user/logits")
