@@ -13,6 +13,9 @@ import yaml
 
 RESULTS_FILE = "results.json"
 
+RUN_FILE = "run.json"
+"""What makes the run in a folder what it is; written before its results."""
+
 TAU_TEST_CLIPS = {
     "airport": 2960,
     "bus": 2970,
@@ -78,10 +81,19 @@ def load_results(source: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is none.
-        ValueError: If it is no results file of a test split, or its figures contradict each other.
+        ValueError: If it is no results file of a test split, its figures contradict each other, or it is not of the
+            run in its folder.
     """
     path = results_path(source)
     results = portable(read_json(path))
+    arguments = results.get("arguments", {})
+    run = read_json(path.with_name(RUN_FILE)) if arguments and path.with_name(RUN_FILE).is_file() else {}
+    for name, value in run.items():
+        if _last_parts(arguments.get(name)) != _last_parts(value):
+            raise ValueError(
+                f"{path} is of another run than its folder: {name} is {arguments.get(name)!r} in it, but {value!r} in "
+                f"{RUN_FILE}: evaluate the model again."
+            )
     try:
         if "int8" in results:  # of train/quantize.py, which also has those of the float model
             results = {"unseen_devices": [], "complexity": {}, **results, "metrics": results["int8"]}
@@ -156,6 +168,13 @@ def portable(content: Any) -> Any:
     if isinstance(content, list):
         return [portable(value) for value in content]
     return _portable_word(content) if isinstance(content, str) else content
+
+
+def _last_parts(value: Any) -> Any:
+    """Return a value with what [`portable`] leaves of any path, wherever it was called."""
+    if isinstance(value, list):
+        return [_last_parts(item) for item in value]
+    return PureWindowsPath(value).name if isinstance(value, str) else value
 
 
 def _portable_word(word: str) -> str:

@@ -14,6 +14,9 @@ Subsets = Mapping[str, Sequence[Mapping[str, Any]]]
 ELSEWHERE = {"cache_dir", "config_overrides", "data_dir", "dataset", "impulse_responses", "recipe", "teachers"}
 """Arguments of a run that are no hyperparameters, or stand elsewhere in a card."""
 
+OF_DISTILLATION = {"kd_lambda", "kd_reduction", "temperature"}
+"""Hyperparameters that do nothing without teachers."""
+
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a Markdown table whose first column is left-aligned and whose others are right-aligned."""
@@ -116,11 +119,12 @@ def complexity_table(
 
 
 def hyperparameter_table(arguments: Mapping[str, Any]) -> str:
-    """Return the hyperparameters of a run, those that are off, zero or unset left out."""
+    """Return the hyperparameters of a run, those that are off, zero, unset or without effect left out."""
+    left_out = ELSEWHERE if arguments.get("teachers") else ELSEWHERE | OF_DISTILLATION
     rows = [
         [f"`{name}`", f"`{value}`"]
         for name, value in arguments.items()
-        if name not in ELSEWHERE and (value or name == "seed") and not (name == "max_steps" and value < 0)
+        if name not in left_out and (value or name == "seed") and not (name == "max_steps" and value < 0)
     ]
     return markdown_table(["argument", "value"], rows) if rows else ""
 

@@ -16,15 +16,12 @@ from typing import Any
 import transformers
 from accelerate import PartialState
 
-from model_cards.results import read_json
+from model_cards.results import RESULTS_FILE, RUN_FILE, read_json
 from train.runtime import keep_freed_memory, use_all_cores
 from train.trainer import COMPLETE
 
 
 logger = logging.getLogger(__name__)
-
-RUN_FILE = "run.json"
-RESULTS_FILE = "results.json"
 
 
 def claim_output_folder(folder: str | Path, run: Mapping[str, Any]) -> None:
@@ -102,8 +99,7 @@ def provenance() -> dict[str, Any]:
         text=True,
         check=False,
     )
-    path, project = Path(sys.argv[0]).resolve(), Path(__file__).parents[1]
-    script = str(path.relative_to(project) if path.is_relative_to(project) else path)
+    script = "/".join(Path(sys.argv[0]).resolve().parts[-2:])  # as seen from the project
     packages = ("torch", "transformers", "datasets", "accelerate", "numpy", "soxr")
     return {
         "command": shlex.join(["python", script, *sys.argv[1:]]),

@@ -103,13 +103,12 @@ def test_pictures_are_drawn_from_the_results(student):
 
 
 def test_hyperparameters_that_are_off_are_left_out_but_no_seed(student):
-    edit(student, arguments={"seed": 0, "weight_decay": 0.0, "temperature": 2.0, "max_steps": -1, "bf16": False})
-    assert tables(write_card(student).text)[-1] == {
-        "argument": ["value"],
-        "---": ["---:"],
-        "`seed`": ["`0`"],
-        "`temperature`": ["`2.0`"],
-    }
+    arguments = {"seed": 0, "weight_decay": 0.0, "temperature": 2.0, "max_steps": -1, "bf16": False}
+    header = {"argument": ["value"], "---": ["---:"]}
+    edit(student, arguments=arguments)
+    assert tables(write_card(student).text)[-1] == header | {"`seed`": ["`0`"]}
+    edit(student, arguments={**arguments, "teachers": ["ssl"]})
+    assert tables(write_card(student).text)[-1] == header | {"`seed`": ["`0`"], "`temperature`": ["`2.0`"]}
 
 
 def test_nothing_of_this_machine_is_published(student, smaller):
@@ -364,6 +363,14 @@ class TestRefusal:
     def test_results_of_another_network_in_the_folder(self, student):
         edit(student, complexity={"parameters": 100, "macs": 100})
         self.refuse(student, "evaluate it again")
+
+    def test_results_of_another_run_in_the_folder(self, student):
+        run = json.loads((student / "results.json").read_text())["arguments"] | {"data_dir": "/data/TAU"}
+        (student / "run.json").write_text(json.dumps(run))
+        edit(student, arguments={**run, "data_dir": "TAU", "seed": 7})
+        self.refuse(student, "is of another run than its folder: seed is 7 in it, but 42 in run.json")
+        edit(student, arguments={**run, "data_dir": "TAU"})
+        write_card(student)
 
     @pytest.mark.parametrize("text", ["", "{", "[1]", "{}", '{"metrics": {"confusion_matrix": "x"}}'])
     def test_damaged_results(self, student, text):

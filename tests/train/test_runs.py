@@ -54,5 +54,7 @@ def test_json_replaces_and_leaves_nothing_behind(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
 
 
-def test_provenance_names_the_versions():
+def test_provenance_names_the_versions_and_the_script_as_seen_from_the_project(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/elsewhere/train/distill.py", "--output_dir", "my runs"])
     assert {"python", "torch", "transformers"} <= set(provenance()["versions"])
+    assert provenance()["command"] == "python train/distill.py --output_dir 'my runs'"
