@@ -17,7 +17,7 @@ from train.augmentations import DeviceImpulseResponse
 from train.data import SceneDataset, check_splits, split_by_location
 from train.plots import plot_learning_curve
 from train.run_eval import complexity, evaluate_classifier, unseen_devices, write_results
-from train.runs import last_complete_checkpoint
+from train.runs import last_complete_checkpoint, main_process_first
 from train.trainer import DistillationTrainer
 
 
@@ -53,7 +53,7 @@ def load_splits(
         FileNotFoundError, ValueError: As `load_scenes` and [`find_impulse_responses`]; if there is nothing to train,
             validate or test on; if there are no checkpoints to choose from.
     """
-    with PartialState().main_process_first():
+    with main_process_first():
         scenes = load_scenes(data_args.dataset, data_args.data_dir, dict(teacher_logits or {}), data_args.cache_dir)
     check_splits(scenes, data_args.dataset)
     if (data_args.validation_fraction or data_args.select_on_test) and args.save_strategy != SaveStrategy.EPOCH:

@@ -31,7 +31,7 @@ from train.arguments import InferenceArguments
 from train.hub import HubArguments, check_repository, push_predictions
 from train.models import load_classifier
 from train.recipes import ScriptParser
-from train.runs import claim_output_folder, configure_logging, run_script
+from train.runs import claim_output_folder, configure_logging, main_process_first, run_script
 from train.trainer import FULL_SCALE
 
 
@@ -190,7 +190,7 @@ def load_clips(args: InferenceArguments) -> tuple[datasets.DatasetDict, PreTrain
     state = PartialState(cpu=args.use_cpu)
     if args.dtype == "int8" and state.device.type != "cpu":
         raise ValueError(f"dtype int8 does not run on {state.device.type}: give bfloat16, or add --use_cpu True.")
-    with state.main_process_first():
+    with main_process_first():
         scenes = load_scenes(args.dataset, args.data_dir, cache_dir=args.cache_dir)
     labelled = [split for split, clips in scenes.items() if "label" in clips.features]
     if args.split not in labelled:

@@ -8,7 +8,8 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,13 +35,14 @@ def claim_output_folder(folder: str | Path, run: Mapping[str, Any]) -> None:
     Raises:
         FileExistsError: If the folder holds another run or other files.
         OSError: If the folder cannot be written to.
+        ValueError: If `run.json` is damaged.
     """
     folder = Path(folder)
     run = json.loads(json.dumps(run))
     state = PartialState()
     state.wait_for_everyone()
     if (folder / RUN_FILE).is_file():
-        other = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+        other = read_json(folder / RUN_FILE)
         changed = [name for name in {**other, **run} if other.get(name) != run.get(name)]
         if changed:
             name = changed[0]
@@ -53,12 +55,30 @@ def claim_output_folder(folder: str | Path, run: Mapping[str, Any]) -> None:
     ):
         raise FileExistsError(f"{folder} exists and holds no run: give another --output_dir, or empty it.")
     state.wait_for_everyone()
-    if state.is_main_process and not (folder / RUN_FILE).is_file():
-        try:
-            write_json(folder / RUN_FILE, run)
-        except OSError as error:
-            raise OSError(f"{folder} cannot be written to ({error.strerror}): give another --output_dir.") from None
+    with main_process_first():
+        if not (folder / RUN_FILE).is_file():
+            try:
+                write_json(folder / RUN_FILE, run)
+            except OSError as error:
+                reason = error.strerror
+                raise OSError(f"{folder} cannot be written to ({reason}): give another --output_dir.") from None
     state.wait_for_everyone()
+
+
+@contextmanager
+def main_process_first() -> Iterator[None]:
+    """Let the main process go ahead, and the others follow.
+
+    They follow also if it fails, and so come to the same error, where accelerate's would leave them waiting for it.
+    """
+    state = PartialState()
+    if not state.is_main_process:
+        state.wait_for_everyone()
+    try:
+        yield
+    finally:
+        if state.is_main_process:
+            state.wait_for_everyone()
 
 
 def last_complete_checkpoint(folder: str | Path) -> str | None:

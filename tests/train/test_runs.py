@@ -1,8 +1,21 @@
 import json
+import os
+from pathlib import Path
 
 import pytest
+import torch
+from accelerate import PartialState
+from accelerate.utils.other import get_free_port
 
-from train.runs import COMPLETE, RUN_FILE, claim_output_folder, last_complete_checkpoint, provenance, write_json
+from train.runs import (
+    COMPLETE,
+    RUN_FILE,
+    claim_output_folder,
+    last_complete_checkpoint,
+    main_process_first,
+    provenance,
+    write_json,
+)
 
 
 class TestClaim:
@@ -34,6 +47,31 @@ class TestClaim:
         (tmp_path / (RUN_FILE + ".part")).write_text('{"se')
         claim_output_folder(tmp_path, {"seed": 1})
         assert json.loads((tmp_path / RUN_FILE).read_text()) == {"seed": 1}
+
+    def test_a_damaged_record_is_named(self, tmp_path):
+        (tmp_path / RUN_FILE).write_text('{"se')
+        with pytest.raises(ValueError, match=rf"{RUN_FILE}"):
+            claim_output_folder(tmp_path, {"seed": 1})
+
+
+def fail_together(index: int, port: int, folder: Path) -> None:
+    """Two faults, which every process must come to: nothing waits for one that has failed."""
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    os.environ |= {"RANK": str(index), "LOCAL_RANK": str(index), "WORLD_SIZE": "2"}
+    state = PartialState(cpu=True)
+    assert state.num_processes == 2
+    with pytest.raises(ValueError, match="no such corpus"), main_process_first():
+        raise ValueError("no such corpus")
+    with pytest.raises(OSError, match=r"cannot be written to \(Not a directory\)"):
+        claim_output_folder(folder / "file" / "run", {"seed": 1})
+    claim_output_folder(folder / "run", {"seed": 1})
+    state.destroy_process_group()
+
+
+def test_processes_fail_together(tmp_path):
+    (tmp_path / "file").touch()
+    torch.multiprocessing.spawn(fail_together, args=(get_free_port(), tmp_path), nprocs=2)
+    assert json.loads((tmp_path / "run" / RUN_FILE).read_text()) == {"seed": 1}
 
 
 class TestCheckpoints:
