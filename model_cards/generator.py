@@ -7,8 +7,6 @@ of runs of the same recipe on other subsets or with other seeds.
 """
 
 import argparse
-import json
-import os
 import re
 import shutil
 import sys
@@ -36,6 +34,7 @@ from model_cards.results import (
 )
 from model_cards.tables import complexity_table, group_table, hyperparameter_table, mean_accuracy, summary_table
 from train.plots import plot_confusion_matrix, plot_groups
+from train.runs import write_json
 
 
 DRAWN = {"confusion_matrix.png": "Confusion matrix on the test split", "devices.png": "Accuracy by device"}
@@ -291,10 +290,7 @@ def write_card(
 
 def _save(card: ModelCard, model_dir: Path, results: dict[str, dict[str, Any]]) -> None:
     for path, content in results.items():
-        (model_dir / path).parent.mkdir(exist_ok=True)
-        part = model_dir / f"{path}.part"
-        part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        os.replace(part, model_dir / path)
+        write_json(model_dir / path, content)
     card.text = re.sub(r"\n{3,}", "\n\n", card.text).strip("\n") + "\n"  # conditions leave empty lines behind
     card.save(model_dir / "README.md")
 
