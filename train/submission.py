@@ -143,6 +143,10 @@ def metadata(
     }
     used = [name for argument, name in augmentation.items() if arguments.get(argument)]
     teachers = results.get("teachers")
+    reduction = [
+        *(["knowledge distillation"] if teachers else []),
+        *(["precision_8 quantization"] if complexity.number_format == "INT8" else []),
+    ]
     content = {
         "submission": {
             "label": label,
@@ -165,9 +169,7 @@ def metadata(
                 "data_augmentation": ", ".join(used) or TODO,
                 "machine_learning_method": "CNN",
                 "external_data_usage": "pre-trained model" if teachers else TODO,
-                "complexity_management": "knowledge distillation, precision_8 quantization"
-                if complexity.number_format == "INT8"
-                else TODO,
+                "complexity_management": ", ".join(reduction) or TODO,
                 "pipeline": "training with teachers' logits, quantization" if teachers else TODO,
                 "framework": "pytorch",
                 "split_adaptations": "learning rate",

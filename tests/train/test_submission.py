@@ -125,6 +125,7 @@ def test_int8_models_tell_how_their_float_ones_were_trained(models, tmp_path):
     chosen = submission.read_models([str(tmp_path / "int8" / "model")])
     meta = submission.metadata(LABEL, chosen)
     assert meta["system"]["description"]["external_data_usage"] == "pre-trained model"
+    assert meta["system"]["description"]["complexity_management"] == "knowledge distillation"
     assert meta["results"]["development_dataset"]["split_10"]["overall"]["logloss"] == 9.0
 
 
