@@ -114,7 +114,7 @@ def check_teachers(
             try:
                 find_impulse_responses(scenes, teacher_args)
             except ValueError as error:
-                raise ValueError(f"The teacher {teacher.source!r} cannot be fine-tuned: {error}") from None
+                raise ValueError(f"The recipe of the teacher {teacher.source!r} does not fit: {error}") from None
             if model := start.model_name_or_path:
                 try:
                     load_config(model)

@@ -85,7 +85,7 @@ def find_impulse_responses(scenes: datasets.DatasetDict, args: SceneTrainingArgu
         if responses is None or not responses.is_dir():
             raise ValueError(
                 "impulse_response_p is set, but neither do you name a folder of impulse responses nor has the corpus "
-                "one: give --impulse_responses (such as MicIRP), or --impulse_response_p 0 to do without."
+                "one: give --impulse_responses (such as MicIRP), or set impulse_response_p to 0."
             )
         args.impulse_responses = str(responses)
     # reads, and so checks, every file

@@ -376,7 +376,7 @@ class TestWrongInput:
         [
             ("learning_rat: 1", "sets learning_rat"),
             ("learning_rate: -1", "learning_rate is -1"),
-            ("impulse_response_p: 7", "The teacher .* p of the impulse responses is 7.0"),
+            ("impulse_response_p: 7", "The recipe of the teacher .* p of the impulse responses is 7.0"),
         ],
     )
     def test_wrong_recipe_of_a_teacher(self, student, tmp_path, recipe, message):
