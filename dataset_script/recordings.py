@@ -33,7 +33,7 @@ def load_recordings(source: str, teacher_logits: dict[str, str] | None = None) -
 
     Raises:
         FileNotFoundError: There is no such folder or dataset.
-        ValueError: A split, a class or a column is missing, a recording cannot be decoded, or logits do not fit.
+        ValueError: A split, a class or a column is missing, a recording cannot be used, or logits do not fit.
     """
     source, _, config_name = source.partition(":")
     folder = Path(source).expanduser()
@@ -44,6 +44,8 @@ def load_recordings(source: str, teacher_logits: dict[str, str] | None = None) -
     names = {
         column: sorted({row[column] for rows in splits.values() for row in rows}) for column in ("label", "device")
     }
+    if len(names["label"]) < 2:
+        raise ValueError(f"{source} has the class {names['label'][0]!r} only: at least two are needed.")
     for label in names["label"]:
         if all(row["label"] != label for row in splits["train"]):
             raise ValueError(f"{source} has the class {label!r} in its test split only: training needs it as well.")
@@ -84,6 +86,9 @@ def _files(folder: Path) -> list[dict]:
             f"{folder} holds no recordings: {', '.join(SUFFIXES)} files in a folder for every class are needed, as in "
             f"{folder / 'park' / 'recording.wav'}."
         )
+    classes = {path.parent for path in files}
+    if empty := sorted(path for path in folder.glob("[!.]*") if path.is_dir() and path not in classes):
+        raise FileNotFoundError(f"{empty[0]} holds no recordings: put some right into it, or remove it.")
     return [
         {
             "audio": {"bytes": None, "path": str(path)},
@@ -135,6 +140,8 @@ def _clips(recordings: list[dict]) -> Iterator[dict]:
         mono = samples if samples.ndim == 1 else samples.mean(axis=1)
         if len(mono) == 0:
             raise ValueError(f"{recording['filename']} is empty: remove it.")
+        if not np.isfinite(mono).all():
+            raise ValueError(f"{recording['filename']} holds NaN or infinite samples: remove or replace it.")
         starts = [*range(0, len(mono) - rate, rate), max(0, len(mono) - rate)]
         for segment, start in enumerate(starts):
             clip = np.resize(mono[start : start + rate], rate)  # repeats what is shorter

@@ -1,4 +1,5 @@
 import io
+import shutil
 
 import datasets
 import numpy as np
@@ -89,6 +90,13 @@ def fewer_logits(tmp_path, train):
     return tmp_path / "fewer"
 
 
+def test_one_class_is_not_enough(folder):
+    for split in ("train", "test"):
+        shutil.rmtree(folder / split / "outdoor")
+    with pytest.raises(ValueError, match="the class 'indoor' only"):
+        load_recordings(str(folder))
+
+
 def test_what_is_missing_is_named(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="neither a folder nor a dataset"):
         load_recordings(str(tmp_path / "nowhere"))
@@ -104,6 +112,12 @@ def test_what_is_missing_is_named(folder, tmp_path):
         load_recordings(str(folder))
     soundfile.write(folder / "train" / "sea" / "a.wav", np.zeros(0), RATE)
     with pytest.raises(ValueError, match=r"a\.wav is empty"):
+        load_recordings(str(folder))
+    soundfile.write(folder / "train" / "sea" / "a.wav", np.full(RATE, np.nan), RATE, subtype="FLOAT")
+    with pytest.raises(ValueError, match=r"a\.wav holds NaN"):
+        load_recordings(str(folder))
+    (folder / "train" / "sea" / "a.wav").rename(folder / "train" / "a.wav")
+    with pytest.raises(FileNotFoundError, match=r"sea holds no recordings"):
         load_recordings(str(folder))
     datasets.Dataset.from_list([{"sound": 1}]).to_parquet(tmp_path / "columns" / "train-0.parquet")
     with pytest.raises(ValueError, match="no 'audio'"):
