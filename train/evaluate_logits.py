@@ -10,11 +10,11 @@ import logging
 from dataclasses import dataclass, field
 
 import numpy as np
-from transformers import HfArgumentParser
 
 from dataset_script import is_synthetic, load_scenes, read_logits
 from dataset_script.logits import join_logits
 from train.data import check_splits
+from train.recipes import ScriptParser
 from train.run_eval import results_table, score_logits, unseen_devices, write_results
 from train.runs import claim_output_folder, configure_logging, run_script
 
@@ -36,7 +36,7 @@ class LogitsArguments:
 
 def main() -> None:
     """Evaluate as the command line asks for."""
-    (args,) = HfArgumentParser(LogitsArguments).parse_args_into_dataclasses()
+    (args,) = ScriptParser(LogitsArguments).parse()
     configure_logging()
     scenes = load_scenes(args.dataset, args.data_dir, cache_dir=args.cache_dir)
     check_splits(scenes, args.dataset)

@@ -20,12 +20,12 @@ from typing import Literal
 import onnx
 from onnx import TensorProto, helper
 from torch import nn
-from transformers import HfArgumentParser
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
 from train.calibration import fold
 from train.models import load_classifier
 from train.onnx_graph import Form, NetworkBuilder, add_front_end
+from train.recipes import ScriptParser
 from train.runs import run_script
 
 
@@ -143,7 +143,7 @@ def describe(
 
 def main() -> None:
     """Export as the command line asks for."""
-    (args,) = HfArgumentParser(ExportArguments).parse_args_into_dataclasses()
+    (args,) = ScriptParser(ExportArguments).parse()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     model, extractor = load_classifier(args.model_name_or_path)
     Path(args.output).parent.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import HfArgumentParser
 
 from dataset_script import cache_waveforms, is_synthetic
 from train.arguments import InferenceArguments
@@ -28,6 +27,7 @@ from train.hub import HubArguments, check_repository, push_folder
 from train.plots import plot_layers
 from train.predict_logits import compute_logits, load_clips, model_revision
 from train.quantization import INCConfig, INCQuantizer, agreement, check_compliance, layer_sqnr
+from train.recipes import ScriptParser
 from train.run_eval import percent, score_logits, unseen_devices
 from train.runs import (
     RESULTS_FILE,
@@ -124,7 +124,7 @@ def results_table(results: Mapping[str, Any]) -> str:
 
 def main() -> None:
     """Quantize as the command line asks for."""
-    (args,) = HfArgumentParser(QuantizationArguments).parse_args_into_dataclasses()
+    (args,) = ScriptParser(QuantizationArguments).parse()
     configure_logging()
     check_repository(args.push_to_hub, args.hub_model_id)
     scenes, model, extractor = load_clips(args)

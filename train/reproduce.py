@@ -17,10 +17,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
-from transformers import HfArgumentParser
-
 from dataset_script import load_scenes
 from model_cards.results import load_results
+from train.recipes import ScriptParser
 from train.report_tables import SUBSETS, Cells, plot_accuracy_by_fraction, report_table
 from train.runs import claim_output_folder, configure_logging, run_script
 from train.sweep import FIRST_SEED, SYSTEMS, Step, Sweep, estimate, missing_checkpoints
@@ -138,7 +137,7 @@ def reproduce(arguments: Sequence[str] | None = None) -> str:
             work in it.
         FileNotFoundError, ValueError: If the corpus, a checkpoint or an argument is wrong; before anything is run.
     """
-    (args,) = HfArgumentParser(ReproductionArguments).parse_args_into_dataclasses(arguments)
+    (args,) = ScriptParser(ReproductionArguments).parse(arguments)
     configure_logging()
     sweep, cells = plan(args)
     if not args.collect_only:

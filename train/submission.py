@@ -21,7 +21,6 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
-from transformers import HfArgumentParser
 
 from dataset_script import SCENES, cache_waveforms, load_scenes
 from model_cards.complexity import check_limits, measure_model
@@ -29,6 +28,7 @@ from model_cards.results import float_results, load_results, percentage
 from modeling_tfsepnet.complexity import MAX_PARAMETER_BYTES
 from train.models import load_classifier
 from train.predict_logits import compute_logits
+from train.recipes import ScriptParser
 from train.runs import configure_logging, run_script
 
 
@@ -228,7 +228,7 @@ def open_points(content: Any, path: str = "") -> list[str]:
 
 def main() -> None:
     """Write the files that the command line asks for."""
-    (args,) = HfArgumentParser(SubmissionArguments).parse_args_into_dataclasses()
+    (args,) = ScriptParser(SubmissionArguments).parse()
     configure_logging()
     models = read_models(args.models)
     about = read_about(args.about)
