@@ -81,7 +81,7 @@ def draw(probabilities: np.ndarray, spectrogram: np.ndarray, labels: Sequence[st
         labels (`Sequence[str]`): Names of the scenes.
     """
     seconds = len(probabilities)
-    figure = Figure(figsize=(8, 5.4), layout="constrained")
+    figure = Figure(figsize=(11, 5.4), layout="constrained")
     top, bottom = figure.subplots(2, sharex=True)
     top.imshow(spectrogram, origin="lower", aspect="auto", extent=(0, seconds, 0, len(spectrogram)), cmap="magma")
     top.set_ylabel("mel band")
@@ -119,7 +119,7 @@ def build(models: Mapping[str, Pipeline]) -> Any:
                 recording = gr.Audio(sources=["upload", "microphone"], type="filepath", label="Recording")
                 name = gr.Dropdown(list(models), value=next(iter(models)), label="Model")
             scores = gr.Label(num_top_classes=5, label="Scene")
-        plot = gr.Plot(label="Spectrogram, and scenes over time")
+        plot = gr.Plot(show_label=False)
         for changed in (recording, name):
             changed.change(show, [recording, name], [scores, plot])
     return page
