@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-EXTRAS = train,quantize,onnx,test,quality
+EXTRAS = train,quantize,onnx,space,test,quality
 
 .PHONY: install test test-slow quality style demo bench clean
 

@@ -101,9 +101,29 @@ def test_wrong_models_are_named_in_one_sentence(finished_student, tmp_path):
         app.load_models([f"INT8={finished_student}"] * 2)
 
 
-def test_page(classifier):
+def test_page(classifier, recording, tmp_path, monkeypatch):
     pytest.importorskip("gradio", reason="the demo Space needs Gradio: pip install gradio")
+    from gradio_client import Client, handle_file
+
+    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     page = app.build({"float": classifier, "INT8": classifier})
     blocks = {block["type"]: block["props"] for block in page.config["components"]}
     assert {"audio", "dropdown", "label", "plot"} <= set(blocks)
     assert blocks["audio"]["sources"] == ["upload", "microphone"]
+
+    _, url, _ = page.launch(prevent_thread_lock=True, quiet=True)
+    try:
+        client = Client(url, verbose=False)
+        scores, plot = client.predict(handle_file(str(recording)), "INT8", api_name="/show")
+        expected = classifier(str(recording), top_k=5)
+        assert scores["label"] == expected[0]["label"].replace("_", " ")
+        assert [row["confidence"] for row in scores["confidences"]] == pytest.approx(
+            [result["score"] for result in expected], abs=1e-5
+        )
+        assert plot["plot"].startswith("data:image/")
+        (tmp_path / "text.wav").write_text("no audio")
+        with pytest.raises(Exception, match="not an audio file"):
+            client.predict(handle_file(str(tmp_path / "text.wav")), "float", api_name="/show")
+    finally:
+        page.close()
