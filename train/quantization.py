@@ -156,7 +156,8 @@ class INCQuantizer(OptimumQuantizer):
         if after < before * (1 - quantization_config.tolerable_loss):
             raise ValueError(
                 f"The metric fell from {before:.4f} to {after:.4f} with INT8, by more than the tolerated "
-                f"{quantization_config.tolerable_loss:.1%}: keep the float model, or give more calibration clips."
+                f"{quantization_config.tolerable_loss:.1%}: keep the float model, give more calibration clips, or "
+                "tolerate more."
             )
         config = TFSepNetInt8Config(len(windows), chosen["act_algo"], chosen["act_sym"])
         model.config.quantization_config = config

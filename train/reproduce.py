@@ -125,6 +125,26 @@ def collect(cells: dict[tuple[str, int], list[list[Step]]]) -> Cells:
     return results
 
 
+def run_steps(steps: Sequence[Step], num_processes: int) -> list[ChildProcessError]:
+    """Run what is not done, and return how students failed to be quantized, on which no other step waits.
+
+    Raises:
+        ChildProcessError: If another step fails.
+    """
+    refused = []
+    for step in steps:
+        if step.done:
+            continue
+        logger.info("%s: %s", step.script, step.folder)
+        try:
+            step.run(num_processes)
+        except ChildProcessError as error:
+            if step.script != "quantize.py":
+                raise
+            refused.append(error)
+    return refused
+
+
 def reproduce(arguments: Sequence[str] | None = None) -> str:
     """Run what the arguments ask for, and return the table.
 
@@ -132,7 +152,8 @@ def reproduce(arguments: Sequence[str] | None = None) -> str:
         arguments (`Sequence[str]`, *optional*): Defaults to the command line.
 
     Raises:
-        ChildProcessError: If a step fails; the same call goes on from there.
+        ChildProcessError: If a step fails, at once, or after the table if a student could not be quantized; the same
+            call goes on from there.
         FileExistsError: If the output folder has runs on other data or with other arguments, or another call is at
             work in it.
         FileNotFoundError, ValueError: If the corpus, a checkpoint or an argument is wrong; before anything is run.
@@ -140,6 +161,7 @@ def reproduce(arguments: Sequence[str] | None = None) -> str:
     (args,) = ScriptParser(ReproductionArguments).parse(arguments)
     configure_logging()
     sweep, cells = plan(args)
+    refused: list[ChildProcessError] = []
     if not args.collect_only:
         print_plan(args, sweep)
         if args.dry_run:
@@ -147,10 +169,7 @@ def reproduce(arguments: Sequence[str] | None = None) -> str:
         decisive = ("data_dir", "teacher_arguments", "student_arguments")
         claim_output_folder(sweep.root, {name: getattr(args, name) for name in decisive})
         with sweep.lock():
-            for step in sweep.steps:
-                if not step.done:
-                    logger.info("%s: %s", step.script, step.folder)
-                    step.run(args.num_processes)
+            refused = run_steps(sweep.steps, args.num_processes)
     results = collect(cells)
     if not any(results.values()):
         raise FileNotFoundError(f"No run of these parts has finished in {sweep.root}: leave out --collect_only.")
@@ -159,6 +178,8 @@ def reproduce(arguments: Sequence[str] | None = None) -> str:
     path.with_suffix(".md").write_text(table, encoding="utf-8")
     plot_accuracy_by_fraction(args.table, results, path)
     print(table)
+    if refused:
+        raise ChildProcessError(" ".join(map(str, refused)))
     return table
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from train.distill import distill
 from train.finetune_teacher import finetune_teacher
 from train.metrics import scene_metrics
 from train.report_tables import plot_accuracy_by_fraction, report_table
-from train.reproduce import ReproductionArguments, plan, reproduce
+from train.reproduce import ReproductionArguments, plan, reproduce, run_steps
 from train.sweep import Step, Sweep
 
 
@@ -201,6 +202,20 @@ def test_a_failing_step_is_named(tmp_path):
     step = Step("nothing.py", ("--recipe", "s1"), tmp_path / "out", "demo")
     with pytest.raises(ChildProcessError, match=r"out came to no end \(exit code 2 of .*nothing.py --recipe s1"):
         step.run(1)
+
+
+def test_a_refused_quantization_stops_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr("train.sweep.__file__", str(tmp_path / "sweep.py"))
+    (tmp_path / "quantize.py").write_text("raise SystemExit(1)")
+    (tmp_path / "distill.py").write_text("import sys; open(sys.argv[-1] + '.ran', 'w')")
+    names = [("quantize.py", "int8"), ("distill.py", "student"), ("missing.py", "teacher"), ("distill.py", "later")]
+    calls = [Step(script, (), tmp_path / folder, "demo") for script, folder in names]
+    (refused,) = run_steps(calls[:2], 1)
+    assert re.match(r".*int8 came to no end \(exit code 1 of .*quantize.py", str(refused))
+    assert (tmp_path / "student.ran").is_file()
+    with pytest.raises(ChildProcessError, match="teacher came to no end"):
+        run_steps(calls, 1)
+    assert not (tmp_path / "later.ran").exists()
 
 
 def test_a_step_outlives_its_sweep_with_the_lock(tmp_path, monkeypatch):
