@@ -49,7 +49,7 @@ Join them to the clips by `filename`, never by the order of rows:
 ```python
 from dataset_script import load_scenes
 
-scenes = load_scenes("split25", data_dir="…", teacher_logits={{"name": "path or id of this dataset"}})
+scenes = load_scenes({corpus}, teacher_logits={{"name": "path or id of this dataset"}})
 ```
 
 By the rules of DCASE, a teacher may have seen no clips but those of the subset that its student is trained on.
@@ -157,6 +157,7 @@ def write_logits(
         classes=len(label_names),
         label_names=", ".join(f"`{name}`" for name in label_names),
         synthetic=SYNTHETIC_NOTE if synthetic else "",
+        corpus='"demo"' if synthetic else '"split25", data_dir="…"',
         licence=note,
     )
     folder = Path(folder)
