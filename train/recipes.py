@@ -97,7 +97,7 @@ class ScriptParser(HfArgumentParser):
         )
         if unknown:
             option = unknown[0].split("=")[0]
-            close = difflib.get_close_matches(option, self._option_string_actions, n=1)
+            close = difflib.get_close_matches(option, self._option_string_actions, n=1, cutoff=0.75)
             raise ValueError(f"There is no argument {option}: {f'use {close[0]}' if close else 'see --help'}.")
         return instances
 
