@@ -157,7 +157,7 @@ class INCQuantizer(OptimumQuantizer):
             raise ValueError(
                 f"The metric fell from {before:.4f} to {after:.4f} with INT8, by more than the tolerated "
                 f"{quantization_config.tolerable_loss:.1%}: keep the float model, give more calibration clips, or "
-                "tolerate more."
+                "raise tolerable_loss."
             )
         config = TFSepNetInt8Config(len(windows), chosen["act_algo"], chosen["act_sym"])
         model.config.quantization_config = config
