@@ -8,7 +8,6 @@ compute the same gradients part quickly.
 import sys
 
 import numpy as np
-import torch
 
 from tests.train.helpers import ExactFeatureExtractor, make_dataset, make_model, make_trainer
 from train.predict_logits import compute_logits
@@ -47,7 +46,6 @@ def make_job(output_dir, **arguments) -> DistillationTrainer:
 
 
 def main(output_dir, *settings: str) -> None:
-    torch.set_num_threads(1)
     arguments = {name: value(text) for name, text in (setting.split("=") for setting in settings)}
     trainer = make_job(output_dir, **arguments)
     claim_output_folder(output_dir, arguments)
