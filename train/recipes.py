@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -83,11 +83,11 @@ class ScriptParser(HfArgumentParser):
     def __init__(self, dataclass_types: type | Iterable[type] = (), **settings: Any):
         super().__init__(dataclass_types, allow_abbrev=False, **settings)
 
-    def parse(self, arguments: list[str] | None = None) -> list[Any]:
+    def parse(self, arguments: Sequence[str] | None = None) -> list[Any]:
         """Return an instance of each dataclass, and a namespace if there are arguments of none.
 
         Args:
-            arguments (`list[str]`, *optional*): Defaults to the command line.
+            arguments (`Sequence[str]`, *optional*): Defaults to the command line.
 
         Raises:
             ValueError: If an argument is unknown or missing, or its value is none that it takes.
