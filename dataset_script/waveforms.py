@@ -15,6 +15,9 @@ from filelock import FileLock
 from dataset_script.clips import decode_clip
 
 
+FULL_SCALE = 2**15
+"""What a sample of 1.0 is as a 16-bit integer."""
+
 BLOCK = 64
 
 
@@ -99,4 +102,9 @@ def _resample(clips: datasets.Dataset, sampling_rate: int, path: Path) -> None:
 def _convert(audio: dict, sampling_rate: int) -> np.ndarray:
     samples, rate = decode_clip(audio)
     waveform = soxr.resample(samples, rate, sampling_rate, quality="HQ")
-    return np.rint(waveform * 32_768).clip(-32_768, 32_767).astype(np.int16)
+    return to_int16(waveform)
+
+
+def to_int16(waveform: np.ndarray) -> np.ndarray:
+    """Round samples in [-1, 1] to 16-bit integers; what lies beyond is clipped."""
+    return np.rint(waveform * FULL_SCALE).clip(-FULL_SCALE, FULL_SCALE - 1).astype(np.int16)

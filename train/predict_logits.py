@@ -26,13 +26,13 @@ from transformers import PreTrainedModel
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
 from dataset_script import cache_waveforms, is_synthetic, load_scenes, write_logits
+from dataset_script.waveforms import FULL_SCALE
 from model_cards.results import portable
 from train.arguments import InferenceArguments
 from train.hub import HubArguments, check_repository, push_predictions
 from train.models import load_classifier
 from train.recipes import ScriptParser
 from train.runs import claim_output_folder, configure_logging, main_process_first, run_script
-from train.trainer import FULL_SCALE
 
 
 logger = logging.getLogger(__name__)

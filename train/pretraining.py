@@ -10,10 +10,11 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
+from dataset_script.waveforms import FULL_SCALE
 from modeling_beats import BeatsForAudioClassification, mask_patches
 from train.data import derived_seed
 from train.distributed import BatchRows
-from train.trainer import FULL_SCALE, ResumableTrainer
+from train.trainer import ResumableTrainer
 from train.unlabelled import SegmentBatches, SegmentCollator, Segments, StreamedSegments
 
 
@@ -135,7 +136,7 @@ class SegmentTrainer(ResumableTrainer):
     def noise(self, clips: int) -> dict[str, Tensor]:
         """Return a batch of full length, as the collator makes them, to measure what a step costs."""
         samples = round(self.args.segment_seconds * self.feature_extractor.sampling_rate)
-        return {"waveform": torch.randint(-(2**15), 2**15, (clips, samples), dtype=torch.int16)}
+        return {"waveform": torch.randint(-FULL_SCALE, FULL_SCALE, (clips, samples), dtype=torch.int16)}
 
 
 class PretrainingTrainer(SegmentTrainer):

@@ -21,6 +21,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from dataset_script import cache_waveforms, is_synthetic
+from dataset_script.waveforms import FULL_SCALE
 from train.arguments import InferenceArguments
 from train.data import SceneDataset
 from train.hub import HubArguments, check_repository, push_folder
@@ -42,7 +43,6 @@ from train.runs import (
 
 logger = logging.getLogger(__name__)
 
-FULL_SCALE = 32768
 CLIPS_PER_STEP = 32
 
 

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
+from dataset_script.waveforms import FULL_SCALE
 from train import schedules
 from train.arguments import SceneTrainingArguments
 from train.augmentations import DeviceImpulseResponse, Mix
@@ -18,7 +19,6 @@ from train.distributed import BatchRows, synchronize_layers
 from train.metrics import scene_metrics
 
 
-FULL_SCALE = 2**15
 COMPLETE = "complete"
 """Empty file that is written last into a checkpoint: one without it was interrupted."""
 

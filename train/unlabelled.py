@@ -19,6 +19,7 @@ from datasets.utils import tqdm
 from torch.utils.data import Dataset, IterableDataset, Sampler
 
 from dataset_script import TAUUrban2022, load_scenes
+from dataset_script.waveforms import to_int16
 from train.data import derived_seed
 from train.distributed import BatchRows
 
@@ -141,7 +142,7 @@ def read_segment(audio: dict[str, Any], seconds: float, sampling_rate: int, plac
     if rate != sampling_rate:
         samples = soxr.resample(samples, rate, sampling_rate, quality="HQ")
     samples = samples[: round(seconds * sampling_rate)]
-    return np.clip(np.rint(samples * 2**15), -(2**15), 2**15 - 1).astype(np.int16)
+    return to_int16(samples)
 
 
 class Segments(Dataset):

@@ -1,0 +1,90 @@
+"""Files and folders that are written whole or not at all."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+PART_SUFFIX = ".part"
+"""Ends the name of a file or folder that is still being written."""
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a path to write to, and move what was written there to `path` once it is complete and on the disk.
+
+    Whatever happens, `path` holds its old content, its new content, or does not exist. The body may write a file or
+    create a folder. If it raises, nothing stays behind; if the process is killed, a file that ends in `.part` does,
+    and is overwritten the next time.
+
+    Args:
+        path (`str` or `os.PathLike`): Where the file or folder goes. Its parent is created; a file is replaced, and so
+            is an empty folder.
+
+    Raises:
+        OSError: If the disk is full or the path cannot be written to.
+
+    Example:
+
+        >>> with atomic_path("results.md") as part:
+        ...     _ = part.write_text("| accuracy | 60.2 % |")
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + PART_SUFFIX)
+    _remove(part)
+    try:
+        yield part
+        for file in [part, *(part.rglob("*") if part.is_dir() else ())]:
+            _make_durable(file)
+        if part.is_dir() and path.is_dir():
+            path.rmdir()
+        os.replace(part, path)
+        _flush(path.parent)
+    except BaseException:
+        _remove(part)
+        raise
+
+
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
+    """Write `content` to `path` as indented JSON, whole or not at all."""
+    with atomic_path(path) as part:
+        part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _make_durable(path: Path) -> None:
+    """Flush a file to the disk, with the permissions that `open` would give it (safetensors writes 0600)."""
+    if path.is_file():
+        path.chmod(0o666 & ~_umask())
+    _flush(path)
+
+
+def _flush(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":
+        return  # Windows cannot open folders
+    # Windows flushes only what is open for writing; folders can only be opened for reading.
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+__all__ = ["PART_SUFFIX", "atomic_path", "write_json"]
