@@ -30,8 +30,8 @@ from modeling_tfsepnet.quantization_tfsepnet import (
     make_int8,
     replace_convolutions,
 )
-from train.calibration import fold, layers
-from train.onnx_export import export_onnx
+from train.deployment.onnx_model import export_onnx
+from train.deployment.rounding import fold, layers
 
 
 BATCH_SIZE = 64

@@ -20,14 +20,14 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from train.pretraining.crops import read_segment
 from transformers import TrainerState
 
 from dataset_script import cache_waveforms, load_scenes
 from modeling_beats import BeatsConfig, BeatsFeatureExtractor, BeatsForAudioClassification
-from train.pretrain_teacher import pretrain_teacher
-from train.runs import last_complete_checkpoint
-from train.runtime import keep_freed_memory
-from train.unlabelled import read_segment
+from train.common.checkpoints import last_complete_checkpoint
+from train.common.process import keep_freed_memory
+from train.pretrain_teacher import main as pretrain_teacher
 
 
 RATE = 16_000

@@ -14,12 +14,12 @@ from benchmarks.inputs import RATE, Inputs, write_recordings
 from dataset_script import cache_waveforms
 from modeling_beats import BeatsConfig, BeatsFeatureExtractor, BeatsForAudioClassification
 from modeling_tfsepnet import TFSepNetConfig, TFSepNetFeatureExtractor, TFSepNetForAudioClassification
-from train.arguments import SceneTrainingArguments
-from train.augmentations import DeviceImpulseResponse, FreqMixStyle, SoftMixup
-from train.data import SceneDataset
-from train.losses import DistillationLoss
-from train.recipes import load_recipe
-from train.trainer import DistillationTrainer
+from train.classification.arguments import SceneTrainingArguments
+from train.classification.data import SceneDataset
+from train.classification.losses import DistillationLoss
+from train.classification.trainer import DistillationTrainer
+from train.common.augmentations import DeviceImpulseResponse, FreqMixStyle, SoftMixup
+from train.common.recipes import load_recipe
 
 
 Call = Callable[[], object]

@@ -15,7 +15,7 @@ import torch
 from benchmarks import stages
 from benchmarks.inputs import make_inputs
 from benchmarks.timing import count_work, peak_memory
-from train.runtime import keep_freed_memory
+from train.common.process import keep_freed_memory
 
 
 def load_other(folder: Path) -> ModuleType:

@@ -6,12 +6,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
 
-from modeling_tfsepnet import TFSepNetConfig
+from dataset_script.errors import InputError
+from modeling_tfsepnet import TFSepNetConfig, TFSepNetForAudioClassification
 from modeling_tfsepnet.complexity import MAX_MACS, MAX_PARAMETER_BYTES, count_complexity
 
 
+def complexity(model: PreTrainedModel) -> dict[str, int]:
+    """Return the parameters of a model and, for TF-SepNet, its multiply-accumulates for one second (DCASE's count)."""
+    if isinstance(model, TFSepNetForAudioClassification):
+        return count_complexity(model.config)._asdict()
+    return {"parameters": model.num_parameters()}
+
+
 FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+
 INTEGERS = {"I8": 1, "I16": 2, "I32": 4}
 """Bytes of a parameter, by the name that safetensors has for its type; unsigned integers are zero points."""
 
@@ -55,7 +65,7 @@ def measure_model(model_dir: str | Path) -> ModelComplexity:
 
     Raises:
         FileNotFoundError: If the folder holds no model.
-        ValueError: If it is neither a TF-SepNet nor a BEATs.
+        InputError: If it is neither a TF-SepNet nor a BEATs.
     """
     config = read_config(model_dir)
     files = sorted(Path(model_dir).glob("*.safetensors"))
@@ -79,9 +89,9 @@ def measure_model(model_dir: str | Path) -> ModelComplexity:
 
 
 def check_limits(complexity: ModelComplexity, model_dir: str | Path, allow_over_limit: bool = False) -> None:
-    """Raise `ValueError` if a student exceeds a limit of the challenge, unless that is allowed."""
+    """Raise `InputError` if a student exceeds a limit of the challenge, unless that is allowed."""
     if (excesses := complexity.excesses()) and not allow_over_limit:
-        raise ValueError(
+        raise InputError(
             f"{model_dir} exceeds a limit of the challenge: {' '.join(excesses).rstrip('.')}; pass --allow_over_limit "
             "for a card that says so."
         )
@@ -92,7 +102,7 @@ def read_config(model_dir: str | Path) -> dict:
 
     Raises:
         FileNotFoundError: If the folder holds no model.
-        ValueError: If it is neither a TF-SepNet nor a BEATs.
+        InputError: If it is neither a TF-SepNet nor a BEATs.
     """
     path = Path(model_dir) / "config.json"
     if not path.is_file():
@@ -102,9 +112,9 @@ def read_config(model_dir: str | Path) -> dict:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): finish the run that makes it, or download it again.") from None
+        raise InputError(f"{path} is damaged ({error}): finish the run that makes it, or download it again.") from None
     if config.get("model_type") not in ("tfsepnet", "beats"):
-        raise ValueError(
+        raise InputError(
             f"{model_dir} is a {config.get('model_type')} model: cards are made for tfsepnet (students) and beats "
             "(teachers)."
         )
@@ -124,7 +134,7 @@ def _stored_values(files: list[Path], types: dict[str, int]) -> tuple[int, int]:
             with safe_open(file, framework="numpy") as stream:
                 tensors = [stream.get_slice(name) for name in stream.keys()]  # noqa: SIM118 (no mapping)
         except SafetensorError as error:
-            raise ValueError(
+            raise InputError(
                 f"{file} is damaged ({error}): finish the run that makes it, or download it again."
             ) from None
         for tensor in tensors:

@@ -11,30 +11,20 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from dataset_script import SCENES
+from dataset_script.errors import InputError
+from dataset_script.files import write_json
 from model_cards.complexity import check_limits, measure_model, read_config
-from model_cards.encoders import TEMPLATES, is_encoder, make_encoder_card
-from model_cards.results import (
-    RESULTS_FILE,
-    Corpus,
-    configuration,
-    float_results,
-    identify_corpus,
-    load_results,
-    percentage,
-    portable,
-    read_json,
-    results_path,
-)
+from model_cards.encoder_cards import TEMPLATES, is_encoder, make_encoder_card
+from model_cards.evidence import COUNTERPART_FILE, Evidence, collect_evidence
+from model_cards.plots import plot_confusion_matrix, plot_groups
+from model_cards.results import RESULTS_FILE, configuration, percentage, portable, read_json, results_path
 from model_cards.tables import complexity_table, group_table, hyperparameter_table, mean_accuracy, summary_table
-from train.plots import plot_confusion_matrix, plot_groups
-from train.runs import write_json
 
 
 DRAWN = {"confusion_matrix.png": "Confusion matrix on the test split", "devices.png": "Accuracy by device"}
@@ -42,98 +32,6 @@ DRAWN = {"confusion_matrix.png": "Confusion matrix on the test split", "devices.
 
 FOUND = {"learning_curve.png": "Learning curves", "layers.png": "What each layer costs in INT8"}
 """Pictures that a card shows if the run has left them beside its results."""
-
-COUNTERPART_FILE = "results/counterpart.json"
-"""Where the results of the other number format go in a repository."""
-
-
-@dataclass
-class Evidence:
-    """The results behind a card.
-
-    Attributes:
-        own: Of the model itself.
-        runs: Of all runs of its recipe, the own one too, under the path in the repository; smallest subset first.
-        counterpart: Of the same network in the other number format, if there are any.
-        corpus: What all of them are of.
-    """
-
-    own: dict[str, Any]
-    runs: dict[str, dict[str, Any]]
-    counterpart: dict[str, Any] | None
-    corpus: Corpus
-
-    @property
-    def by_subset(self) -> dict[str, list[dict[str, Any]]]:
-        """The runs of each configuration of the data, smallest subset first."""
-        subsets: dict[str, list[dict[str, Any]]] = {}
-        for run in self.runs.values():
-            subsets.setdefault(run["dataset"], []).append(run)
-        return subsets
-
-    @property
-    def training(self) -> dict[str, Any]:
-        """The results that tell how the weights came about: an INT8 model was trained as its float counterpart."""
-        return self.own if "recipe" in self.own or self.counterpart is None else self.counterpart
-
-
-def collect_evidence(
-    model_dir: str | Path,
-    results: Iterable[str | Path] = (),
-    counterpart: str | Path | None = None,
-    dataset_name: str | None = None,
-    dataset_license: str | None = None,
-) -> Evidence:
-    """Read the results behind a card, and check that they belong together.
-
-    Args:
-        model_dir (`str` or `Path`): The model folder, with its own `results.json`.
-        results (`Iterable[str | Path]`): Further runs of the same recipe.
-        counterpart (`str` or `Path`, *optional*): Results of the INT8 form of a float model, or the other way round;
-            for an INT8 model found without if they are where train/quantize.py found them.
-        dataset_name, dataset_license (`str`, *optional*): As for [`~model_cards.results.identify_corpus`].
-
-    Raises:
-        FileNotFoundError, ValueError: If results are missing, wrong, or of different corpora, recipes or networks.
-    """
-    own = load_results(model_dir)
-    corpus = identify_corpus(own, dataset_name, dataset_license)
-
-    def load(source: str | Path) -> dict[str, Any]:
-        run = load_results(source)
-        try:
-            same_corpus = identify_corpus(run, dataset_name, dataset_license) == corpus
-        except ValueError:  # it cannot have the name that is given
-            same_corpus = False
-        if not same_corpus:
-            difference = "another corpus"
-        elif run["complexity"] and own["complexity"] and run["complexity"] != own["complexity"]:
-            difference = "another network"
-        elif run.get("recipe", own.get("recipe")) != own.get("recipe", run.get("recipe")):
-            difference = "another recipe"
-        else:
-            return run
-        raise ValueError(f"The results in {source} are of {difference} than those in {model_dir}: leave them out.")
-
-    if counterpart is None and "float" in own:
-        counterpart = float_results(model_dir)
-    other = load(counterpart) if counterpart is not None else None
-    if other is None and "float" in own:  # then what train/quantize.py measured beside INT8 has to do
-        other = {name: value for name, value in own.items() if name not in ("float", "int8")}
-        other["metrics"] = own["float"]
-    if other is not None and other["dataset"] != own["dataset"]:
-        raise ValueError(
-            f"The results in {counterpart} are on {other['dataset']}, those in {model_dir} on {own['dataset']}: float "
-            "and INT8 stand side by side on the same data only."
-        )
-    if other is not None:  # what quantization does not record
-        own["unseen_devices"] = own["unseen_devices"] or other["unseen_devices"]
-    runs = [own, *(load(source) for source in results if Path(source).resolve() != Path(model_dir).resolve())]
-    named: dict[str, dict[str, Any]] = {}
-    for run in sorted(runs, key=lambda run: percentage(run["dataset"])):
-        number = sum(other["dataset"] == run["dataset"] for other in named.values())
-        named[RESULTS_FILE if run is own else f"results/{configuration(run['dataset'])}-{number}.json"] = run
-    return Evidence(own, named, other, corpus)
 
 
 def make_card(
@@ -150,14 +48,14 @@ def make_card(
 
     Raises:
         FileNotFoundError: If the folder is incomplete.
-        ValueError: If a limit is exceeded, or the results are of another network.
+        InputError: If a limit is exceeded, or the results are of another network.
     """
     model_dir = Path(model_dir)
     complexity = measure_model(model_dir)
     check_limits(complexity, model_dir, allow_over_limit)
     for name, stated in evidence.own["complexity"].items():
         if (counted := getattr(complexity, name)) != stated:
-            raise ValueError(
+            raise InputError(
                 f"The results in {model_dir} are of a network with {stated} {name}, but the one there has {counted}: "
                 "evaluate it again."
             )
@@ -253,7 +151,7 @@ def write_card(
 
     Args:
         model_dir (`str` or `Path`): A TF-SepNet (float or INT8) or BEATs, with its `results.json`; also a BEATs that
-            was pre-trained only, whose card is that of [`~model_cards.encoders.make_encoder_card`].
+            was pre-trained only, whose card is that of [`~model_cards.encoder_cards.make_encoder_card`].
         results (`Iterable[str | Path]`): Results of the same recipe on other subsets, or with other seeds: files, or
             folders with a `results.json`.
         counterpart (`str` or `Path`, *optional*): Results of the same network in the other number format.
@@ -261,10 +159,10 @@ def write_card(
         dataset_name, dataset_license: As for [`~model_cards.results.identify_corpus`].
 
     Raises:
-        FileNotFoundError, ValueError: As [`make_card`] and [`collect_evidence`]; nothing is written then.
+        FileNotFoundError, InputError: As [`make_card`] and [`collect_evidence`]; nothing is written then.
     """
     if dataset_license is not None and not re.fullmatch(r"[a-z0-9.+-]+", dataset_license):
-        raise ValueError(
+        raise InputError(
             f"dataset_license is {dataset_license!r}: name it as the Hub does, such as cc-by-4.0 or other."
         )
     model_dir = Path(model_dir)

@@ -43,7 +43,7 @@ def push_model(folder: str | Path, repo_id: str, *, private: bool | None = None,
 
     Raises:
         ConnectionError: If the Hub cannot be reached or refuses; the folder is complete, and can be pushed again.
-        FileNotFoundError, ValueError: As [`~model_cards.generator.write_card`]; nothing has been sent then.
+        FileNotFoundError, InputError: As [`~model_cards.generator.write_card`]; nothing has been sent then.
     """
     check_repo_id(repo_id)
     folder = Path(folder)

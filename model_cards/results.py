@@ -1,14 +1,38 @@
 """Results files: read, checked, and told by what corpus they are of. Cards and tables state nothing else."""
 
 import json
+import platform
 import re
 import shlex
+import subprocess
+import sys
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
 import numpy as np
 import yaml
+
+from dataset_script.errors import InputError
+
+
+def provenance() -> dict[str, Any]:
+    """Return what it takes to get a result again: command, commit and versions."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    script = "/".join(Path(sys.argv[0]).resolve().parts[-2:])  # as seen from the project
+    packages = ("torch", "transformers", "datasets", "accelerate", "numpy", "soxr")
+    return {
+        "command": shlex.join(["python", script, *sys.argv[1:]]),
+        "commit": commit.stdout.strip() or None,
+        "versions": {"python": platform.python_version(), **{package: version(package) for package in packages}},
+    }
 
 
 RESULTS_FILE = "results.json"
@@ -81,7 +105,7 @@ def load_results(source: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is none.
-        ValueError: If it is no results file of a test split, its figures contradict each other, or it is not of the
+        InputError: If it is no results file of a test split, its figures contradict each other, or it is not of the
             run in its folder.
     """
     path = results_path(source)
@@ -90,7 +114,7 @@ def load_results(source: str | Path) -> dict[str, Any]:
     run = read_json(path.with_name(RUN_FILE)) if arguments and path.with_name(RUN_FILE).is_file() else {}
     for name, value in run.items():
         if _last_parts(arguments.get(name)) != _last_parts(value):
-            raise ValueError(
+            raise InputError(
                 f"{path} is of another run than its folder: {name} is {arguments.get(name)!r} in it, but {value!r} in "
                 f"{RUN_FILE}: evaluate the model again."
             )
@@ -104,11 +128,11 @@ def load_results(source: str | Path) -> dict[str, Any]:
         split, _ = results["split"], (results["dataset"], results["synthetic"], results["provenance"]["command"])
         labels = list(metrics["class_wise"])
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
+        raise InputError(
             f"{path} is no results file ({type(error).__name__}: {error}): make it with a script of train/."
         ) from None
     if split != "test":
-        raise ValueError(f"{path} has results on the split {split!r}: only those on the test split say something.")
+        raise InputError(f"{path} has results on the split {split!r}: only those on the test split say something.")
     hits = np.diag(confusion)
     expected = {
         "clips": clips.sum(),
@@ -122,7 +146,7 @@ def load_results(source: str | Path) -> dict[str, Any]:
         given[f"accuracy of {label}"] = figures["accuracy"] if figures else 0
     for name, value in expected.items():
         if abs(value - given[name]) > 1e-6:
-            raise ValueError(
+            raise InputError(
                 f"{path} was edited: its {name} is {given[name]}, but its confusion matrix gives {value:.6g}: "
                 "evaluate the model again."
             )
@@ -134,7 +158,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is none.
-        ValueError: If it is damaged.
+        InputError: If it is damaged.
     """
     if not path.is_file():
         raise FileNotFoundError(
@@ -143,9 +167,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): delete it and repeat the command that made it.") from None
+        raise InputError(f"{path} is damaged ({error}): delete it and repeat the command that made it.") from None
     if not isinstance(results, dict):
-        raise ValueError(f"{path} is no results file: make it with a script of train/.")
+        raise InputError(f"{path} is no results file: make it with a script of train/.")
     return results
 
 
@@ -229,34 +253,34 @@ def identify_corpus(
         dataset_license (`str`, *optional*): Their licence, such as `"cc-by-4.0"`.
 
     Raises:
-        ValueError: If clips of the demo corpus or other recordings would pass for TAU.
+        InputError: If clips of the demo corpus or other recordings would pass for TAU.
     """
     config, metrics = results["dataset"], results["metrics"]
     if results["synthetic"]:
         if not config.startswith("demo"):
-            raise ValueError(
+            raise InputError(
                 f"The results are called those of {config}, a subset of TAU, but the clips are synthetic: evaluate on "
                 f"--dataset {config.replace('split100', 'demo').replace('split', 'demo')} instead."
             )
         if dataset_name is not None:
-            raise ValueError(f"The clips are synthetic: results on them cannot be called those of {dataset_name!r}.")
+            raise InputError(f"The clips are synthetic: results on them cannot be called those of {dataset_name!r}.")
         return SYNTHETIC
     clips = {name: figures["clips"] if figures else 0 for name, figures in metrics["class_wise"].items()}
     held_out = results.get("arguments", {}).get("validation_fraction", 0)
     of_training = results.get("training_clips", TAU_TRAINING_CLIPS.get(config, 0))
     if clips == TAU_TEST_CLIPS and (of_training == TAU_TRAINING_CLIPS.get(config) or held_out):
         if dataset_name is not None:
-            raise ValueError(
+            raise InputError(
                 f"The clips are those of TAU: results on them cannot be called those of {dataset_name!r}."
             )
         return TAU
     if dataset_name is not None and re.search(r"\btau", dataset_name, re.IGNORECASE):
-        raise ValueError(
+        raise InputError(
             f"The {metrics['clips']:,} test clips are not the 29,680 of TAU: their results cannot be called those of "
             f"{dataset_name!r}."
         )
     if dataset_name is None or dataset_license is None:
-        raise ValueError(
+        raise InputError(
             f"The results are called those of {config}, but their {metrics['clips']:,} test clips are neither the "
             "29,680 of TAU nor synthetic: say what they are with --dataset_name and --dataset_license of python -m "
             "model_cards.push."

@@ -4,8 +4,84 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from model_cards.complexity import MAX_MACS, MAX_PARAMETER_BYTES, ModelComplexity
+from model_cards.complexity import ModelComplexity
 from model_cards.results import PUBLISHED_ROWS, Corpus, percentage, published, published_row
+from modeling_tfsepnet.complexity import MAX_MACS, MAX_PARAMETER_BYTES
+
+
+def quantization_table(results: Mapping[str, Any]) -> str:
+    """Return the main figures as a Markdown table of float beside INT8."""
+    before, after = results["float"], results["int8"]
+    lines = [
+        f"| {name.replace('_', ' ')} | {accuracy_text(before, name)} | {accuracy_text(after, name)} |"
+        for name in ("macro_accuracy", "accuracy")
+    ]
+    for group, title in (("device_groups", "{} devices"), ("device_wise", "device {}"), ("class_wise", "class {}")):
+        lines += [
+            f"| {title.format(name)} | {accuracy_text(figures, 'accuracy')} | "
+            f"{accuracy_text(after[group][name], 'accuracy')} |"
+            for name, figures in before[group].items()
+            if figures
+        ]
+    latency = results["latency_ms"]
+    lines.append(f"| one clip, one thread (torch) | {latency['float']:.1f} ms | {latency['int8']:.1f} ms |")
+    size = results["size"]
+    lines += [
+        f"| parameters | | {size['parameters']:,} in {size['parameter_bytes']:,} bytes |",
+        f"| scales and zero points | | {size['scale_bytes']:,} bytes |",
+        f"| multiply-accumulates | | {size['macs']:,} |",
+        f"| equal decisions | | {100 * results['agreement']:.1f} % |",
+        f"| logits' SQNR | | {results['sqnr_db']:.1f} dB |",
+    ]
+    return "\n".join(["| figure | float | INT8 |", "|---|---|---|", *lines]) + "\n"
+
+
+def confusion_table(confusion: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
+    """Return the numbers of clips by true class (row) and predicted class (column) as a Markdown table."""
+    rows = [[label, *map(str, counts)] for label, counts in zip(labels, confusion, strict=True)]
+    lines = [["true / predicted", *labels], ["---"] * (len(labels) + 1), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def accuracy_text(metrics: Mapping[str, Any], name: str) -> str:
+    """Return an accuracy as text, with its confidence interval if there is one."""
+    text = f"{100 * metrics[name]:.1f} %"
+    if name in metrics.get("confidence_intervals", {}):
+        low, high = metrics["confidence_intervals"][name]
+        text += f" ({100 * low:.1f} to {100 * high:.1f})"
+    return text
+
+
+def results_table(results: dict[str, Any]) -> str:
+    """Return the main figures of `results` as a Markdown table."""
+    metrics = results["metrics"]
+    rows = [
+        ("clips", f"{metrics['clips']:,}" + (", synthetic" if results["synthetic"] else "")),
+        *([("selected", results["selection"])] if "selection" in results else []),
+        ("macro accuracy", accuracy_text(metrics, "macro_accuracy")),
+        ("accuracy", accuracy_text(metrics, "accuracy")),
+        ("log loss", f"{metrics['log_loss']:.3f}"),
+        *(
+            (f"{name} devices", f"{100 * figures['accuracy']:.1f} %")
+            for name, figures in metrics["device_groups"].items()
+        ),
+        *(
+            (f"device {name}", f"{100 * figures['accuracy']:.1f} %")
+            for name, figures in metrics["device_wise"].items()
+        ),
+        *(
+            (f"class {name}", f"{100 * figures['accuracy']:.1f} %" if figures else "no clips")
+            for name, figures in metrics["class_wise"].items()
+        ),
+        *(
+            (f"city {name}", f"{100 * figures['accuracy']:.1f} %")
+            for name, figures in metrics.get("city_wise", {}).items()
+        ),
+        *((name, f"{value:,}") for name, value in results["complexity"].items()),
+    ]
+    width = max(len(name) for name, _ in rows)
+    lines = [f"| {name:<{width}} | {value} |" for name, value in rows]
+    return "\n".join([f"| {'figure':<{width}} | value |", f"|{'-' * (width + 2)}|---|", *lines]) + "\n"
 
 
 Subsets = Mapping[str, Sequence[Mapping[str, Any]]]

@@ -7,36 +7,45 @@ Writes `results.json`, `results.md` and pictures, as train/run_eval.py does for 
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+from accelerate import PartialState
 
 from dataset_script import is_synthetic, load_scenes, read_logits
 from dataset_script.logits import join_logits
-from train.data import check_splits
-from train.recipes import ScriptParser
-from train.run_eval import results_table, score_logits, unseen_devices, write_results
-from train.runs import claim_output_folder, configure_logging, run_script
+from model_cards.tables import results_table
+from train.classification.data import check_splits
+from train.common.arguments import CommandParser, CorpusArguments, check_bootstrap
+from train.common.process import configure_logging, run_command
+from train.common.runs import claim_output_folder
+from train.evaluation.scoring import score_logits, unseen_devices, write_results
 
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass
-class LogitsArguments:
+@dataclass(kw_only=True)
+class LogitsArguments(CorpusArguments):
     """Which logits of which clips are evaluated."""
 
     logits: list[str] = field(metadata={"help": "Logits datasets of the test split, whose mean is evaluated."})
-    output_dir: str = field(metadata={"help": "Where the results go."})
-    dataset: str = field(default="demo", metadata={"help": "Configuration of the scenes, such as demo or split25."})
-    data_dir: str | None = field(default=None, metadata={"help": "Folder with the corpus, extracted or as archives."})
-    cache_dir: str | None = field(default=None, metadata={"help": "Where prepared clips are kept."})
+    output_dir: str = field(metadata={"help": "Output folder."})
     bootstrap: int = field(default=1000, metadata={"help": "Resamples behind the confidence intervals; 0 is none."})
 
+    def __post_init__(self) -> None:
+        check_bootstrap(self.bootstrap)
 
-def main() -> None:
-    """Evaluate as the command line asks for."""
-    (args,) = ScriptParser(LogitsArguments).parse()
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Evaluate the mean of logits and return the results.
+
+    Args:
+        arguments (`Sequence[str]`, *optional*): Defaults to the command line.
+    """
+    (args,) = CommandParser(LogitsArguments).parse(arguments)
     configure_logging()
     scenes = load_scenes(args.dataset, args.data_dir, cache_dir=args.cache_dir)
     check_splits(scenes, args.dataset)
@@ -60,9 +69,11 @@ def main() -> None:
         "unseen_devices": unseen,
         "complexity": {},
     }
-    write_results(args.output_dir, results)
-    logger.info("%s\nResults and pictures are in %s.", results_table(results), args.output_dir)
+    if PartialState().is_main_process:
+        write_results(args.output_dir, results)
+        logger.info("%s\nResults and plots are in %s.", results_table(results), args.output_dir)
+    return results
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_command(main)

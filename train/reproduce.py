@@ -8,7 +8,6 @@ table says so. A run whose results are there is not repeated: the same command g
 tables share their teachers. Any part can be run alone: `--systems vanilla s2 --subsets 5 25`.
 """
 
-import logging
 import shlex
 import time
 from collections.abc import Sequence
@@ -18,14 +17,13 @@ from pathlib import Path
 from typing import Literal
 
 from dataset_script import load_scenes
-from model_cards.results import load_results
-from train.recipes import ScriptParser
-from train.report_tables import SUBSETS, Cells, plot_accuracy_by_fraction, report_table
-from train.runs import claim_output_folder, configure_logging, run_script
-from train.sweep import FIRST_SEED, SYSTEMS, Step, Sweep, estimate, missing_checkpoints
-
-
-logger = logging.getLogger(__name__)
+from dataset_script.errors import InputError
+from model_cards.report_tables import SUBSETS, plot_accuracy_by_fraction, report_table
+from train.common.arguments import CommandParser
+from train.common.process import configure_logging, run_command
+from train.common.runs import claim_output_folder
+from train.reproduction.estimate import estimate, missing_checkpoints
+from train.reproduction.sweep import FIRST_SEED, SYSTEMS, Step, Sweep, collect, run_steps
 
 
 @dataclass
@@ -56,16 +54,16 @@ class ReproductionArguments:
             ("subsets", self.subsets, SUBSETS),
         ):
             if wrong := [value for value in given if value not in known]:
-                raise ValueError(
+                raise InputError(
                     f"Table {self.table} has no {name} {wrong[0]!r}: choose from {', '.join(map(str, known))}."
                 )
         for name in ("teacher_arguments", "student_arguments"):
             try:
                 shlex.split(getattr(self, name))
             except ValueError as error:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, which is no command line ({error}).") from None
+                raise InputError(f"{name} is {getattr(self, name)!r}, which is no command line ({error}).") from None
         if self.seeds < 1 or self.num_processes < 1:
-            raise ValueError("seeds and num_processes have to be 1 or more.")
+            raise InputError("seeds and num_processes have to be 1 or more.")
 
 
 def plan(args: ReproductionArguments) -> tuple[Sweep, dict[tuple[str, int], list[list[Step]]]]:
@@ -91,7 +89,7 @@ def print_plan(args: ReproductionArguments, sweep: Sweep) -> None:
     """Print every step with what it costs, measured on this machine: starting Python, and its network.
 
     Raises:
-        FileNotFoundError, ValueError: If the corpus, a checkpoint or an argument is wrong.
+        FileNotFoundError, InputError: If the corpus, a checkpoint or an argument is wrong.
     """
     clips = {}
     for dataset in dict.fromkeys(step.dataset for step in sweep.steps):
@@ -113,39 +111,7 @@ def print_plan(args: ReproductionArguments, sweep: Sweep) -> None:
         )
 
 
-def collect(cells: dict[tuple[str, int], list[list[Step]]]) -> Cells:
-    """Return the results of what is finished, for [`~train.report_tables.report_table`]."""
-    results: dict[str, dict[str, dict[int, list]]] = {}
-    for (system, percentage), seeds in cells.items():
-        formats = results.setdefault(system, {})
-        for steps in seeds:
-            for number_format, step in zip(("float32", "INT8"), steps, strict=False):
-                if step.done:
-                    formats.setdefault(number_format, {}).setdefault(percentage, []).append(load_results(step.folder))
-    return results
-
-
-def run_steps(steps: Sequence[Step], num_processes: int) -> list[ChildProcessError]:
-    """Run what is not done, and return how students failed to be quantized, on which no other step waits.
-
-    Raises:
-        ChildProcessError: If another step fails.
-    """
-    refused = []
-    for step in steps:
-        if step.done:
-            continue
-        logger.info("%s: %s", step.script, step.folder)
-        try:
-            step.run(num_processes)
-        except ChildProcessError as error:
-            if step.script != "quantize.py":
-                raise
-            refused.append(error)
-    return refused
-
-
-def reproduce(arguments: Sequence[str] | None = None) -> str:
+def main(arguments: Sequence[str] | None = None) -> str:
     """Run what the arguments ask for, and return the table.
 
     Args:
@@ -156,9 +122,9 @@ def reproduce(arguments: Sequence[str] | None = None) -> str:
             call goes on from there.
         FileExistsError: If the output folder has runs on other data or with other arguments, or another call is at
             work in it.
-        FileNotFoundError, ValueError: If the corpus, a checkpoint or an argument is wrong; before anything is run.
+        FileNotFoundError, InputError: If the corpus, a checkpoint or an argument is wrong; before anything is run.
     """
-    (args,) = ScriptParser(ReproductionArguments).parse(arguments)
+    (args,) = CommandParser(ReproductionArguments).parse(arguments)
     configure_logging()
     sweep, cells = plan(args)
     refused: list[ChildProcessError] = []
@@ -184,4 +150,4 @@ def reproduce(arguments: Sequence[str] | None = None) -> str:
 
 
 if __name__ == "__main__":
-    run_script(reproduce)
+    run_command(main)

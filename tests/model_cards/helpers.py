@@ -8,12 +8,13 @@ import numpy as np
 import torch
 
 from dataset_script.splits import DEVICES, SCENES
+from model_cards.complexity import complexity
 from model_cards.results import TAU_TEST_CLIPS, TAU_TRAINING_CLIPS
 from modeling_beats import BeatsConfig, BeatsFeatureExtractor, BeatsForAudioClassification
 from modeling_tfsepnet import TFSepNetConfig, TFSepNetFeatureExtractor, TFSepNetForAudioClassification
-from train.metrics import scene_metrics
-from train.models import label_maps
-from train.run_eval import complexity, write_results
+from train.common.models import label_maps
+from train.evaluation.metrics import scene_metrics
+from train.evaluation.scoring import write_results
 
 
 TINY_BEATS = {

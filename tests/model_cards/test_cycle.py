@@ -12,7 +12,7 @@ from transformers import pipeline
 from dataset_script import decode_clip, load_scenes
 from tests.clean_process import run_in_clean_process
 from tests.hub_server import hub_environment, hub_server
-from train.distill import distill
+from train.distill import main as distill
 
 
 NETWORK = "base_channels=8,num_mel_bins=64"

@@ -19,7 +19,7 @@ from model_cards.results import TAU_TRAINING_CLIPS, published
 from modeling_beats import BeatsConfig, BeatsForPreTraining
 from modeling_tfsepnet import TFSepNetConfig, TFSepNetForAudioClassification
 from tests.model_cards.helpers import TINY_BEATS, make_results, make_student, make_teacher, save_results
-from train.metrics import scene_metrics
+from train.evaluation.metrics import scene_metrics
 
 
 PATTERN = Path(__file__).with_name("card_pattern.md")

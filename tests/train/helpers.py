@@ -1,16 +1,19 @@
 """Small scenes and networks, for tests that train."""
 
+from pathlib import Path
+
 import datasets
 import numpy as np
 import torch
 from transformers import set_seed
 
 from modeling_tfsepnet import TFSepNetConfig, TFSepNetFeatureExtractor, TFSepNetForAudioClassification
-from train.arguments import SceneTrainingArguments
-from train.data import SceneDataset
-from train.trainer import DistillationTrainer
+from train.classification.arguments import SceneTrainingArguments
+from train.classification.data import SceneDataset
+from train.classification.trainer import DistillationTrainer
 
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 SCENES = ["airport", "bus", "metro"]
 DEVICES = ["a", "b", "s4"]
 

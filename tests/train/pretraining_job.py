@@ -6,7 +6,7 @@ Each of the arguments is a command line of the script as a JSON list; the runs f
 import json
 import sys
 
-from train.pretrain_teacher import pretrain_teacher
+from train.pretrain_teacher import main as pretrain_teacher
 
 
 if __name__ == "__main__":

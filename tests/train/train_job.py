@@ -10,9 +10,10 @@ import sys
 import numpy as np
 
 from tests.train.helpers import ExactFeatureExtractor, make_dataset, make_model, make_trainer
-from train.predict_logits import compute_logits
-from train.runs import claim_output_folder, last_complete_checkpoint
-from train.trainer import DistillationTrainer
+from train.classification.trainer import DistillationTrainer
+from train.common.checkpoints import last_complete_checkpoint
+from train.common.runs import claim_output_folder
+from train.evaluation.inference import compute_logits
 
 
 def value(text: str) -> int | float | str:

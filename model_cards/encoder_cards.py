@@ -1,0 +1,97 @@
+"""Cards of BEATs encoders that do not know scenes: pre-trained ones, tokenizers, and those fine-tuned on AudioSet."""
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from dataset_script.errors import InputError
+from model_cards.complexity import measure_model, read_config
+from model_cards.results import RESULTS_FILE, SYNTHETIC, portable, read_json, results_path
+from model_cards.tables import hyperparameter_table, markdown_table
+
+
+TEMPLATES = Path(__file__).with_name("templates")
+FINE_TUNING = "train/finetune_teacher.py --recipe ssl --model_name_or_path"
+
+KINDS = {
+    "BeatsForPreTraining": (
+        "pre-trained by masked audio modelling, without labels",
+        "feature-extraction",
+        FINE_TUNING,
+    ),
+    "BeatsForTokenizerTraining": (
+        "trained as a tokenizer, which gives the labels of masked audio modelling",
+        None,
+        "train/pretrain_teacher.py --recipe pretrain_iter2 --dataset AUDIO --tokenizer_name_or_path",
+    ),
+    "BeatsForAudioClassification": (
+        "fine-tuned on clips with any number of labels each",
+        "audio-classification",
+        FINE_TUNING,
+    ),
+}
+"""What a network is, by its architecture, its task on the Hub, and what goes on from it."""
+
+
+def is_encoder(results: dict[str, Any]) -> bool:
+    """Return whether results are of train/pretrain_teacher.py or train/finetune_audioset.py."""
+    return "figures" in results or "map" in results.get("metrics", {})
+
+
+def make_encoder_card(
+    model_dir: str | Path,
+    repo_id: str | None = None,
+    dataset_name: str | None = None,
+    dataset_license: str | None = None,
+) -> ModelCard:
+    """Return the card of an encoder, from its results alone.
+
+    Args:
+        model_dir (`str` or `Path`): Output folder of a finished run.
+        repo_id (`str`, *optional*): Where the model will be on the Hub; defaults to the path of the folder.
+        dataset_name, dataset_license (`str`, *optional*): Of the audio; the run knows its folder only.
+
+    Raises:
+        FileNotFoundError: If the folder is incomplete.
+        InputError: If it holds another kind of model, or synthetic clips would pass for other audio.
+    """
+    model_dir = Path(model_dir)
+    results = portable(read_json(results_path(model_dir)))
+    config, arguments = read_config(model_dir), results["arguments"]
+    architecture = (config.get("architectures") or [None])[0]
+    if architecture not in KINDS:
+        raise InputError(f"{model_dir} holds a {architecture}: give the folder of a model that train/ has made.")
+    description, task, next_step = KINDS[architecture]
+    synthetic = str(arguments["dataset"]).startswith("demo")
+    if synthetic and dataset_name is not None:
+        raise InputError(f"The audio is synthetic: it cannot be called {dataset_name!r}.")
+    license_ = SYNTHETIC.license if synthetic else dataset_license
+    figures = {**results.get("figures", {}), **results.get("metrics", {})}
+    rows = [[name, f"{value:.4g}"] for name, value in figures.items() if isinstance(value, int | float)]
+    name = (repo_id or model_dir.resolve().name).split("/")[-1]
+    card_data = ModelCardData(
+        license="apache-2.0" if synthetic else dataset_license or "other",
+        license_name=None if synthetic or dataset_license else "that-of-the-audio",
+        library_name="transformers",
+        pipeline_tag=task,
+        tags=["beats", "self-supervised-learning", *(["synthetic-data"] if synthetic else [])],
+    )
+    return ModelCard.from_template(
+        card_data,
+        template_path=str(TEMPLATES / "encoder.md"),
+        name=name,
+        model_id=repo_id or str(model_dir),
+        description=description,
+        next_step=next_step,
+        synthetic=synthetic,
+        dataset=dataset_name or arguments["dataset"],
+        dataset_license=license_,
+        start=arguments.get("model_name_or_path"),
+        parameters=measure_model(model_dir).parameters,
+        figures=markdown_table(["figure, at the end of the run", "value"], rows),
+        results=results,
+        hyperparameters=hyperparameter_table(arguments),
+        citations=(TEMPLATES / "citations.bib").read_text(encoding="utf-8").strip(),
+        results_file=RESULTS_FILE,
+    )

@@ -1,0 +1,124 @@
+"""Pictures of results, each as PNG and SVG. Nothing here needs a display."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+
+BLUE, ORANGE, GREY = "#3b6ea5", "#d9822b", "#8a8a8a"
+
+
+def plot_confusion_matrix(confusion: Sequence[Sequence[int]], labels: Sequence[str], path: str | Path) -> None:
+    """Draw the share of each true class (row) that was taken for each class (column), in percent.
+
+    Args:
+        confusion (array of shape `(classes, classes)`): Clips, by true and predicted class.
+        labels (`Sequence[str]`): Names of the classes.
+        path (`str` or `Path`): Picture to write, without its ending.
+    """
+    counts = np.asarray(confusion, dtype=float)
+    percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    figure = Figure(figsize=(1.6 + 0.62 * len(labels), 1.2 + 0.55 * len(labels)), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
+    for row, column in np.ndindex(percent.shape):
+        if counts[row, column]:
+            color = "white" if percent[row, column] > 55 else "black"
+            axes.text(column, row, f"{percent[row, column]:.0f}", ha="center", va="center", color=color, fontsize=9)
+    names = [label.replace("_", " ") for label in labels]
+    axes.set_xticks(range(len(names)), names, rotation=40, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="predicted", ylabel="true", title="Share of the true class, %")
+    save_picture(figure, path)
+
+
+def plot_groups(groups: Mapping[str, Mapping[str, Any] | None], path: str | Path, unseen: Sequence[str] = ()) -> None:
+    """Draw the accuracy of each group of clips, such as the recording devices, as bars.
+
+    Args:
+        groups (`Mapping`): `device_wise`, `class_wise` or `city_wise` of [`~train.evaluation.metrics.scene_metrics`].
+        path (`str` or `Path`): Picture to write, without its ending.
+        unseen (`Sequence[str]`, *optional*): Groups that training did not have, drawn in another colour.
+    """
+    groups = {name: figures for name, figures in groups.items() if figures is not None}
+    figure = Figure(figsize=(1.5 + 0.62 * len(groups), 3.6), layout="constrained")
+    axes = figure.subplots()
+    heights = [100 * figures["accuracy"] for figures in groups.values()]
+    bars = axes.bar(range(len(groups)), heights, color=[ORANGE if name in unseen else BLUE for name in groups])
+    axes.bar_label(bars, fmt="%.0f", padding=2, fontsize=9)
+    rotation = 40 if max(map(len, groups)) > 4 else 0
+    names = [name.replace("_", " ") for name in groups]
+    axes.set_xticks(range(len(groups)), names, rotation=rotation, ha="right" if rotation else "center")
+    axes.set(ylabel="accuracy, %", ylim=(0, 110))
+    if set(unseen) & set(groups):
+        axes.set_title("orange: not in the training data", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    save_picture(figure, path)
+
+
+def plot_learning_curve(log_history: Sequence[Mapping[str, float]], path: str | Path) -> None:
+    """Draw loss and learning rate, and the accuracy on held-out clips if there are any, over the epochs.
+
+    Args:
+        log_history (`Sequence[Mapping]`): `trainer.state.log_history`.
+        path (`str` or `Path`): Picture to write, without its ending.
+    """
+    training = [entry for entry in log_history if "loss" in entry]
+    evaluation = [entry for entry in log_history if "eval_macro_accuracy" in entry]
+    panels = [("loss", [(training, "loss", "training", BLUE), (evaluation, "eval_loss", "held out", ORANGE)])]
+    if evaluation:
+        panels.append(("macro accuracy", [(evaluation, "eval_macro_accuracy", "held out", ORANGE)]))
+    panels.append(("learning rate", [(training, "learning_rate", "", GREY)]))
+    figure = Figure(figsize=(6.4, 2.2 * len(panels)), layout="constrained")
+    for axes, (title, curves) in zip(
+        figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0], panels, strict=True
+    ):
+        for entries, name, label, color in curves:
+            if entries:
+                axes.plot([e["epoch"] for e in entries], [e[name] for e in entries], color=color, label=label)
+        axes.set_ylabel(title)
+        axes.grid(alpha=0.3)
+        if len(curves) > 1 and evaluation:
+            axes.legend()
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    save_picture(figure, path)
+
+
+def plot_layers(decibels: Mapping[str, float], path: str | Path) -> None:
+    """Draw what each layer of an INT8 network costs: the further the bar reaches, the less.
+
+    Args:
+        decibels (`Mapping[str, float]`): Signal-to-quantization-noise ratio of the logits with one layer in INT8, by
+            its name, in the order of the layers.
+        path (`str` or `Path`): Picture to write, without its ending.
+    """
+    figure = Figure(figsize=(7, 0.19 * len(decibels) + 1), layout="constrained")
+    axes = figure.subplots()
+    worst = min(decibels, key=decibels.get)
+    colors = [ORANGE if name == worst else BLUE for name in decibels]
+    axes.barh(range(len(decibels)), list(decibels.values()), color=colors)
+    axes.set_yticks(range(len(decibels)), [name.removeprefix("tfsepnet.") for name in decibels], fontsize=7)
+    axes.set_ylim(len(decibels) - 0.4, -0.6)
+    axes.set(xlabel="SQNR of the logits with this layer alone in INT8, dB", title="What each layer costs")
+    axes.spines[["top", "right"]].set_visible(False)
+    save_picture(figure, path)
+
+
+def save_picture(figure: Figure, path: str | Path) -> None:
+    """Write a figure as PNG and as SVG, to the same bytes each time.
+
+    Args:
+        figure (`Figure`): What is drawn.
+        path (`str` or `Path`): Picture to write, without its ending.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context({"svg.hashsalt": path.name}):
+        figure.savefig(f"{path}.svg", metadata={"Date": None})
+    figure.savefig(f"{path}.png", dpi=150)

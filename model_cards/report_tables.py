@@ -1,0 +1,128 @@
+"""The report's tables from results files: ours beside the published figures, as Markdown and as a plot."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from model_cards.plots import BLUE, GREY, ORANGE, save_picture
+from model_cards.results import PUBLISHED_ROWS, identify_corpus, published, published_row
+from model_cards.tables import markdown_table, mean_accuracy, mean_interval
+
+
+Cells = Mapping[str, Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]]]
+"""Results of finished runs: by system, number format and percentage of the training clips, one for each seed."""
+
+SUBSETS = (5, 10, 25, 50, 100)
+TITLES = {system: row for system, (_, row) in PUBLISHED_ROWS.items()}
+COLORS = (BLUE, ORANGE, "#4f9d5d", "#9a5aa8", "#b5493b")
+
+
+def comparable(cells: Cells) -> bool:
+    """Return whether all results are on TAU, so that a difference from the published figures means something."""
+    return all(_is_tau(run) for runs in _finished(cells) for run in runs)
+
+
+def _finished(cells: Cells) -> list[Sequence[Mapping[str, Any]]]:
+    """Return the runs of each cell that has some, one for each seed."""
+    return [runs for formats in cells.values() for subsets in formats.values() for runs in subsets.values()]
+
+
+def _is_tau(run: Mapping[str, Any]) -> bool:
+    try:
+        return identify_corpus(dict(run)).kind == "tau"
+    except ValueError:
+        return False
+
+
+def report_table(number: int, cells: Cells) -> str:
+    """Return a table of the report with a block of rows for each system.
+
+    Accuracies are macro averages in percent, the mean over seeds, with the 95 % interval of the test recordings. The
+    difference is between figures of the same number format.
+
+    Args:
+        number (`int`): 1 (teachers, float32) or 3 (students, INT8).
+        cells (`Cells`): What there is, a run at least; the rest is left empty.
+    """
+    table = published()["teachers" if number == 1 else "student"]
+    on_tau = comparable(cells)
+    rows = []
+    if number == 1:
+        baseline = table["rows"][0]
+        rows.append([baseline["system"], "published", *_row({p: baseline[p] for p in SUBSETS})])
+    for system, formats in cells.items():
+        for number_format, subsets in formats.items():
+            macro = {percentage: 100 * mean_accuracy(runs) for percentage, runs in subsets.items()}
+            intervals = {percentage: bounds for percentage, runs in subsets.items() if (bounds := mean_interval(runs))}
+            rows.append([TITLES[system], number_format, *_row(macro)])
+            if intervals:
+                bounds = {p: f"{100 * low:.1f} to {100 * high:.1f}" for p, (low, high) in intervals.items()}
+                rows.append(["", "95 % interval", *(bounds.get(percentage, "") for percentage in SUBSETS), ""])
+            if on_tau and number_format == table["number_format"]:
+                reference = published_row(system)
+                difference = {percentage: macro[percentage] - reference[percentage] for percentage in macro}
+                rows.append(["", "− published", *_row(difference, "+.1f")])
+        rows.append([TITLES[system], f"published, {table['number_format']}", *_row(published_row(system))])
+    seeds = [len(runs) for runs in _finished(cells)]
+    number = f"{max(seeds)} seed{'s' * (max(seeds) > 1)}"
+    if min(seeds) < max(seeds):
+        number = f"{min(seeds)} to {number}"
+    notes = [f"Macro-averaged accuracy in percent; our figures are means over {number}."]
+    if not on_tau:
+        synthetic = any(run["synthetic"] for runs in _finished(cells) for run in runs)
+        data = "the **synthetic** demo corpus" if synthetic else "recordings that are not those of TAU"
+        notes.append(
+            f"Ours are on {data}; the published figures are on TAU, so they cannot be compared and no difference is "
+            "given."
+        )
+    notes.append(f"Published: {table['source']}.")
+    if any(system.startswith("ensemble") for system in cells):
+        notes.append("Our ensembles are BEATs (SSL+SL) with different seeds; the report does not list its members.")
+    header = ["system", "", *(f"{percentage} %" for percentage in SUBSETS), "average"]
+    return f"{markdown_table(header, rows)}\n\n{' '.join(notes)}\n"
+
+
+def _row(values: Mapping[int, float], spec: str = ".1f") -> list[str]:
+    """Return the cells of all subsets, empty where there is no value, and the average if all are there."""
+    cells = [format(values[percentage], spec) if percentage in values else "" for percentage in SUBSETS]
+    return [*cells, "" if "" in cells else format(sum(values.values()) / len(SUBSETS), spec)]
+
+
+def plot_accuracy_by_fraction(table_number: int, cells: Cells, path: str | Path) -> None:
+    """Draw macro accuracy against the share of the training clips: ours solid with intervals, published dashed.
+
+    Args:
+        table_number (`int`): Of the report, 1 or 3.
+        cells (`Cells`): As for [`report_table`].
+        path (`str` or `Path`): Picture to write, without its ending.
+    """
+    table = published()["teachers" if table_number == 1 else "student"]
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    axes = figure.subplots()
+    if table_number == 1:
+        axes.plot(SUBSETS, [table["rows"][0][p] for p in SUBSETS], "--", color=GREY, label="Baseline, published")
+    for number, (color, (system, formats)) in enumerate(zip(COLORS, cells.items(), strict=False)):
+        reference = published_row(system)
+        axes.plot(SUBSETS, [reference[p] for p in SUBSETS], "--", color=color, alpha=0.6)
+        number_format = "INT8" if formats.get("INT8") else "float32"
+        if not (subsets := formats.get(number_format)):
+            continue
+        beside = 1.03 ** (number - (len(cells) - 1) / 2)  # intervals of the systems do not cover each other
+        places = [percentage * beside for percentage in subsets]
+        accuracy = [100 * mean_accuracy(runs) for runs in subsets.values()]
+        axes.plot(places, accuracy, "o-", color=color, label=f"{TITLES[system]}, {number_format}")
+        for place, bounds in zip(places, map(mean_interval, subsets.values()), strict=True):
+            if bounds:
+                axes.plot([place, place], [100 * bound for bound in bounds], "_-", color=color, alpha=0.7)
+    axes.plot([], [], "--", color="black", alpha=0.6, label=f"published on TAU, {table['number_format']}")
+    axes.set_xscale("log")
+    axes.set_xticks(SUBSETS, [str(percentage) for percentage in SUBSETS])
+    axes.minorticks_off()
+    title = "" if comparable(cells) else "solid: not on TAU, not comparable with the published figures"
+    axes.set(xlabel="share of the training clips, %", ylabel="macro accuracy, %")
+    axes.set_title(title, fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    save_picture(figure, path)

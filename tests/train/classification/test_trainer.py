@@ -1,0 +1,214 @@
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from transformers import TrainerCallback
+
+from modeling_tfsepnet.convert_tfsepnet import convert_key, convert_state_dict, infer_config
+from tests.train.helpers import make_dataset, make_model, make_trainer
+from train.common.augmentations import Mix
+from train.common.resumable import EpochShuffle
+
+
+ALL_AUGMENTATIONS = {"freq_mixstyle_p": 0.8, "spec_augment_size": 0.2, "mixup_alpha": 0.3}
+
+
+def test_training_learns_and_evaluates(tmp_path):
+    trainer = make_trainer(
+        tmp_path,
+        make_dataset(60),
+        make_dataset(30, seed=1),
+        model=make_model(dropout=0.0),
+        batch_size=20,
+        num_train_epochs=20,
+        learning_rate=0.005,
+    )
+    trainer.train()
+    metrics = trainer.evaluate()
+    assert metrics["eval_macro_accuracy"] > 0.7  # chance is 0.33
+    assert {"eval_accuracy_seen_devices", "eval_accuracy_unseen_devices", "eval_log_loss"} <= set(metrics)
+    assert metrics["eval_loss"] == pytest.approx(metrics["eval_log_loss"], abs=1e-5)
+
+
+def test_same_seed_same_weights_and_another_seed_others(tmp_path):
+    weights = []
+    for run, seed in enumerate((1, 1, 2)):
+        trainer = make_trainer(tmp_path / str(run), make_dataset(20, teachers=2), seed=seed, **ALL_AUGMENTATIONS)
+        trainer.train()
+        weights.append(torch.cat([parameter.flatten() for parameter in trainer.model.parameters()]))
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.parametrize(
+    "arguments, steps_per_epoch",
+    [
+        ({"batch_size": 7}, 3),
+        ({"batch_size": 16}, 2),
+        ({"batch_size": 32}, 1),
+        ({"batch_size": 4, "gradient_accumulation_steps": 3}, 2),  # five batches
+        ({"batch_size": 4, "num_train_epochs": 3, "max_steps": 741}, 5),
+    ],
+)
+def test_learning_rate_of_every_epoch(tmp_path, arguments, steps_per_epoch):
+    """Warm restarts at epochs 10, 30 and 70, in each step that the optimizer takes."""
+    rates = []
+
+    class Listen(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, optimizer, **kwargs):
+            rates.append(optimizer.param_groups[0]["lr"])
+
+    trainer = make_trainer(tmp_path, make_dataset(20), **{"num_train_epochs": 150, **arguments})
+    trainer.add_callback(Listen())
+    trainer.training_step = lambda *inputs: torch.tensor(0.0)  # the schedule is all that counts
+    trainer.train()
+
+    cycles = [(0, 10), (10, 20), (30, 40), (70, 80)]
+    factors = [(1 + math.cos(math.pi * epoch / length)) / 2 for _, length in cycles for epoch in range(length)]
+    expected = [0.004 * factor for factor in factors for _ in range(steps_per_epoch)]
+    assert rates == pytest.approx(expected[: arguments.get("max_steps")], abs=1e-9)
+
+
+def test_one_step_is_the_loss_of_the_augmented_batch(tmp_path):
+    dataset = make_dataset(8, teachers=3)
+    trainer = make_trainer(tmp_path, dataset, max_steps=1, **ALL_AUGMENTATIONS)
+    seen = {}
+    augment = trainer.augmented_features
+    trainer.augmented_features = lambda *inputs: seen.setdefault("features", augment(*inputs))
+    model = make_model(dropout=0.0)
+    trainer.model.load_state_dict(model.state_dict())
+    for module in trainer.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    trainer.train()
+
+    features, mix = seen["features"]
+    order = list(trainer.get_train_dataloader().sampler)
+    labels = torch.tensor(dataset.columns["label"])[order]
+    teacher = torch.stack([torch.tensor(dataset.scenes[f"teacher_logits_t{t}"]) for t in range(3)]).mean(0)[order]
+    logits = model.train()(input_values=features).logits
+    targets = mix(F.one_hot(labels, 3).float())
+    label_loss = -(targets * logits.log_softmax(-1)).sum(-1).mean()
+    mixed_teacher = (mix(teacher) / 2).softmax(-1)
+    kd_loss = 4 * (mixed_teacher * (mixed_teacher.log() - (logits / 2).log_softmax(-1))).sum(-1).mean()
+    expected = 0.02 * label_loss + 0.98 * kd_loss
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_last_partial_batch_is_kept(tmp_path):
+    trainer = make_trainer(tmp_path, make_dataset(9), batch_size=4)
+    sizes = [len(batch["labels"]) for batch in trainer.get_train_dataloader()]
+    assert sizes == [4, 4, 1]
+
+
+def test_an_epoch_visits_every_clip_once_in_a_new_order(tmp_path):
+    sampler = make_trainer(tmp_path, make_dataset(30)).get_train_dataloader().sampler
+    first = list(sampler)
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert sorted(first) == sorted(second) == list(range(30))
+    assert first != second
+
+
+def test_waveforms_on_the_device_train_the_same(tmp_path):
+    states = []
+    for on_device in (False, True):
+        trainer = make_trainer(tmp_path / str(on_device), make_dataset(19), waveforms_on_device=on_device)
+        trainer.train()
+        assert isinstance(trainer.train_dataset.waveforms, torch.Tensor) == on_device
+        states.append(trainer.model.state_dict())
+    for name, values in states[0].items():
+        assert torch.equal(values, states[1][name]), name
+
+
+def test_bf16(tmp_path):
+    trainer = make_trainer(tmp_path, make_dataset(12, teachers=1), bf16=True, **ALL_AUGMENTATIONS)
+    trainer.train()
+    assert trainer.state.log_history[-1]["train_loss"] > 0
+    assert next(trainer.model.parameters()).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"batch_size": 1}, "batch_size"),
+        ({"save_total_limit": 1}, "save_total_limit"),
+        ({"impulse_response_p": 0.4, "impulse_responses": "/nowhere"}, "/nowhere"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"per_device_train_batch_size": 4}, "use batch_size"),
+        ({"lr_scheduler_type": "cosine"}, "use schedule"),
+        ({"freq_mixstyle_p": 2.0}, "Freq-MixStyle"),
+        ({"waveforms_on_device": True, "dataloader_num_workers": 1}, "leave out one"),
+    ],
+)
+def test_bad_arguments_are_named(tmp_path, arguments, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        make_trainer(tmp_path, make_dataset(8), **arguments)
+
+
+@pytest.fixture(scope="module")
+def reference(shared):
+    return load_file(shared / "reference" / "tfsepnet_golden" / "train_step.safetensors")
+
+
+class TestReferenceSteps:
+    """One forward pass and four Adam steps of the public code, in double precision, on a mixed batch of six."""
+
+    @pytest.fixture
+    def trainer(self, reference, tmp_path, request):
+        state_dict = {
+            name.removeprefix("state_dict."): value for name, value in reference.items() if "state_dict." in name
+        }
+        model = convert_state_dict(state_dict, infer_config(state_dict, dropout=0.0)).double()
+        model.load_state_dict({convert_key(name, 17): value for name, value in state_dict.items()})
+        trainer = make_trainer(
+            tmp_path,
+            make_dataset(6),
+            model=model,
+            batch_size=6,
+            max_steps=4,
+            schedule="constant",
+            logging_strategy="steps",
+            logging_steps=1,
+            **request.param,
+        )
+        mix = Mix(reference["lam"].item(), reference["perm"])
+        trainer.augmented_features = lambda *_: (mix(reference["input"]), mix)
+        trainer.rows.resize(6)
+        batch = {name: reference[name] for name in ("labels", "teacher_logits")} | {"waveform": None, "device": None}
+        trainer.get_train_dataloader = lambda: DataLoader([batch], batch_size=None, sampler=EpochShuffle(1, 0))
+        return trainer
+
+    VARIANTS = pytest.mark.parametrize(
+        "variant, trainer",
+        [("report", {}), ("code", {"kd_reduction": "mean", "mixup_targets": "losses"})],
+        indirect=["trainer"],
+    )
+
+    @VARIANTS
+    def test_loss_gradient_and_statistics(self, reference, trainer, variant):
+        model = trainer.model.train()
+        batch = next(iter(trainer.get_train_dataloader()))
+        loss, outputs = trainer.compute_loss(model, batch, return_outputs=True)
+        loss.backward()
+        torch.testing.assert_close(outputs["logits"].detach(), reference["train_logits"], rtol=1e-8, atol=1e-12)
+        torch.testing.assert_close(loss.detach(), reference[f"{variant}.loss"], rtol=1e-8, atol=0)
+        parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+        gradients = {name: value for name, value in reference.items() if name.startswith(f"{variant}.grad.")}
+        assert len(gradients) == len(parameters)
+        for name, gradient in gradients.items():
+            parameter = parameters[convert_key(name.removeprefix(f"{variant}.grad."), 17)]
+            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-8, atol=1e-12, msg=name)
+        for name, value in reference.items():
+            if name.startswith("after."):
+                buffer = buffers[convert_key(name.removeprefix("after."), 17)]
+                torch.testing.assert_close(buffer, value, rtol=1e-8, atol=1e-12, msg=name)
+
+    @VARIANTS
+    def test_losses_of_four_adam_steps(self, reference, trainer, variant):
+        trainer.train()
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        assert losses == pytest.approx(reference[f"{variant}.adam_losses"].tolist(), abs=1e-6)

@@ -1,0 +1,94 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import PartialState
+from accelerate.utils.other import get_free_port
+
+from dataset_script.files import write_json
+from model_cards.results import RUN_FILE, provenance
+from train.common.checkpoints import COMPLETE, last_complete_checkpoint
+from train.common.process import main_process_first
+from train.common.runs import claim_output_folder
+
+
+class TestClaim:
+    def test_same_run_comes_back(self, tmp_path):
+        folder = tmp_path / "a" / "run"
+        for _ in range(2):
+            claim_output_folder(folder, {"seed": 1, "teachers": ("a", "b")})
+        assert json.loads((folder / RUN_FILE).read_text()) == {"seed": 1, "teachers": ["a", "b"]}
+
+    @pytest.mark.parametrize("other", [{"seed": 2}, {"seed": 1, "bf16": True}, {}])
+    def test_another_run_is_refused(self, tmp_path, other):
+        claim_output_folder(tmp_path, {"seed": 1})
+        with pytest.raises(FileExistsError, match=r"another run \((seed|bf16) is .*--output_dir"):
+            claim_output_folder(tmp_path, other)
+        assert json.loads((tmp_path / RUN_FILE).read_text()) == {"seed": 1}
+
+    def test_other_files_are_refused_and_left_alone(self, tmp_path):
+        (tmp_path / "thesis.tex").write_text("precious")
+        with pytest.raises(FileExistsError, match="holds no run"):
+            claim_output_folder(tmp_path, {"seed": 1})
+        assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+    def test_a_file_in_its_place_is_refused(self, tmp_path):
+        (tmp_path / "run").write_text("")
+        with pytest.raises(FileExistsError):
+            claim_output_folder(tmp_path / "run", {"seed": 1})
+
+    def test_killed_while_claiming(self, tmp_path):
+        (tmp_path / (RUN_FILE + ".part")).write_text('{"se')
+        claim_output_folder(tmp_path, {"seed": 1})
+        assert json.loads((tmp_path / RUN_FILE).read_text()) == {"seed": 1}
+
+    def test_a_damaged_record_is_named(self, tmp_path):
+        (tmp_path / RUN_FILE).write_text('{"se')
+        with pytest.raises(ValueError, match=rf"{RUN_FILE}"):
+            claim_output_folder(tmp_path, {"seed": 1})
+
+
+def fail_together(index: int, port: int, folder: Path) -> None:
+    """Two faults, which every process must come to: nothing waits for one that has failed."""
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    os.environ |= {"RANK": str(index), "LOCAL_RANK": str(index), "WORLD_SIZE": "2"}
+    state = PartialState(cpu=True)
+    assert state.num_processes == 2
+    with pytest.raises(ValueError, match="no such corpus"), main_process_first():
+        raise ValueError("no such corpus")
+    with pytest.raises(OSError, match=r"cannot be written to \(Not a directory\)"):
+        claim_output_folder(folder / "file" / "run", {"seed": 1})
+    claim_output_folder(folder / "run", {"seed": 1})
+    state.destroy_process_group()
+
+
+def test_processes_fail_together(tmp_path):
+    (tmp_path / "file").touch()
+    torch.multiprocessing.spawn(fail_together, args=(get_free_port(), tmp_path), nprocs=2)
+    assert json.loads((tmp_path / "run" / RUN_FILE).read_text()) == {"seed": 1}
+
+
+class TestCheckpoints:
+    def test_newest_complete_one_in_order_of_steps(self, tmp_path):
+        assert last_complete_checkpoint(tmp_path) is None
+        for step in (9, 10, 100):
+            (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / "checkpoint-9" / COMPLETE).touch()
+        (tmp_path / "checkpoint-10" / COMPLETE).touch()
+        assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-9"]
+
+
+def test_json_replaces_and_leaves_nothing_behind(tmp_path):
+    for content in ({"a": 1}, {"b": [2.5, None]}):
+        write_json(tmp_path / "x.json", content)
+        assert json.loads((tmp_path / "x.json").read_text()) == content
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_provenance_names_the_versions_and_the_script_as_seen_from_the_project(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/elsewhere/train/distill.py", "--output_dir", "my runs"])
+    assert {"python", "torch", "transformers"} <= set(provenance()["versions"])
+    assert provenance()["command"] == "python train/distill.py --output_dir 'my runs'"

@@ -1,0 +1,195 @@
+"""ONNX files give what torch gives, and hold the integers."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+import torch
+from transformers import ASTConfig, ASTForAudioClassification
+
+from modeling_tfsepnet import TFSepNetConfig, TFSepNetFeatureExtractor, TFSepNetForAudioClassification
+from modeling_tfsepnet.convert_tfsepnet import convert_state_dict, load_checkpoint
+from modeling_tfsepnet.quantization_tfsepnet import replace_convolutions
+from train.deployment.quantizer import agreement, run
+from train.deployment.rounding import FoldedConv, layers
+
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+from onnx import helper, numpy_helper  # noqa: E402
+
+from train.deployment.onnx_graph import GraphBuilder, add_front_end  # noqa: E402
+from train.deployment.onnx_model import OPSET, export_onnx  # noqa: E402
+
+
+SMALL = {"base_channels": 16, "num_mel_bins": 64, "num_frames": 32}
+EXTRACTOR = TFSepNetFeatureExtractor(feature_size=64, hop_length=1000)
+"""Whose windows fit the small network."""
+
+
+def evaluate(path, values: torch.Tensor, **options: str) -> torch.Tensor:
+    settings = onnxruntime.SessionOptions()
+    for name, value in options.items():
+        settings.add_session_config_entry(f"session.{name}", value)
+    session = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
+    (given,) = session.get_inputs()
+    return torch.from_numpy(session.run(None, {given.name: values.numpy()})[0])
+
+
+def logits(path, windows: torch.Tensor, **options: str) -> torch.Tensor:
+    return evaluate(path, windows.unsqueeze(1), **options)
+
+
+def integers(exported, kind: str) -> np.ndarray:
+    """All integers of a kind, sorted, as the order of channels is the graph's business."""
+    return np.sort(
+        np.concatenate(
+            [
+                numpy_helper.to_array(tensor).ravel().astype(int)
+                for tensor in exported.graph.initializer
+                if tensor.name.endswith(kind)
+            ]
+        )
+    )
+
+
+def test_float_file(small, windows, tmp_path):
+    exported = export_onnx(small, tmp_path / "float.onnx")
+    torch.testing.assert_close(logits(tmp_path / "float.onnx", windows), run(small, windows), rtol=0, atol=1e-4)
+    metadata = {entry.key: entry.value for entry in exported.metadata_props}
+    assert json.loads(metadata["labels"]) == list(small.config.id2label.values())
+    assert metadata["form"] == "float"
+    assert metadata["input"] == "log-mel, float32, (clips, 1, 64 mel bands, 32 frames)"
+
+
+@pytest.mark.parametrize("options", [{"base_channels": 8}, {"depth": 16, "kernel_size": 5}, {"num_labels": 3}])
+def test_other_networks(windows, tmp_path, options):
+    torch.manual_seed(0)
+    config = TFSepNetConfig(**{**SMALL, **options})
+    model = TFSepNetForAudioClassification(config)
+    with torch.no_grad():
+        model.train()(windows.unsqueeze(1))
+    export_onnx(model, tmp_path / "float.onnx")
+    expected = run(model.eval(), windows)
+    torch.testing.assert_close(logits(tmp_path / "float.onnx", windows), expected, rtol=0, atol=1e-4)
+
+
+def test_silence_has_no_variance_below_zero(small, tmp_path):
+    export_onnx(small, tmp_path / "float.onnx")
+    silence = torch.full((2, 64, 32), -1.4025851)
+    torch.testing.assert_close(logits(tmp_path / "float.onnx", silence), run(small, silence), rtol=0, atol=1e-3)
+
+
+def test_integer_weights_give_the_floats_they_stand_for(quantized, windows, tmp_path):
+    model, *_ = quantized
+    exported = export_onnx(model, tmp_path / "weights.onnx", form="weights")
+    int8 = [module for module in model.modules() if type(module).__name__ == "TFSepNetInt8Conv"]
+    assert np.array_equal(integers(exported, ".weight"), np.sort(np.concatenate([m.weight.flatten() for m in int8])))
+    assert np.array_equal(integers(exported, ".bias"), np.sort(np.concatenate([m.bias for m in int8])))
+    floats = run(fold_of(model), windows)
+    torch.testing.assert_close(logits(tmp_path / "weights.onnx", windows), floats, rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def fold_of(model):
+    """The float network that an INT8 model's integers stand for; it rounds no activations."""
+    folded = TFSepNetForAudioClassification(TFSepNetConfig(**SMALL)).eval()
+    replace_convolutions(folded, FoldedConv)
+    for name, layer in layers(folded).items():
+        source = model.get_submodule(name)
+        layer.weight.copy_(source.weight * source.weight_scale.detach().view(-1, 1, 1, 1))
+        layer.bias.copy_(source.bias * source.bias_scale)
+        layer.smoothing = source.smoothing
+    return folded
+
+
+@pytest.mark.parametrize("options", [{}, {"disable_quant_qdq": "1"}])
+def test_rounded_activations_do_not_saturate(quantized, windows, tmp_path, options):
+    """Values at a tie may round either way, so logits agree to the noise of rounding (15 dB if a kernel saturates)."""
+    model, *_ = quantized
+    exported = export_onnx(model, tmp_path / "qdq.onnx")
+    assert agreement(run(model, windows), logits(tmp_path / "qdq.onnx", windows, **options))["sqnr_db"] > 30
+    int8 = [module for module in model.modules() if type(module).__name__ == "TFSepNetInt8Conv"]
+    stored = np.sort(np.concatenate([module.weight.flatten() for module in int8]).astype(int))
+    assert np.array_equal(integers(exported, ".weight") - 128, stored)
+    (grid,) = (entry.value for entry in exported.metadata_props if entry.key == "input_quantization")
+    stem = model.tfsepnet.stem[0]
+    assert json.loads(grid)["scale"] == float(stem.input_scale)
+    assert json.loads(grid)["zero_point"] == int(stem.input_zero_point)
+
+
+@pytest.mark.parametrize(
+    "extractor",
+    [TFSepNetFeatureExtractor(), EXTRACTOR, TFSepNetFeatureExtractor(n_fft=2048, win_length=2048, hop_length=400)],
+    ids=["default", "small", "other transform"],
+)
+def test_front_end(extractor, tmp_path):
+    graph = GraphBuilder()
+    output = add_front_end(graph, extractor, "waveform")
+    values = {
+        name: helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name, shape in (("waveform", ["clips", 32_000]), (output, None))
+    }
+    model = helper.make_model(
+        helper.make_graph(graph.nodes, "front_end", [values["waveform"]], [values[output]], graph.constants),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+    )
+    onnx.save(model, tmp_path / "front_end.onnx")
+    generator = torch.Generator().manual_seed(0)
+    time = torch.arange(32_000) / 32_000
+    waveform = torch.stack(
+        [
+            0.1 * torch.randn(32_000, generator=generator),
+            0.5 * torch.sin(2 * torch.pi * 3000 * time),
+            torch.zeros(32_000),
+            torch.where(torch.arange(32_000) == 31_999, 1.0, 0.0),
+        ]
+    )
+    got = evaluate(tmp_path / "front_end.onnx", waveform)
+    torch.testing.assert_close(got.transpose(2, 3), extractor.features(waveform), rtol=0, atol=1e-3)
+
+
+def test_from_waveforms(quantized, small, tmp_path):
+    model, *_ = quantized
+    waveform = 0.1 * torch.randn(3, 32_000, generator=torch.Generator().manual_seed(0))
+    windows = EXTRACTOR.log_mel(waveform)
+    exported = export_onnx(small, tmp_path / "float.onnx", feature_extractor=EXTRACTOR, waveform=True)
+    torch.testing.assert_close(evaluate(tmp_path / "float.onnx", waveform), run(small, windows), rtol=0, atol=1e-3)
+    metadata = {entry.key: entry.value for entry in exported.metadata_props}
+    assert metadata["sampling_rate"] == "32000"
+    assert json.loads(metadata["front_end"])["hop_length"] == 1000
+    assert metadata["input"] == "waveform, float32, (clips, 32000 samples), mono, full scale [-1, 1]"
+    export_onnx(model, tmp_path / "qdq.onnx", feature_extractor=EXTRACTOR, waveform=True)
+    assert agreement(run(model, windows), evaluate(tmp_path / "qdq.onnx", waveform))["sqnr_db"] > 25
+
+
+def test_the_trained_network_on_real_clips(shared, tmp_path):
+    real = shared / "real"
+    model = convert_state_dict(load_checkpoint(real / "tfsepnet64_trained.safetensors")).eval()
+    extractor = TFSepNetFeatureExtractor()
+    clips = []
+    for path in sorted((real / "esc10").glob("*/1-*.ogg"))[::10]:
+        audio, rate = soundfile.read(path, dtype="float32", frames=44_100)
+        clips.append(torch.from_numpy(soxr.resample(audio, rate, 32_000, quality="HQ")[:32_000]))
+    waveform = torch.stack(clips)
+    export_onnx(model, tmp_path / "float.onnx", feature_extractor=extractor, waveform=True)
+    expected = run(model, extractor.log_mel(waveform))
+    torch.testing.assert_close(evaluate(tmp_path / "float.onnx", waveform), expected, rtol=0, atol=1e-3)
+
+
+def test_refuses_what_it_cannot_export(small, tmp_path):
+    other = ASTForAudioClassification(ASTConfig(num_hidden_layers=1, hidden_size=12))
+    with pytest.raises(ValueError, match="no TF-SepNet"):
+        export_onnx(other, tmp_path / "x.onnx")
+    with pytest.raises(ValueError, match="pass feature_extractor"):
+        export_onnx(small, tmp_path / "x.onnx", waveform=True)
+    odd = TFSepNetFeatureExtractor(feature_size=64, hop_length=1000, win_length=3000)
+    with pytest.raises(ValueError, match="multiples of 128 and 64"):
+        export_onnx(small, tmp_path / "x.onnx", feature_extractor=odd, waveform=True)
+    with pytest.raises(ValueError, match="64 bands and 64 frames"):
+        fitting_bands = TFSepNetFeatureExtractor(feature_size=64)
+        export_onnx(small, tmp_path / "x.onnx", feature_extractor=fitting_bands, waveform=True)
+    assert not (tmp_path / "x.onnx").exists()

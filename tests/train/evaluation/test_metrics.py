@@ -1,0 +1,189 @@
+import shutil
+
+import evaluate
+import numpy as np
+import pytest
+from sklearn import metrics as sklearn_metrics
+
+from tests.train.helpers import REPOSITORY
+from train.evaluation.metrics import SceneClassification, scene_metrics
+
+
+SCENES = [f"scene{index}" for index in range(10)]
+DEVICES = ["a", "b", "c", "s1", "s2", "s3", "s4", "s5", "s6"]
+
+
+def random_clips(clips: int, seed: int = 0, classes: int = 10):
+    rng = np.random.default_rng(seed)
+    references = rng.integers(classes, size=clips)
+    logits = rng.normal(size=(clips, classes)) + 1.5 * np.eye(classes)[references]
+    return logits, references, rng
+
+
+def test_agrees_with_scikit_learn():
+    logits, references, rng = random_clips(2000)
+    devices, cities = rng.choice(DEVICES, 2000), rng.choice(["lyon", "paris"], 2000)
+
+    result = scene_metrics(logits, references, labels=SCENES, devices=devices, cities=cities)
+
+    predicted = logits.argmax(1)
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    assert result["accuracy"] == pytest.approx(sklearn_metrics.accuracy_score(references, predicted))
+    assert result["macro_accuracy"] == pytest.approx(sklearn_metrics.balanced_accuracy_score(references, predicted))
+    assert result["log_loss"] == pytest.approx(sklearn_metrics.log_loss(references, probabilities))
+    assert result["confusion_matrix"] == sklearn_metrics.confusion_matrix(references, predicted).tolist()
+    recalls = sklearn_metrics.recall_score(references, predicted, average=None)
+    assert [result["class_wise"][name]["accuracy"] for name in SCENES] == pytest.approx(recalls)
+    for name, groups in (("device_wise", devices), ("city_wise", cities)):
+        for group, figures in result[name].items():
+            chosen = groups == group
+            assert figures["clips"] == chosen.sum()
+            assert figures["accuracy"] == pytest.approx(
+                sklearn_metrics.accuracy_score(references[chosen], predicted[chosen])
+            )
+            assert figures["log_loss"] == pytest.approx(
+                sklearn_metrics.log_loss(references[chosen], probabilities[chosen], labels=range(10))
+            )
+    unseen = np.isin(devices, ["s4", "s5", "s6"])
+    assert result["device_groups"]["unseen"]["accuracy"] == pytest.approx((predicted == references)[unseen].mean())
+    assert result["device_groups"]["seen"]["clips"] == (~unseen).sum()
+
+
+def test_missing_class_is_none_and_left_out_of_the_macro_average():
+    logits, references, _ = random_clips(300)
+    keep = references != 4
+    result = scene_metrics(logits[keep], references[keep], labels=SCENES)
+    assert result["class_wise"]["scene4"] is None
+    present = [figures["accuracy"] for figures in result["class_wise"].values() if figures]
+    assert len(present) == 9
+    assert result["macro_accuracy"] == pytest.approx(np.mean(present))
+    assert sum(result["confusion_matrix"][4]) == 0
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_agrees_with_scikit_learn_on_degenerate_data(seed):
+    """One clip to a few; most classes, devices and predictions do not occur."""
+    rng = np.random.default_rng(seed)
+    clips = (1, 1, 2, 3, 5, 8, 13, 30)[seed]
+    references = rng.choice(rng.choice(10, size=1 + seed % 4, replace=False), size=clips)
+    logits = 5 * rng.normal(size=(clips, 10))
+    devices = rng.choice(DEVICES[:: 1 + seed % 3], size=clips)
+    result = scene_metrics(logits, references, labels=SCENES, devices=devices, bootstrap=20)
+
+    predicted, present = logits.argmax(1), np.unique(references)
+    assert result["accuracy"] == pytest.approx(sklearn_metrics.accuracy_score(references, predicted))
+    recalls = sklearn_metrics.recall_score(references, predicted, labels=present, average=None, zero_division=0)
+    assert result["macro_accuracy"] == pytest.approx(recalls.mean())
+    found = {name: figures["accuracy"] for name, figures in result["class_wise"].items() if figures}
+    assert found == pytest.approx({SCENES[index]: recall for index, recall in zip(present, recalls, strict=True)})
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    assert result["log_loss"] == pytest.approx(sklearn_metrics.log_loss(references, probabilities, labels=range(10)))
+    confusion = sklearn_metrics.confusion_matrix(references, predicted, labels=range(10))
+    assert result["confusion_matrix"] == confusion.tolist()
+    assert set(result["device_wise"]) == set(devices)
+    for bounds in result["confidence_intervals"].values():
+        assert 0 <= bounds[0] <= bounds[1] <= 1
+
+
+def test_missing_devices_are_absent():
+    logits, references, _ = random_clips(50)
+    result = scene_metrics(logits, references, devices=["s5"] * 50)
+    assert list(result["device_wise"]) == ["s5"]
+    assert list(result["device_groups"]) == ["unseen"]
+
+
+def test_one_clip():
+    result = scene_metrics([[0.0, 1.0]], [1], devices=["a"], cities=["oslo"], bootstrap=20)
+    assert result["clips"] == 1
+    assert result["accuracy"] == result["macro_accuracy"] == 1.0
+    assert result["log_loss"] == pytest.approx(np.log1p(np.exp(-1)))
+    assert result["confidence_intervals"] == {"accuracy": [1.0, 1.0], "macro_accuracy": [1.0, 1.0]}
+
+
+def test_uniform_logits_have_the_log_loss_of_chance():
+    result = scene_metrics(np.full((20, 10), 3.0), np.arange(20) % 10)
+    assert result["log_loss"] == pytest.approx(np.log(10))
+    assert result["macro_accuracy"] == pytest.approx(0.1)
+
+
+def test_huge_logits_do_not_overflow():
+    assert scene_metrics([[1e4, -1e4]], [1])["log_loss"] == pytest.approx(2e4)
+
+
+class TestConfidenceIntervals:
+    def test_clips_on_their_own_give_the_binomial_interval(self):
+        logits, references, _ = random_clips(3000)
+        result = scene_metrics(logits, references, bootstrap=2000)
+        accuracy = result["accuracy"]
+        half_width = 1.96 * np.sqrt(accuracy * (1 - accuracy) / 3000)
+        low, high = result["confidence_intervals"]["accuracy"]
+        assert (low, high) == pytest.approx((accuracy - half_width, accuracy + half_width), abs=0.1 * half_width)
+
+    def test_identical_clips_in_clusters_widen_it_as_expected(self):
+        """Ten copies of each clip carry the information of one: the interval is that of the clips before copying."""
+        logits, references, _ = random_clips(400)
+        single = scene_metrics(logits, references, bootstrap=1500)["confidence_intervals"]
+        copies = scene_metrics(
+            logits.repeat(10, 0), references.repeat(10), bootstrap=1500, clusters=np.arange(400).repeat(10)
+        )["confidence_intervals"]
+        assert copies["accuracy"] == pytest.approx(single["accuracy"])
+        assert copies["macro_accuracy"] == pytest.approx(single["macro_accuracy"])
+
+    def test_same_seed_same_interval(self):
+        logits, references, _ = random_clips(200)
+        first, second, other = (
+            scene_metrics(logits, references, bootstrap=50, seed=seed)["confidence_intervals"] for seed in (1, 1, 2)
+        )
+        assert first == second != other
+
+
+class TestMetric:
+    @pytest.mark.parametrize(
+        "make", [SceneClassification, lambda: evaluate.load(str(REPOSITORY / "train" / "evaluation" / "metrics.py"))]
+    )
+    def test_equals_the_function(self, make, tmp_path, monkeypatch):
+        monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", tmp_path)
+        logits, references, _ = random_clips(200)
+        devices = ["a", "s5"] * 100
+        result = make().compute(
+            predictions=logits, references=references, labels=SCENES, devices=devices, bootstrap=10
+        )
+        assert result == scene_metrics(logits, references, labels=SCENES, devices=devices, bootstrap=10)
+
+    def test_a_copy_is_a_folder_for_evaluate(self, tmp_path):
+        (tmp_path / "scenes").mkdir()
+        shutil.copy(REPOSITORY / "train" / "evaluation" / "metrics.py", tmp_path / "scenes" / "scenes.py")
+        logits, references, _ = random_clips(30)
+        metric = evaluate.load(str(tmp_path / "scenes"), cache_dir=str(tmp_path / "cache"))
+        assert type(metric).__module__.startswith("evaluate_modules")
+        assert metric.compute(predictions=logits, references=references) == scene_metrics(logits, references)
+        with pytest.raises(ValueError, match="clip 2 hold NaN or infinity"):
+            logits[2, 0] = np.nan
+            metric.compute(predictions=logits, references=references)
+
+    def test_batches_add_up(self, tmp_path):
+        logits, references, _ = random_clips(200)
+        metric = SceneClassification(cache_dir=str(tmp_path))
+        for start in range(0, 200, 64):
+            metric.add_batch(predictions=logits[start : start + 64], references=references[start : start + 64])
+        assert metric.compute() == scene_metrics(logits, references)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"predictions": np.zeros((0, 10)), "references": []}, "predictions"),
+        ({"predictions": np.zeros(3), "references": [0, 1, 2]}, "predictions"),
+        ({"predictions": [[0, 1], [1]], "references": [0, 1]}, "predictions are no array of numbers"),
+        ({"predictions": np.zeros((2, 3)), "references": [0, 1], "bootstrap": -1}, "bootstrap is -1"),
+        ({"predictions": np.zeros((2, 3)), "references": [0]}, "references"),
+        ({"predictions": np.zeros((2, 3)), "references": [0, 3]}, "references"),
+        ({"predictions": np.zeros((2, 3)), "references": [0.5, 1.0]}, "references"),
+        ({"predictions": [[0, 1], [np.nan, 1]], "references": [0, 1]}, "clip 1"),
+        ({"predictions": np.zeros((2, 3)), "references": [0, 1], "devices": ["a"]}, "devices"),
+        ({"predictions": np.zeros((2, 3)), "references": [0, 1], "labels": ["x", "y"]}, "labels"),
+    ],
+)
+def test_bad_input_is_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        scene_metrics(**arguments)

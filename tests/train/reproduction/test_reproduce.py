@@ -1,0 +1,256 @@
+"""Sweeps: their plan, a real one that is interrupted, and the tables."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dataset_script import SCENES, load_scenes, read_logits
+from model_cards.report_tables import plot_accuracy_by_fraction, report_table
+from model_cards.results import TAU_TEST_CLIPS, published
+from train import evaluate_logits, predict_logits
+from train.distill import main as distill
+from train.evaluation.metrics import scene_metrics
+from train.finetune_teacher import main as finetune_teacher
+from train.reproduce import ReproductionArguments, plan, reproduce
+from train.reproduction.sweep import Step, Sweep, run_steps
+
+
+TINY_BEATS = (
+    "num_hidden_layers=1,hidden_size=32,embedding_size=32,num_attention_heads=2,intermediate_size=32,"
+    "num_conv_pos_embeddings=8,num_conv_pos_embedding_groups=2,layerdrop=0.0"
+)
+QUICK = "--num_train_epochs 1 --batch_size 10 --disable_tqdm True --report_to none"
+TINY = [
+    *("--use_cpu", "True", "--int8", "False"),
+    f"--teacher_arguments=--config_overrides {TINY_BEATS} {QUICK}",
+    f"--student_arguments=--config_overrides base_channels=8,num_mel_bins=64 {QUICK}",
+]
+
+
+def steps(**arguments):
+    sweep, cells = plan(ReproductionArguments(**arguments))
+    return [(step.script, step.folder.parent.name, step.dataset) for step in sweep.steps], cells
+
+
+class TestPlan:
+    def test_teachers_are_shared(self):
+        everything, cells = steps(table=3, data_dir="TAU", subsets=[25, 100])
+        assert len(everything) == len(set(everything))
+        for dataset in ("split25", "split100"):
+            fine_tuned = [
+                name for kind, name, where in everything if (kind, where) == ("finetune_teacher.py", dataset)
+            ]
+            sl = {f"ssl_sl-seed{seed}" for seed in range(42, 52)}
+            assert set(fine_tuned) == sl | {
+                "ssl-seed42",
+                "ssl_star-seed42",
+            }  # the twelve of S3 hold those of S1 and S2
+        assert len(cells) == 4 * 2
+
+    def test_members_are_those_of_the_recipes(self):
+        _, cells = plan(ReproductionArguments(table=3, data_dir="TAU", subsets=[5]))
+        for system, number in (("vanilla", 0), ("s1", 1), ("s2", 3), ("s3", 12)):
+            student = cells[system, 5][0][0]
+            logits = [part for part in student.arguments if "/logits/" in part]
+            assert len(logits) == len(set(logits)) == number
+
+    def test_every_step_comes_after_what_it_needs(self):
+        for table in (1, 3):
+            sweep, _ = plan(ReproductionArguments(table=table, seeds=2))
+            seen = set()
+            for step in sweep.steps:
+                needed = [part for part in step.arguments if part.startswith(str(sweep.root))]
+                assert seen.issuperset(needed)
+                seen.add(str(step.folder))
+
+    def test_ensembles(self):
+        _, cells = steps(table=1, data_dir="TAU", subsets=[5])
+        for system, number in (("ensemble5", 5), ("ensemble10", 10)):
+            (step,) = cells[system, 5][0]
+            assert sum(part.endswith("-test/split5") for part in step.arguments) == number
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"table": 3, "systems": ["ssl"]}, "no systems 'ssl': choose from vanilla"),
+            ({"table": 1, "subsets": [7]}, "no subsets 7: choose from 5, 10"),
+            ({"table": 1, "seeds": 0}, "1 or more"),
+            ({"table": 1, "teacher_arguments": "--recipe 'x"}, "teacher_arguments is .* no command line"),
+        ],
+    )
+    def test_wrong_parts(self, arguments, message):
+        with pytest.raises(ValueError, match=message):
+            ReproductionArguments(**arguments)
+
+    def test_missing_checkpoints_are_found_before_anything_runs(self, tmp_path, monkeypatch, cache):
+        monkeypatch.setattr(Step, "run", lambda *_: pytest.fail("a step was run"))
+        corpus = Path(load_scenes("demo5", cache_dir=cache)["test"][0]["audio"]["path"]).parents[1]
+        command = ["--table", "1", "--data_dir", str(corpus), "--cache_dir", str(cache), "--systems", "ssl"]
+        with pytest.raises(FileNotFoundError, match="checkpoints/BEATs_iter3"):
+            reproduce([*command, "--subsets", "5", "--output_dir", str(tmp_path / "out")])
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+def run_in_this_process(step, num_processes):
+    """What a step does, without starting Python anew."""
+    arguments = [*step.arguments, "--output_dir", str(step.folder)]
+    commands = {
+        "distill.py": distill,
+        "finetune_teacher.py": finetune_teacher,
+        "predict_logits.py": predict_logits.main,
+        "evaluate_logits.py": evaluate_logits.main,
+    }
+    commands[step.script](arguments)
+
+
+def test_interrupted_sweep_goes_on(tmp_path, cache, monkeypatch, capsys):
+    """Two systems on the demo corpus; interrupted once; what is finished is not touched again."""
+    command = ["--table", "3", "--systems", "vanilla", "s1", "--subsets", "5", "--cache_dir", str(cache), *TINY]
+    command += ["--output_dir", str(tmp_path)]
+    calls = []
+
+    def interrupted(step, num_processes):
+        calls.append(step.folder)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        run_in_this_process(step, num_processes)
+
+    monkeypatch.setattr(Step, "run", interrupted)
+    assert reproduce([*command, "--dry_run", "True"]) == ""
+    assert "4 of 4 steps are left" in capsys.readouterr().out and not calls
+    with pytest.raises(FileNotFoundError, match="No run of these parts has finished"):
+        reproduce([*command, "--collect_only", "True"])
+    with pytest.raises(KeyboardInterrupt):
+        reproduce(command)
+    partial = reproduce([*command, "--collect_only", "True"])
+    assert partial.count("float32") == 1
+    finished = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("results.json")}
+    table = reproduce(command)
+    assert len(calls) == 4 + 1 and len(set(calls)) == 4
+    assert all(path.stat().st_mtime_ns == time for path, time in finished.items())
+    for system in ("vanilla", "s1"):
+        results = json.loads((tmp_path / f"demo/students/{system}-seed42/demo5/results.json").read_text())
+        assert f"float32 | {100 * results['metrics']['macro_accuracy']:.1f} |" in table
+    assert "**synthetic** demo corpus" in table and "− published" not in table
+    for suffix in ("md", "svg", "png"):
+        assert (tmp_path / f"demo/table3.{suffix}").stat().st_size > 0
+    reproduce(command)
+    assert len(calls) == 5
+    sweep, _ = plan(ReproductionArguments(table=3, output_dir=str(tmp_path)))
+    with sweep.lock(), pytest.raises(FileExistsError, match="still at work in"):
+        reproduce(command)
+    with pytest.raises(FileExistsError, match="student_arguments"):
+        reproduce([*command, "--student_arguments", ""])
+
+
+def test_ensemble_is_the_mean_of_logits(tmp_path, cache, monkeypatch):
+    monkeypatch.setattr(Step, "run", run_in_this_process)
+    monkeypatch.setattr("train.reproduction.sweep.ENSEMBLES", {"ensemble5": 2, "ensemble10": 3})
+    command = ["--table", "1", "--systems", "ssl_sl", "ensemble5", "--subsets", "5", "--cache_dir", str(cache), *TINY]
+    table = reproduce([*command, "--output_dir", str(tmp_path)])
+    members = [read_logits(tmp_path / f"demo/logits/ssl_sl-seed{seed}-test/demo5") for seed in (42, 43)]
+    truth = np.asarray(load_scenes("demo5", cache_dir=cache)["test"]["label"])
+    accuracy = (np.mean([member.values for member in members], axis=0).argmax(1) == truth).mean()
+    results = json.loads((tmp_path / "demo/ensembles/ensemble5-seed42/demo5/results.json").read_text())
+    assert results["metrics"]["accuracy"] == pytest.approx(accuracy)
+    assert not np.array_equal(members[0].values, members[1].values)
+    assert "the report does not list its members" in table
+    assert "| Baseline | published | 42.4 |" in table
+
+
+def tau_results(dataset, seed):
+    rng = np.random.default_rng(seed)
+    truth = np.repeat(np.arange(10), list(TAU_TEST_CLIPS.values()))
+    logits = rng.normal(size=(len(truth), 10)) + np.eye(10)[truth]
+    return {"dataset": dataset, "synthetic": False, "metrics": scene_metrics(logits, truth, SCENES, bootstrap=10)}
+
+
+def test_number_of_seeds():
+    runs = [tau_results("split5", seed) for seed in range(2)]
+    assert "means over 2 seeds." in report_table(3, {"s2": {"INT8": {5: runs}}})
+    assert "means over 1 to 2 seeds." in report_table(3, {"s2": {"INT8": {5: runs, 10: runs[:1]}}, "s3": {}})
+
+
+def test_difference_from_the_published_figures(tmp_path):
+    subsets = {p: [tau_results(f"split{p}", seed) for seed in (p, p + 1)] for p in published()["splits"]}
+    cells = {"s2": {"float32": {}, "INT8": subsets}}
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in report_table(3, cells).splitlines()]
+    ours = {p: np.mean([100 * run["metrics"]["macro_accuracy"] for run in runs]) for p, runs in subsets.items()}
+    (theirs,) = (row for row in published()["student"]["rows"] if row["system"] == "S2")
+    (row,) = (row for row in rows if row[1:2] == ["− published"])
+    assert row[2:-1] == [f"{ours[p] - theirs[p]:+.1f}" for p in ours]
+    assert float(row[-1]) == pytest.approx(np.mean(list(ours.values())) - theirs["average"], abs=0.1)
+    plot_accuracy_by_fraction(3, cells, tmp_path / "plot")
+    assert (tmp_path / "plot.svg").read_text().startswith("<?xml")
+
+
+def test_a_failing_step_is_named(tmp_path):
+    step = Step("nothing.py", ("--recipe", "s1"), tmp_path / "out", "demo")
+    with pytest.raises(ChildProcessError, match=r"out came to no end \(exit code 2 of .*nothing.py --recipe s1"):
+        step.run(1)
+
+
+def test_a_refused_quantization_stops_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr("train.reproduction.sweep.COMMANDS", tmp_path)
+    (tmp_path / "quantize.py").write_text("raise SystemExit(1)")
+    (tmp_path / "distill.py").write_text("import sys; open(sys.argv[-1] + '.ran', 'w')")
+    names = [("quantize.py", "int8"), ("distill.py", "student"), ("missing.py", "teacher"), ("distill.py", "later")]
+    calls = [Step(script, (), tmp_path / folder, "demo") for script, folder in names]
+    (refused,) = run_steps(calls[:2], 1)
+    assert re.match(r".*int8 came to no end \(exit code 1 of .*quantize.py", str(refused))
+    assert (tmp_path / "student.ran").is_file()
+    with pytest.raises(ChildProcessError, match="teacher came to no end"):
+        run_steps(calls, 1)
+    assert not (tmp_path / "later.ran").exists()
+
+
+def test_a_step_outlives_its_sweep_with_the_lock(tmp_path, monkeypatch):
+    """A sweep is killed while a step runs: the next one waits until that is over, instead of writing beside it."""
+    monkeypatch.chdir(tmp_path)
+    script = tmp_path / "step.py"
+    script.write_text("import time; open('started', 'w').close(); time.sleep(600)")
+    code = (
+        "from pathlib import Path; import train.reproduction.sweep; from train.reproduction.sweep import Step, Sweep\n"
+        f"train.reproduction.sweep.COMMANDS = Path({str(tmp_path)!r})\n"
+        "with Sweep(Path('.'), None, None, True, (), (), False).lock(): Step('step.py', (), Path('out'), '').run(1)"
+    )
+    sweep = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    try:
+        while not Path("started").exists():
+            assert sweep.poll() is None
+            time.sleep(0.05)
+        sweep.kill()
+        sweep.wait()
+        other = Sweep(tmp_path, None, None, True, (), (), False)
+        with pytest.raises(FileExistsError, match="still at work"), other.lock():
+            pass
+    finally:
+        os.killpg(sweep.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            with other.lock():
+                return
+        except FileExistsError:
+            time.sleep(0.05)
+    pytest.fail("the lock was never given back")
+
+
+def test_steps_call_the_scripts(tmp_path, cache):
+    command = ["--table", "3", "--systems", "vanilla", "--subsets", "5", "--cache_dir", str(cache), *TINY]
+    reproduce([*command, "--output_dir", str(tmp_path)])
+    results = json.loads((tmp_path / "demo/students/vanilla-seed42/demo5/results.json").read_text())
+    assert results["recipe"] == "vanilla" and "distill.py --recipe vanilla" in results["provenance"]["command"]

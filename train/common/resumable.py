@@ -1,0 +1,88 @@
+"""Training that can be interrupted anywhere: seeds, orders and checkpoints."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from transformers import Trainer
+
+from dataset_script.files import write_json
+from model_cards.results import RESULTS_FILE, provenance
+from train.common.checkpoints import COMPLETE
+
+
+class EpochShuffle(Sampler[int]):
+    """Visit all rows in an order that depends on nothing but the seed and the epoch.
+
+    Args:
+        num_rows (`int`): Number of rows.
+        seed (`int`): Seed of the run.
+    """
+
+    def __init__(self, num_rows: int, seed: int):
+        self.num_rows = num_rows
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next pass."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, self.epoch))
+        return iter(torch.randperm(self.num_rows, generator=generator).tolist())
+
+
+def derived_seed(*numbers: int) -> int:
+    """Return a 63-bit seed that depends on all of the numbers, such as the run's seed, the step and the micro-step."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+class ResumableTrainer(Trainer):
+    """`Trainer` with reproducible random draws in each step, which marks complete checkpoints."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = False
+        self._micro_step = (-1, 0)
+
+    def next_seed(self) -> int:
+        """Return the seed of the pass that starts: a function of the run's seed, the step and the micro-step."""
+        step, micro_step = self.state.global_step, 0
+        if self._micro_step[0] == step:
+            micro_step = self._micro_step[1] + 1
+        self._micro_step = (step, micro_step)
+        return derived_seed(self.args.seed, step, micro_step)
+
+    def floating_point_ops(self, inputs: dict[str, Tensor]) -> int:
+        """Return 0: the base class counts tokens, which waveforms have none of."""
+        return 0
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            (Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / COMPLETE).touch()
+
+    def finish(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Save the model and, last, its results; all processes must call this.
+
+        Args:
+            results (`dict`): The content of `results.json`, to which the provenance is added.
+
+        Returns:
+            `dict`: The completed results.
+        """
+        self.save_model()
+        results = {**results, "provenance": provenance()}
+        if self.args.should_save:
+            write_json(Path(self.args.output_dir) / RESULTS_FILE, results)
+        self.accelerator.wait_for_everyone()
+        return results

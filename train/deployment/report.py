@@ -1,0 +1,117 @@
+"""Quantization of a finished student, and the measurements that go with it."""
+
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from dataset_script import cache_waveforms, is_synthetic
+from dataset_script.files import write_json
+from dataset_script.waveforms import FULL_SCALE
+from model_cards.plots import plot_layers
+from model_cards.results import RESULTS_FILE, provenance
+from model_cards.tables import quantization_table
+from train.classification.data import SceneDataset
+from train.deployment.arguments import QuantizationArguments
+from train.deployment.quantizer import INCQuantizer, agreement, check_compliance, layer_sqnr
+from train.evaluation.inference import compute_logits
+from train.evaluation.scoring import score_logits, unseen_devices
+
+
+CLIPS_PER_STEP = 32
+
+
+def choose_evenly(labels: np.ndarray, clips: int, seed: int) -> np.ndarray:
+    """Return row numbers, ascending, of as many clips of every class as there are, up to `clips` in all."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    rank = np.empty(len(labels), dtype=int)  # how many clips of the same class come before
+    for label in np.unique(labels):
+        rank[order[labels[order] == label]] = np.arange((labels == label).sum())
+    return np.sort(order[np.argsort(rank[order], kind="stable")][:clips])
+
+
+@torch.no_grad()
+def measure_latency(models: Mapping[str, nn.Module], example: torch.Tensor, repetitions: int = 30) -> dict[str, float]:
+    """Return the median time of each model for one clip on one thread, in ms, taken in turn."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    times: dict[str, list[float]] = {name: [] for name in models}
+    for _ in range(repetitions):
+        for name, model in models.items():
+            start = time.perf_counter()
+            model(example)
+            times[name].append(1000 * (time.perf_counter() - start))
+    torch.set_num_threads(threads)
+    return {name: float(np.median(values)) for name, values in times.items()}
+
+
+def quantize_and_measure(
+    args: QuantizationArguments, scenes: datasets.DatasetDict, quantizer: INCQuantizer, run: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Quantize a student, evaluate it beside the float one, and write model, results, table and plot.
+
+    Args:
+        args (`QuantizationArguments`): How to quantize, and where the output goes.
+        scenes (`datasets.DatasetDict`): Calibration clips come from `train`; `args.split` is evaluated.
+        quantizer ([`~train.deployment.quantizer.INCQuantizer`]): Of the float model.
+        run (`Mapping`): What identifies the run; goes into the results.
+
+    Returns:
+        `dict`: The results, as in `results.json`.
+    """
+    model, extractor, output = quantizer.model, quantizer.feature_extractor, Path(args.output_dir)
+    shutil.rmtree(output / "model", ignore_errors=True)  # of this very run, interrupted before its report
+    data = {
+        split: SceneDataset(
+            scenes[split], cache_waveforms(scenes[split], extractor.sampling_rate, args.cache_dir), with_teachers=False
+        )
+        for split in {"train", args.split}
+    }
+
+    labels = data["train"].columns["label"]
+    chosen = choose_evenly(labels, args.calibration_clips, args.seed)
+    waveforms = torch.from_numpy(np.stack([data["train"].waveforms[row] for row in chosen])) / FULL_SCALE
+    calibration = {"input_values": extractor.features(waveforms), "labels": labels[chosen]}
+    batches = DataLoader(
+        data["train"],
+        CLIPS_PER_STEP,
+        shuffle=True,
+        generator=torch.Generator().manual_seed(args.seed),
+        collate_fn=lambda clips: extractor.features(clips["waveform"] / FULL_SCALE)[:, 0],
+        drop_last=len(labels) > CLIPS_PER_STEP,
+    )
+    quantized = quantizer.quantize(args.quantization_config(), calibration, output / "model", training_batches=batches)
+
+    test = data[args.split]
+    logits = {
+        name: compute_logits(network.eval(), extractor, test.waveforms, args.batch_size)
+        for name, network in (("float", model), ("int8", quantized))
+    }
+    unseen = unseen_devices(scenes["train"], scenes[args.split])
+    metrics = {name: score_logits(values, test.scenes, unseen, args.bootstrap) for name, values in logits.items()}
+    windows = calibration["input_values"][:, 0]
+    decibels = layer_sqnr(quantizer.folded, quantized.cpu(), windows[:: 1 + len(windows) // CLIPS_PER_STEP])
+    plot_layers(decibels, output / "layers")
+    results = {
+        **run,
+        "split": args.split,
+        "synthetic": is_synthetic(scenes[args.split]),
+        "calibration_clips": len(chosen),
+        **metrics,
+        "unseen_devices": unseen,
+        **agreement(torch.from_numpy(logits["float"]), torch.from_numpy(logits["int8"])),
+        "layer_sqnr_db": decibels,
+        "latency_ms": measure_latency({"float": model.cpu(), "int8": quantized}, windows[:1].unsqueeze(1)),
+        "size": check_compliance(output / "model")._asdict(),
+        "provenance": provenance(),
+    }
+    (output / "results.md").write_text(quantization_table(results), encoding="utf-8")
+    write_json(output / RESULTS_FILE, results)
+    return results

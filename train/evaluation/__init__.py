@@ -1,0 +1,1 @@
+"""Logits, metrics and results of scene classifiers."""

@@ -1,0 +1,1 @@
+"""Self-supervised pre-training of BEATs, and fine-tuning on AudioSet."""
