@@ -20,7 +20,6 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from train.pretraining.crops import read_segment
 from transformers import TrainerState
 
 from dataset_script import cache_waveforms, load_scenes
@@ -28,6 +27,7 @@ from modeling_beats import BeatsConfig, BeatsFeatureExtractor, BeatsForAudioClas
 from train.common.checkpoints import last_complete_checkpoint
 from train.common.process import keep_freed_memory
 from train.pretrain_teacher import main as pretrain_teacher
+from train.pretraining.crops import read_segment
 
 
 RATE = 16_000

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForSequenceClassification, pipeline
 
 from dataset_script import SCENES, decode_clip, load_scenes, read_logits, write_logits
+from dataset_script.errors import InputError
 from dataset_script.make_demo import make_demo
 from modeling_beats import BeatsConfig, BeatsFeatureExtractor, BeatsForAudioClassification
 from train import predict_logits, run_eval
@@ -378,7 +379,7 @@ class TestWrongInput:
         self.refuse([*student, "--teachers", str(tmp_path / "mine.yaml")], message, tmp_path)
 
     def test_students_recipe_for_a_teacher(self, student, tmp_path):
-        self.refuse([*student, "--teachers", "s1"], "'s1' sets teachers, which this script does not have", tmp_path)
+        self.refuse([*student, "--teachers", "s1"], "'s1' sets teachers, which this command does not have", tmp_path)
 
     def test_batch_of_one(self, student, tmp_path):
         self.refuse([*student, "--batch_size", "1"], "batch_size is 1", tmp_path)
@@ -415,12 +416,12 @@ class TestWrongInput:
         (tmp_path / "other").mkdir()
         (tmp_path / "other" / "thesis.tex").write_text("precious")
         command = [*student, "--teachers", str(logits), "--output_dir", str(tmp_path / "other")]
-        self.refuse(command, "holds no run", tmp_path)
+        self.refuse(command, "contains no run", tmp_path)
 
     def test_output_folder_that_cannot_be_made(self, student, logits, tmp_path):
         (tmp_path / "file").write_text("precious")
         command = [*student, "--teachers", str(logits), "--output_dir", str(tmp_path / "file" / "run")]
-        self.refuse(command, "cannot be written to", tmp_path)
+        self.refuse(command, "is not writable", tmp_path)
 
     def test_student_is_no_teacher_to_fine_tune(self, data, student, teacher, tmp_path):
         with pytest.raises(FileNotFoundError, match="nowhere"):
@@ -430,12 +431,19 @@ class TestWrongInput:
         def main():
             raise KeyboardInterrupt
 
-        with pytest.raises(SystemExit, match="the same command goes on"):
+        with pytest.raises(SystemExit, match="run the same command to resume"):
             run_command(main)
 
     def test_a_script_ends_with_the_sentence_alone(self, capsys):
         def main():
-            raise ValueError("The fault and the fix.")
+            raise InputError("The fault and the fix.")
 
-        with pytest.raises(SystemExit, match=r"^ValueError: The fault and the fix\.$"):
+        with pytest.raises(SystemExit, match=r"^Error: The fault and the fix\.$"):
+            run_command(main)
+
+    def test_a_bug_keeps_its_traceback(self):
+        def main():
+            raise ValueError("shapes do not match")
+
+        with pytest.raises(ValueError, match="shapes do not match"):
             run_command(main)

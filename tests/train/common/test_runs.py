@@ -30,7 +30,7 @@ class TestClaim:
 
     def test_other_files_are_refused_and_left_alone(self, tmp_path):
         (tmp_path / "thesis.tex").write_text("precious")
-        with pytest.raises(FileExistsError, match="holds no run"):
+        with pytest.raises(FileExistsError, match="contains no run"):
             claim_output_folder(tmp_path, {"seed": 1})
         assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -58,7 +58,7 @@ def fail_together(index: int, port: int, folder: Path) -> None:
     assert state.num_processes == 2
     with pytest.raises(ValueError, match="no such corpus"), main_process_first():
         raise ValueError("no such corpus")
-    with pytest.raises(OSError, match=r"cannot be written to \(Not a directory\)"):
+    with pytest.raises(OSError, match=r"is not writable \(Not a directory\)"):
         claim_output_folder(folder / "file" / "run", {"seed": 1})
     claim_output_folder(folder / "run", {"seed": 1})
     state.destroy_process_group()

@@ -18,15 +18,6 @@ import soundfile
 import torch
 from datasets.exceptions import DatasetGenerationError
 from safetensors.torch import load_file
-from train.pretraining.crops import (
-    SegmentBatches,
-    SegmentCollator,
-    Segments,
-    StreamedSegments,
-    load_unlabelled,
-    read_segment,
-)
-from train.pretraining.trainers.trainers import CodeWindow, PretrainingTrainer
 
 from modeling_beats import (
     BeatsFeatureExtractor,
@@ -44,6 +35,15 @@ from train.common.distributed import BatchRows
 from train.common.models import override
 from train.common.recipes import FOLDER, load_recipe
 from train.pretrain_teacher import main as pretrain_teacher
+from train.pretraining.crops import (
+    SegmentBatches,
+    SegmentCollator,
+    Segments,
+    StreamedSegments,
+    load_unlabelled,
+    read_segment,
+)
+from train.pretraining.trainers import CodeWindow, PretrainingTrainer
 
 
 TINY = (

@@ -15,10 +15,6 @@ import pytest
 import soundfile
 import torch
 from sklearn.metrics import average_precision_score
-from train.pretraining.crops import SegmentBatches
-from train.pretraining.labels import class_indices, load_class_names, load_tagged
-from train.pretraining.tagging import TaggedSegments, tagging_metrics
-from train.pretraining.trainers.trainers import SegmentTrainer, teacher_output
 
 from modeling_beats import BeatsForAudioClassification, BeatsModel
 from tests.train.common.test_resumable import kill_at, run_until_killed
@@ -28,6 +24,10 @@ from train.common.distributed import BatchRows
 from train.common.models import new_teacher
 from train.common.recipes import load_recipe
 from train.finetune_audioset import main as finetune_audioset
+from train.pretraining.crops import SegmentBatches
+from train.pretraining.labels import class_indices, load_class_names, load_tagged
+from train.pretraining.tagging import TaggedSegments, tagging_metrics
+from train.pretraining.trainers import SegmentTrainer, teacher_output
 
 
 TINY = (

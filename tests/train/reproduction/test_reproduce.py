@@ -19,7 +19,8 @@ from train import evaluate_logits, predict_logits
 from train.distill import main as distill
 from train.evaluation.metrics import scene_metrics
 from train.finetune_teacher import main as finetune_teacher
-from train.reproduce import ReproductionArguments, plan, reproduce
+from train.reproduce import ReproductionArguments, plan
+from train.reproduce import main as reproduce
 from train.reproduction.sweep import Step, Sweep, run_steps
 
 
