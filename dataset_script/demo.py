@@ -72,6 +72,10 @@ Made by `python -m dataset_script.make_demo` with the seed {seed} (version {vers
 """
 
 
+Device = tuple[np.ndarray, float, float]
+"""Impulse response, drive into soft clipping and noise level of a device; see `record`."""
+
+
 @dataclass
 class Segment:
     """A segment of the corpus: where, when and by what it was recorded."""
@@ -94,7 +98,7 @@ class Segment:
 def plan_segments(seed: int) -> list[Segment]:
     """All segments, those for training first, each scene in the order in which the subsets take them."""
     rng = np.random.default_rng([seed, 0])
-    segments = []
+    segments: list[Segment] = []
     for split, count in (("train", TRAIN_SEGMENTS), ("test", TEST_SEGMENTS)):
         for scene_index, scene in enumerate(SCENES):
             cities = rng.permutation(np.arange(count) % len(CITIES))
@@ -109,7 +113,7 @@ def plan_segments(seed: int) -> list[Segment]:
     return segments
 
 
-def make_devices(seed: int) -> dict[str, tuple[np.ndarray, float, float]]:
+def make_devices(seed: int) -> dict[str, Device]:
     """Response, drive and noise of each device but `a`, which records the sound as it is; see `record`."""
     return {
         name: (make_response(np.random.default_rng([seed, 1, index]), *character[:3]), *character[3:])
@@ -175,7 +179,7 @@ def says_synthetic(root: Path) -> bool:
     return card.is_file() and "synthetic" in (metadata_load(card) or {}).get("tags", [])
 
 
-def _write_segment(root: Path, segment: Segment, devices: dict[str, tuple], seed: int) -> None:
+def _write_segment(root: Path, segment: Segment, devices: dict[str, Device], seed: int) -> None:
     scene, city = SCENES.index(segment.scene), CITIES.index(segment.city)
     place = make_place(
         np.random.default_rng([seed, 3, city]), np.random.default_rng([seed, 4, city, segment.location])

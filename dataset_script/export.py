@@ -129,10 +129,10 @@ def make_card(scenes: DatasetDict, config_name: str, existing: str | None = None
             synthetic_card() if is_synthetic(scenes) else Path(__file__).with_name("README.md").read_text("utf-8")
         )
         card = DatasetCard(template)
-        card.data.configs = None  # those of the template are examples
+        card.data.pop("configs")  # those of the template are examples
     else:
         card = DatasetCard(existing)
-        if is_synthetic(scenes) != ("synthetic" in (card.data.tags or [])):
+        if is_synthetic(scenes) != ("synthetic" in (card.data.get("tags") or [])):
             raise ValueError(
                 f"The dataset has real recordings or synthetic ones, and {config_name!r} would add the other kind: "
                 "choose another place for it."

@@ -135,16 +135,17 @@ def write_logits(
         }
     ).cast(features.arrow_schema)
     if synthetic:
-        licence, note = {"license": "cc0-1.0"}, ""
+        licence, licence_name, note = "cc0-1.0", None, ""
     elif label_names == list(SCENES) and all(map(TAU_FILENAME.fullmatch, filenames)):
-        licence, note = {"license": "other", "license_name": "tau-non-commercial"}, TAU_LICENCE_NOTE
+        licence, licence_name, note = "other", "tau-non-commercial", TAU_LICENCE_NOTE
     else:
-        licence, note = {"license": "unknown"}, OTHER_LICENCE_NOTE
+        licence, licence_name, note = "unknown", None, OTHER_LICENCE_NOTE
     metadata = DatasetCardData(
         pretty_name=f"Logits of {teacher}",
         task_categories=["audio-classification"],
         tags=["knowledge-distillation", "acoustic-scene-classification", *(["synthetic"] if synthetic else [])],
-        **licence,
+        license=licence,
+        license_name=licence_name,
     )
     DatasetInfosDict(default=DatasetInfo(features=features)).to_dataset_card_data(metadata)
     data_files = [{"split": "train", "path": "data/train-*"}]
@@ -269,10 +270,10 @@ def _download(repo_id: str) -> Path:
 def _check_rows(source: str | os.PathLike, filenames: list[str], values: np.ndarray) -> None:
     repeated = pd.Index(filenames).duplicated()
     if repeated.any():
-        _refuse_row(source, filenames, repeated.argmax(), "occurs twice")
+        _refuse_row(source, filenames, int(repeated.argmax()), "occurs twice")
     infinite = ~np.isfinite(values).all(1)
     if infinite.any():
-        _refuse_row(source, filenames, infinite.argmax(), "has a logit that is not finite")
+        _refuse_row(source, filenames, int(infinite.argmax()), "has a logit that is not finite")
 
 
 def _refuse_row(source: str | os.PathLike, filenames: list[str], row: int, problem: str) -> None:

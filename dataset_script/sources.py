@@ -92,7 +92,7 @@ def extract_archives(archives: list[Path]) -> None:
         ValueError: An archive is damaged; nothing is extracted then, as far as its table of contents tells.
     """
     with ExitStack() as stack:
-        opened = [stack.enter_context(_open_archive(path)) for path in archives]
+        opened = {path: stack.enter_context(_open_archive(path)) for path in archives}
         if not _pending(opened):
             return
         with FileLock(archives[0].parent / ".extracting.lock"):
@@ -124,12 +124,11 @@ def _open_archive(path: Path) -> zipfile.ZipFile:
     return archive
 
 
-def _pending(archives: list[zipfile.ZipFile]) -> list[tuple[zipfile.ZipFile, zipfile.ZipInfo, Path]]:
+def _pending(archives: dict[Path, zipfile.ZipFile]) -> list[tuple[zipfile.ZipFile, zipfile.ZipInfo, Path]]:
     pending = []
-    for archive in archives:
-        folder = Path(archive.filename).parent
+    for path, archive in archives.items():
         for member in archive.infolist():
-            target = folder / member.filename
+            target = path.parent / member.filename
             if not member.is_dir() and not (target.is_file() and target.stat().st_size == member.file_size):
                 pending.append((archive, member, target))
     return pending

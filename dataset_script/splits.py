@@ -180,7 +180,7 @@ def refuse(source: Path | str, table: pd.DataFrame, bad: pd.Series | np.ndarray,
     """Raise a ValueError about the first row of `table` where `bad` holds; `problem` may name `{columns}` of it."""
     if bad.any():
         row = int(np.argmax(bad))
-        cells = table.iloc[row].to_dict()
+        cells = {str(column): cell for column, cell in table.iloc[row].items()}
         others = f" (likewise {bad.sum() - 1:,} more rows)" if bad.sum() > 1 else ""
         raise ValueError(f"{source}, line {row + 2}: {cells['filename']} {problem.format(**cells)}{others}: {fix}.")
 

@@ -204,7 +204,8 @@ def _metro(place: Place, rng: np.random.Generator, n: int) -> list[Layer]:
 def _metro_station(place: Place, rng: np.random.Generator, n: int) -> list[Layer]:
     start, pitch = rng.uniform(0, 0.6), rng.uniform(1_300, 1_900) * place.pitch
     beeps = scatter(n, start + np.arange(4) * 0.17 / place.pace, lambda: ring(rng, [pitch, 2 * pitch], 0.16))
-    swell = np.linspace(*rng.uniform(-14, 4, 2), n)
+    swell_start, swell_end = rng.uniform(-14, 4, 2)
+    swell = np.linspace(swell_start, swell_end, n)
     return [
         (-3, noise(rng, n, (30, 8), (150, 4), (800, -6), (3_000, -20), (16_000, -44)) * 10 ** (swell / 20)),
         (-4, reverberate(rng, babble(rng, n, place, 4), 2.4 * place.decay)),

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import datasets
 import pandas as pd
@@ -169,7 +169,7 @@ class TAUUrban2022(datasets.ArrowBasedBuilder):
             splits = {"test": table.set_index("filename")}
         else:
             splits = self._labelled_splits(root, report)
-        report("clips", check_clips(root, pd.concat(list(splits.values())).index))
+        report("clips", check_clips(root, pd.concat(list(splits.values())).index.tolist()))
         return {split: self._table(root, split, clips, teachers) for split, clips in splits.items()}
 
     def _find_root(self) -> Path:
@@ -211,10 +211,10 @@ class TAUUrban2022(datasets.ArrowBasedBuilder):
         for name, logits in teachers.items():
             # Students are trained on logits; the test clips of a split that has both need none.
             optional = split == "test" and self.config.subset is not None
-            columns[f"teacher_logits_{name}"] = join_logits(name, logits, clips.index, optional)
+            columns[f"teacher_logits_{name}"] = join_logits(name, logits, clips.index.tolist(), optional)
         return pa.table(columns).cast(self.info.features.arrow_schema)
 
-    def download_and_prepare(self, output_dir: str | None = None, **kwargs) -> None:
+    def download_and_prepare(self, output_dir: str | None = None, **kwargs: Any) -> None:
         """Check the corpus and write its Arrow files, unless the same ones are in the cache.
 
         Takes the arguments of `datasets.DatasetBuilder.download_and_prepare` and raises what `read_splits` raises.

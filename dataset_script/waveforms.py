@@ -69,7 +69,7 @@ def _content_key(clips: datasets.Dataset) -> str:
                 status = os.stat(audio["path"])
                 state = f"{audio['path']}\t{status.st_size}\t{status.st_mtime_ns}"
             else:
-                state = zlib.crc32(audio["bytes"])
+                state = str(zlib.crc32(audio["bytes"]))
             digest.update(f"{filename}\t{state}\n".encode())
     return digest.hexdigest()[:20]
 
