@@ -6,6 +6,7 @@ Prints a line for every check and the numbers of clips. Stops at the first fault
 import argparse
 import sys
 
+from dataset_script.errors import InputError
 from dataset_script.export import count_table
 from dataset_script.tau_urban_2022 import TAUUrban2022
 
@@ -24,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     builder = TAUUrban2022(config_name=args.config, data_dir=args.data_dir)
     try:
         builder.read_splits(report=lambda title, summary: print(f"ok    {title}: {summary}"))
-    except (OSError, ValueError) as error:
+    except (OSError, InputError) as error:
         print(f"FAIL  {error}")
         return 1
     if builder.corpus is not None:

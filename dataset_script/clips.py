@@ -10,6 +10,8 @@ import numpy as np
 import soundfile
 from datasets.utils import tqdm
 
+from dataset_script.errors import InputError
+
 
 SAMPLE_RATE = 44_100
 """Samples a second in the corpus."""
@@ -25,7 +27,7 @@ def check_clips(root: Path, filenames: Sequence[str]) -> str:
 
     Raises:
         FileNotFoundError: A clip does not exist.
-        ValueError: A clip is something else.
+        InputError: A clip is something else.
     """
     faults: list[tuple[str, str]] = []
     blocks = [filenames[start : start + 1000] for start in range(0, len(filenames), 1000)]
@@ -37,7 +39,7 @@ def check_clips(root: Path, filenames: Sequence[str]) -> str:
     if faults:
         filename, fault = faults[0]
         others = f" ({len(faults):,} of {len(filenames):,} clips have a fault)" if len(faults) > 1 else ""
-        kind = FileNotFoundError if fault == MISSING else ValueError
+        kind = FileNotFoundError if fault == MISSING else InputError
         raise kind(f"{root / filename} {fault}{others}: extract its archive, or make the demo corpus, again.")
     return f"{len(filenames):,} one-second 44.1 kHz mono WAV files"
 
@@ -97,10 +99,10 @@ def decode_clip(audio: dict, dtype: str = "float32") -> tuple[np.ndarray, int]:
         The samples, of shape `(samples,)` for mono and `(samples, channels)` otherwise, and the sampling rate in Hz.
 
     Raises:
-        ValueError: The file is missing or damaged.
+        InputError: The file is missing or damaged.
     """
     source = audio["path"] if audio["bytes"] is None else io.BytesIO(audio["bytes"])
     try:
         return soundfile.read(source, dtype=dtype)
     except soundfile.LibsndfileError as error:
-        raise ValueError(f"{audio['path']} cannot be decoded ({error.error_string}): get the file again.") from None
+        raise InputError(f"{audio['path']} cannot be decoded ({error.error_string}): get the file again.") from None

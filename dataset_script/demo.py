@@ -14,6 +14,7 @@ from filelock import FileLock
 from huggingface_hub import metadata_load
 
 from dataset_script.clips import SAMPLE_RATE
+from dataset_script.errors import InputError
 from dataset_script.splits import CITIES, DEVICES, PERCENTAGES, SCENES
 from dataset_script.synthesis import make_place, make_response, record, render_scene
 
@@ -130,10 +131,10 @@ def make_demo(out: str | os.PathLike, seed: int = 0) -> None:
 
     Raises:
         FileExistsError: The folder holds something.
-        ValueError: The seed is negative.
+        InputError: The seed is negative.
     """
     if seed < 0:
-        raise ValueError(f"The seed is {seed}: give one that is not negative.")
+        raise InputError(f"The seed is {seed}: give one that is not negative.")
     out = Path(out)
     if out.is_dir() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty: give a new folder for the demo corpus.")

@@ -20,6 +20,7 @@ from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard, HfApi, hf_hub_download
 
 from dataset_script.demo import synthetic_card
+from dataset_script.errors import InputError
 from dataset_script.splits import CITIES, DEVICES, SCENES
 from dataset_script.tau_urban_2022 import is_synthetic
 
@@ -93,11 +94,11 @@ def push_audio(
         The address of the commit.
 
     Raises:
-        ValueError: `may_redistribute` is not set.
+        InputError: `may_redistribute` is not set.
     """
     licence = next(iter(scenes.values())).info.license
     if not may_redistribute:
-        raise ValueError(
+        raise InputError(
             f"This would send the audio itself to {repo_id}; if its licence lets you, pass may_redistribute=True. "
             f"The licence: {licence}"
         )
@@ -122,7 +123,7 @@ def make_card(scenes: DatasetDict, config_name: str, existing: str | None = None
         existing: The card so far, which keeps its text and its other configurations.
 
     Raises:
-        ValueError: The card so far is of real recordings and the scenes are synthetic, or the other way round.
+        InputError: The card so far is of real recordings and the scenes are synthetic, or the other way round.
     """
     if existing is None:
         template = (
@@ -133,7 +134,7 @@ def make_card(scenes: DatasetDict, config_name: str, existing: str | None = None
     else:
         card = DatasetCard(existing)
         if is_synthetic(scenes) != ("synthetic" in (card.data.get("tags") or [])):
-            raise ValueError(
+            raise InputError(
                 f"The dataset has real recordings or synthetic ones, and {config_name!r} would add the other kind: "
                 "choose another place for it."
             )

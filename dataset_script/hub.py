@@ -8,12 +8,15 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HTTPError  # of whichever HTTP client the installed version uses
 from huggingface_hub.utils import validate_repo_id
 
+from dataset_script.errors import InputError, input_errors
+
 
 def check_repo_id(repo_id: str) -> None:
-    """Raise `ValueError` if `repo_id` is not of the form `user/name`, which cards and loading need."""
+    """Raise `InputError` if `repo_id` is not of the form `user/name`, which cards and loading need."""
     if repo_id.count("/") != 1:
-        raise ValueError(f"{repo_id!r} is no repository: give it as user/name.")
-    validate_repo_id(repo_id)
+        raise InputError(f"{repo_id!r} is no repository: give it as user/name.")
+    with input_errors():
+        validate_repo_id(repo_id)
 
 
 def push_files(
@@ -38,7 +41,7 @@ def push_files(
     Raises:
         ConnectionError: The Hub cannot be reached or refuses. Nothing in the folder has changed, and what was uploaded
             is not uploaded again by the next call.
-        ValueError: `repo_id` is none, or the Hub does not accept the card.
+        InputError: `repo_id` is none, or the Hub does not accept the card.
     """
     check_repo_id(repo_id)
     folder = Path(folder)
@@ -55,4 +58,4 @@ def push_files(
             "same command finishes it."
         ) from error
     except ValueError as error:  # of the Hub's validator, which has a line for each fault
-        raise ValueError(f"The Hub does not accept {folder / 'README.md'}: {' '.join(str(error).split())}") from error
+        raise InputError(f"The Hub does not accept {folder / 'README.md'}: {' '.join(str(error).split())}") from error

@@ -19,6 +19,7 @@ from datasets.info import DatasetInfosDict
 from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard, DatasetCardData, snapshot_download
 
+from dataset_script.errors import InputError
 from dataset_script.hub import push_files
 from dataset_script.splits import SCENES
 
@@ -106,12 +107,12 @@ def write_logits(
         synthetic: Whether the clips are those of the demo corpus, which the card then says.
 
     Raises:
-        ValueError: The shapes do not fit together, a value is not finite, or a clip occurs twice.
+        InputError: The shapes do not fit together, a value is not finite, or a clip occurs twice.
     """
     filenames, label_names = list(filenames), list(label_names)
     values = np.asarray(logits, dtype=np.float32)
     if values.shape != (len(filenames), len(label_names)) or not filenames:
-        raise ValueError(
+        raise InputError(
             f"logits have the shape {values.shape}, but there are {len(filenames)} file names and "
             f"{len(label_names)} label names: give one row a clip and one column a class."
         )
@@ -178,7 +179,7 @@ def read_logits(path_or_id: str | os.PathLike, label_names: Sequence[str] = SCEN
 
     Raises:
         FileNotFoundError: There is no logits dataset.
-        ValueError: It is of other classes or of another order of them, or a row is wrong; the message names the row.
+        InputError: It is of other classes or of another order of them, or a row is wrong; the message names the row.
     """
     folder = Path(path_or_id)
     if not folder.is_dir():
@@ -189,22 +190,22 @@ def read_logits(path_or_id: str | os.PathLike, label_names: Sequence[str] = SCEN
     info = DatasetInfosDict.from_dataset_card_data(DatasetCard.load(folder / "README.md").data).get("default")
     prediction = info and info.features and info.features.get("prediction")
     if not isinstance(prediction, ClassLabel):
-        raise ValueError(f"{path_or_id} does not say which classes its logits are of: write it with write_logits.")
+        raise InputError(f"{path_or_id} does not say which classes its logits are of: write it with write_logits.")
     if list(prediction.names) != list(label_names):
-        raise ValueError(
+        raise InputError(
             f"{path_or_id} has logits of the classes {prediction.names}, but {list(label_names)} are wanted in this "
             "order: predict them with a model of these classes."
         )
     try:
         table = pa.concat_tables([pq.read_table(file) for file in files], promote_options="permissive")
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{path_or_id} is damaged ({error}): write or download it again.") from None
+        raise InputError(f"{path_or_id} is damaged ({error}): write or download it again.") from None
     missing = {"filename", "logits", "prediction", "teacher", "revision"} - set(table.column_names)
     if missing or not table.num_rows:
         lacking = f"column {min(missing)!r}" if missing else "rows"
-        raise ValueError(f"{path_or_id} has no {lacking}: write it with write_logits.")
+        raise InputError(f"{path_or_id} has no {lacking}: write it with write_logits.")
     if not (pa.types.is_list(table["logits"].type) or pa.types.is_fixed_size_list(table["logits"].type)):
-        raise ValueError(
+        raise InputError(
             f"{path_or_id}: 'logits' holds {table['logits'].type} instead of lists: write it with write_logits."
         )
     filenames = table["filename"].to_pylist()
@@ -241,7 +242,7 @@ def join_logits(name: str, logits: TeacherLogits, filenames: Sequence[str], opti
         A `fixed_size_list<float>[classes]` array in the order of `filenames`.
 
     Raises:
-        ValueError: A clip has no logits.
+        InputError: A clip has no logits.
     """
     rows = pd.Index(logits.filenames).get_indexer(pd.Index(filenames))
     classes = logits.values.shape[1]
@@ -249,7 +250,7 @@ def join_logits(name: str, logits: TeacherLogits, filenames: Sequence[str], opti
     if optional and len(absent) == len(filenames):
         return pa.nulls(len(filenames), pa.list_(pa.float32(), classes))
     if absent.size:
-        raise ValueError(
+        raise InputError(
             f"The teacher logits {name!r} (of {logits.teacher}) have no row for {filenames[absent[0]]} and for "
             f"{absent.size - 1:,} more of {len(filenames):,} clips: predict the logits of this split again."
         )
@@ -277,4 +278,4 @@ def _check_rows(source: str | os.PathLike, filenames: list[str], values: np.ndar
 
 
 def _refuse_row(source: str | os.PathLike, filenames: list[str], row: int, problem: str) -> None:
-    raise ValueError(f"{source}, row {row}: {filenames[row]} {problem}: predict the logits again.")
+    raise InputError(f"{source}, row {row}: {filenames[row]} {problem}: predict the logits again.")

@@ -6,6 +6,7 @@ The demo configurations of the builder make it by themselves.
 import argparse
 
 from dataset_script.demo import make_demo
+from dataset_script.errors import InputError
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -16,7 +17,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     try:
         make_demo(args.out, args.seed)
-    except (FileExistsError, ValueError) as error:
+    except (OSError, InputError) as error:
         parser.error(str(error))
 
 

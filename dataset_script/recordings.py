@@ -11,6 +11,7 @@ from datasets import Audio, ClassLabel, Dataset, DatasetDict, Features, List, Va
 from datasets.exceptions import DatasetGenerationError
 
 from dataset_script.clips import decode_clip
+from dataset_script.errors import InputError
 from dataset_script.logits import join_logits, read_logits
 
 
@@ -33,7 +34,7 @@ def load_recordings(source: str, teacher_logits: dict[str, str] | None = None) -
 
     Raises:
         FileNotFoundError: There is no such folder or dataset.
-        ValueError: A split, a class or a column is missing, a recording cannot be used, or logits do not fit.
+        InputError: A split, a class or a column is missing, a recording cannot be used, or logits do not fit.
     """
     source, _, config_name = source.partition(":")
     folder = Path(source).expanduser()
@@ -45,10 +46,10 @@ def load_recordings(source: str, teacher_logits: dict[str, str] | None = None) -
         column: sorted({row[column] for rows in splits.values() for row in rows}) for column in ("label", "device")
     }
     if len(names["label"]) < 2:
-        raise ValueError(f"{source} has the class {names['label'][0]!r} only: at least two are needed.")
+        raise InputError(f"{source} has the class {names['label'][0]!r} only: at least two are needed.")
     for label in names["label"]:
         if all(row["label"] != label for row in splits["train"]):
-            raise ValueError(f"{source} has the class {label!r} in its test split only: training needs it as well.")
+            raise InputError(f"{source} has the class {label!r} in its test split only: training needs it as well.")
     features = Features(
         {
             "audio": {"bytes": Value("binary"), "path": Value("string")},
@@ -111,12 +112,12 @@ def _rows(source: str, config_name: str | None, split: str) -> list[dict]:
             "test/<label>/, or the id of a dataset of the Hub."
         ) from None
     except ValueError as error:
-        raise ValueError(
+        raise InputError(
             f"{source} has no split {split!r} that can be loaded ({' '.join(str(error).split())})."
         ) from None
     for column in ("audio", "label"):
         if column not in dataset.features:
-            raise ValueError(f"{source} has the columns {', '.join(dataset.column_names)}, but no {column!r}.")
+            raise InputError(f"{source} has the columns {', '.join(dataset.column_names)}, but no {column!r}.")
     dataset = dataset.cast_column("audio", Audio(decode=False))
     names = {}
     for column in ("label", "device"):
@@ -139,9 +140,9 @@ def _clips(recordings: list[dict]) -> Iterator[dict]:
         samples, rate = decode_clip(recording["audio"])
         mono = samples if samples.ndim == 1 else samples.mean(axis=1)
         if len(mono) == 0:
-            raise ValueError(f"{recording['filename']} is empty: remove it.")
+            raise InputError(f"{recording['filename']} is empty: remove it.")
         if not np.isfinite(mono).all():
-            raise ValueError(f"{recording['filename']} holds NaN or infinite samples: remove or replace it.")
+            raise InputError(f"{recording['filename']} holds NaN or infinite samples: remove or replace it.")
         starts = [*range(0, len(mono) - rate, rate), max(0, len(mono) - rate)]
         for segment, start in enumerate(starts):
             clip = np.resize(mono[start : start + rate], rate)  # repeats what is shorter

@@ -15,6 +15,8 @@ from pathlib import Path, PurePosixPath
 from datasets.utils import tqdm
 from filelock import FileLock
 
+from dataset_script.errors import InputError
+
 
 DEVELOPMENT = "TAU-urban-acoustic-scenes-2022-mobile-development"
 RECORD_URL = "https://zenodo.org/record/6337421/files"
@@ -61,7 +63,7 @@ def find_root(data_dir: Path, kind: str = "development") -> Path:
 
     Raises:
         FileNotFoundError: There is no corpus in the folder.
-        ValueError: An archive is damaged, or there are several corpora.
+        InputError: An archive is damaged, or there are several corpora.
     """
     if not data_dir.is_dir():
         raise FileNotFoundError(f"The folder {data_dir} does not exist: give the folder that holds the corpus.")
@@ -78,7 +80,7 @@ def find_root(data_dir: Path, kind: str = "development") -> Path:
     roots = [folder for folder in roots if kind in folder.name] or roots
     if len(roots) > 1:
         names = ", ".join(root.name for root in roots)
-        raise ValueError(f"{data_dir} holds several corpora ({names}): give the folder of one.")
+        raise InputError(f"{data_dir} holds several corpora ({names}): give the folder of one.")
     return roots[0]
 
 
@@ -89,7 +91,7 @@ def extract_archives(archives: list[Path]) -> None:
     taken up where it stopped.
 
     Raises:
-        ValueError: An archive is damaged; nothing is extracted then, as far as its table of contents tells.
+        InputError: An archive is damaged; nothing is extracted then, as far as its table of contents tells.
     """
     with ExitStack() as stack:
         opened = {path: stack.enter_context(_open_archive(path)) for path in archives}
@@ -108,7 +110,7 @@ def extract_archives(archives: list[Path]) -> None:
                     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
                         part.unlink(missing_ok=True)
                         problem = f"{archive.filename} is damaged at {member.filename} ({error})"
-                        raise ValueError(f"{problem}: download the archive again.") from None
+                        raise InputError(f"{problem}: download the archive again.") from None
                     os.replace(part, target)
                     progress.update(member.file_size)
 
@@ -117,10 +119,10 @@ def _open_archive(path: Path) -> zipfile.ZipFile:
     try:
         archive = zipfile.ZipFile(path)
     except zipfile.BadZipFile:
-        raise ValueError(f"{path} is no complete zip archive: download it again.") from None
+        raise InputError(f"{path} is no complete zip archive: download it again.") from None
     for name in archive.namelist():
         if name.startswith("/") or ".." in PurePosixPath(name).parts:
-            raise ValueError(f"{path} holds {name}, a path out of its folder: it is not the official archive.")
+            raise InputError(f"{path} holds {name}, a path out of its folder: it is not the official archive.")
     return archive
 
 
@@ -176,7 +178,7 @@ def download(url: str, path: Path, md5: str | None = None) -> Path:
 
     Raises:
         ConnectionError: The server does not send the file; what has arrived is kept for the next attempt.
-        ValueError: The file has another MD5 sum; it is deleted.
+        InputError: The file has another MD5 sum; it is deleted.
     """
     if path.is_file():
         return path
@@ -197,7 +199,7 @@ def download(url: str, path: Path, md5: str | None = None) -> Path:
         time.sleep(WAIT_SECONDS)
     if md5 is not None and (found := _md5(part)) != md5:
         part.unlink()
-        raise ValueError(f"{url} has the MD5 sum {found} instead of {md5}; it was deleted: download it again.")
+        raise InputError(f"{url} has the MD5 sum {found} instead of {md5}; it was deleted: download it again.")
     os.replace(part, path)
     return path
 

@@ -16,6 +16,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dataset_script.errors import InputError
+
 
 SCENES = (
     "airport",
@@ -96,7 +98,7 @@ def read_corpus(root: Path, elsewhere: dict[str, Path] | None = None) -> Corpus:
         elsewhere: Files of tables that the folder does not have, by name.
 
     Raises:
-        ValueError: A table is malformed, see `read_table` and `read_meta`.
+        InputError: A table is malformed, see `read_table` and `read_meta`.
     """
     found = {name: find_table(root, name) for name in TABLE_FILES}
     paths = {name: path for name, path in found.items() if path} | (elsewhere or {})
@@ -109,21 +111,21 @@ def read_table(path: Path, columns: tuple[str, ...] = ("filename", "scene_label"
     """Read some columns of a tab-separated table, every cell a string.
 
     Raises:
-        ValueError: A column is missing, there are no rows, a cell is empty, a label unknown or a clip listed twice.
+        InputError: A column is missing, there are no rows, a cell is empty, a label unknown or a clip listed twice.
     """
     try:
         table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, quoting=csv.QUOTE_NONE, index_col=False)
     except ValueError as error:  # what pandas raises for empty, ragged and undecodable files
-        raise ValueError(f"{path} is no tab-separated table ({' '.join(str(error).split())}): get it again.") from None
+        raise InputError(f"{path} is no tab-separated table ({' '.join(str(error).split())}): get it again.") from None
     missing = [column for column in columns if column not in table]
     if missing:
-        raise ValueError(
+        raise InputError(
             f"{path} has the columns {list(table)} but not {missing[0]!r}: a tab-separated table with the columns "
             f"{list(columns)} is needed."
         )
     table = table[list(columns)].fillna("")
     if table.empty:
-        raise ValueError(f"{path} lists no clip: get it again.")
+        raise InputError(f"{path} lists no clip: get it again.")
     for column in columns:
         refuse(path, table, table[column] == "", f"has no {column}", "get the table again")
     refuse(path, table, table["filename"].duplicated(), "is listed twice", "remove the second line")
@@ -142,7 +144,7 @@ def read_meta(path: Path) -> pd.DataFrame:
         name without its second).
 
     Raises:
-        ValueError: The table is malformed, or a file name breaks the grammar or disagrees with its row.
+        InputError: The table is malformed, or a file name breaks the grammar or disagrees with its row.
     """
     table = read_table(path, ("filename", "scene_label", "identifier", "source_label"))
     # Arrow's regular expressions, a fifth of the time of those of pandas.
@@ -177,12 +179,12 @@ def read_meta(path: Path) -> pd.DataFrame:
 
 
 def refuse(source: Path | str, table: pd.DataFrame, bad: pd.Series | np.ndarray, problem: str, fix: str) -> None:
-    """Raise a ValueError about the first row of `table` where `bad` holds; `problem` may name `{columns}` of it."""
+    """Raise an InputError about the first row of `table` where `bad` holds; `problem` may name `{columns}` of it."""
     if bad.any():
         row = int(np.argmax(bad))
         cells = {str(column): cell for column, cell in table.iloc[row].items()}
         others = f" (likewise {bad.sum() - 1:,} more rows)" if bad.sum() > 1 else ""
-        raise ValueError(f"{source}, line {row + 2}: {cells['filename']} {problem.format(**cells)}{others}: {fix}.")
+        raise InputError(f"{source}, line {row + 2}: {cells['filename']} {problem.format(**cells)}{others}: {fix}.")
 
 
 def check_listed(corpus: Corpus) -> str:
@@ -217,7 +219,7 @@ def check_nested(corpus: Corpus) -> str:
                 share, count = whole * percent / 100, _segments_per_scene(corpus, name).sum()
                 # Shares of small scenes are rounded somehow; another subset in the place of this one is far off.
                 if not 0.9 * np.floor(share).sum() <= count <= 1.1 * np.ceil(share).sum():
-                    raise ValueError(
+                    raise InputError(
                         f"{corpus.paths[name]} has {count:,} segments, but {percent} % of the {whole.sum():,} in "
                         f"{corpus.paths['split100'].name} are {share.sum():,.0f}: one of the two tables is the wrong "
                         "file, get them again."

@@ -16,6 +16,7 @@ from datasets import Audio, ClassLabel, Dataset, DatasetDict, Features, List, Va
 
 from dataset_script.clips import SAMPLE_RATE, check_clips
 from dataset_script.demo import demo_corpus, says_synthetic
+from dataset_script.errors import InputError
 from dataset_script.logits import TeacherLogits, join_logits, read_logits
 from dataset_script.recordings import load_recordings
 from dataset_script.sources import download_development, fetch_table, find_root
@@ -135,7 +136,7 @@ class TAUUrban2022(datasets.ArrowBasedBuilder):
             }
         for name in self.config.teacher_logits or {}:
             if not name.isidentifier():
-                raise ValueError(f"A teacher cannot be called {name!r}: use letters, digits and underscores.")
+                raise InputError(f"A teacher cannot be called {name!r}: use letters, digits and underscores.")
             features[f"teacher_logits_{name}"] = List(Value("float32"), length=len(SCENES))
         return datasets.DatasetInfo(
             description=DESCRIPTION,
@@ -156,7 +157,7 @@ class TAUUrban2022(datasets.ArrowBasedBuilder):
 
         Raises:
             FileNotFoundError: There is no corpus, or it lacks a clip or a table.
-            ValueError: The corpus, an archive of it or a logits dataset has a fault; the message names the first one.
+            InputError: The corpus, an archive of it or a logits dataset has a fault; the message names the first one.
         """
         teachers = {name: read_logits(source) for name, source in (self.config.teacher_logits or {}).items()}
         root = self._find_root()
@@ -180,7 +181,7 @@ class TAUUrban2022(datasets.ArrowBasedBuilder):
         if self.config.demo:
             return demo_corpus(cache)
         if self.config.name == "evaluation":
-            raise ValueError("The evaluation set has to be downloaded by hand: give its folder as data_dir.")
+            raise InputError("The evaluation set has to be downloaded by hand: give its folder as data_dir.")
         return download_development(cache / "download")
 
     def _labelled_splits(self, root: Path, report: Callable[[str, str], None]) -> dict[str, pd.DataFrame]:
@@ -258,7 +259,7 @@ def load_scenes(
 
     Raises:
         FileNotFoundError: There is no corpus, or it lacks a clip or a table.
-        ValueError: The configuration is unknown, or the corpus, an archive of it or a logits dataset has a fault; the
+        InputError: The configuration is unknown, or the corpus, an archive of it or a logits dataset has a fault; the
             message names the first one.
 
     Example:
@@ -269,7 +270,7 @@ def load_scenes(
     names = [config.name for config in TAUUrban2022.BUILDER_CONFIGS]
     if config_name not in names:
         if "/" not in config_name and not Path(config_name).is_dir():
-            raise ValueError(
+            raise InputError(
                 f"There is no configuration {config_name!r}: choose one of {', '.join(names)}, or give the folder or "
                 "Hub id of a dataset of your own."
             )

@@ -13,6 +13,7 @@ from datasets.utils import tqdm
 from filelock import FileLock
 
 from dataset_script.clips import decode_clip
+from dataset_script.errors import InputError
 
 
 FULL_SCALE = 2**15
@@ -42,7 +43,7 @@ def cache_waveforms(
         A read-only memory map of shape `(rows, samples)`, int16, in the order of the rows; full scale is 32768.
 
     Raises:
-        ValueError: A clip cannot be decoded, is not mono, or differs in duration from the first one; or the result of
+        InputError: A clip cannot be decoded, is not mono, or differs in duration from the first one; or the result of
             an earlier call is damaged.
     """
     clips = dataset.with_format(None).select_columns(["audio", "filename"])
@@ -58,7 +59,7 @@ def cache_waveforms(
     try:
         return np.load(path, mmap_mode="r")
     except (ValueError, EOFError):
-        raise ValueError(f"{path} is damaged: delete it, and run again.") from None
+        raise InputError(f"{path} is damaged: delete it, and run again.") from None
 
 
 def _content_key(clips: datasets.Dataset) -> str:
@@ -83,7 +84,7 @@ def _resample(clips: datasets.Dataset, sampling_rate: int, path: Path) -> None:
         for row, audio, filename in zip(range(start, len(clips)), block["audio"], block["filename"], strict=False):
             waveform = _convert(audio, sampling_rate)
             if waveform.shape != (samples,):
-                raise ValueError(
+                raise InputError(
                     f"{filename} has the shape {waveform.shape} at {sampling_rate} Hz, but the first clip has "
                     f"{samples} samples: all clips must be mono and of one duration."
                 )
