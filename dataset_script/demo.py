@@ -1,7 +1,7 @@
 """The demo corpus: synthetic scenes in the layout of TAU Urban Acoustic Scenes 2022 Mobile."""
 
+import io
 import os
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from huggingface_hub import metadata_load
 
 from dataset_script.clips import SAMPLE_RATE
 from dataset_script.errors import InputError
+from dataset_script.files import atomic_path
 from dataset_script.splits import CITIES, DEVICES, PERCENTAGES, SCENES
 from dataset_script.synthesis import make_place, make_response, record, render_scene
 
@@ -138,25 +139,25 @@ def make_demo(out: str | os.PathLike, seed: int = 0) -> None:
     out = Path(out)
     if out.is_dir() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty: give a new folder for the demo corpus.")
-    part = out.with_name(out.name + ".incomplete")
-    shutil.rmtree(part, ignore_errors=True)
-    (part / "audio").mkdir(parents=True)
+    with atomic_path(out) as part:
+        _write_corpus(part, seed)
+
+
+def _write_corpus(root: Path, seed: int) -> None:
+    (root / "audio").mkdir(parents=True)
     segments = plan_segments(seed)
     devices = make_devices(seed)
     # NumPy computes without the interpreter lock, so threads keep all cores busy.
     with ThreadPoolExecutor() as pool, tqdm(total=len(segments), unit=" segments", desc="Making scenes") as progress:
-        for _ in pool.map(lambda segment: _write_segment(part, segment, devices, seed), segments):
+        for _ in pool.map(lambda segment: _write_segment(root, segment, devices, seed), segments):
             progress.update()
-    _write_tables(part, segments)
-    (part / "impulse_responses").mkdir()
+    _write_tables(root, segments)
+    (root / "impulse_responses").mkdir()
     for index in range(IMPULSE_RESPONSES):
         rng = np.random.default_rng([seed, 2, index])
         response = make_response(rng, rng.uniform(2, 9), rng.uniform(50, 350), rng.uniform(5_500, 16_000))
-        _write_wav(part / "impulse_responses" / f"synthetic-{index:02d}.wav", 0.5 * response)
-    (part / "README.md").write_text(synthetic_card(seed), encoding="utf-8")
-    if out.is_dir():
-        out.rmdir()
-    os.replace(part, out)
+        _write_wav(root / "impulse_responses" / f"synthetic-{index:02d}.wav", 0.5 * response)
+    (root / "README.md").write_text(synthetic_card(seed), encoding="utf-8")
 
 
 def demo_corpus(cache_dir: Path, seed: int = 0) -> Path:
@@ -195,7 +196,11 @@ def _write_segment(root: Path, segment: Segment, devices: dict[str, Device], see
 
 def _write_wav(path: Path, samples: np.ndarray) -> None:
     # Rounded here rather than by the library, whose rounding may change.
-    soundfile.write(path, np.rint(samples * (2**23 - 1)).astype(np.int32) << 8, SAMPLE_RATE, subtype="PCM_24")
+    codes = np.rint(samples * (2**23 - 1)).astype(np.int32) << 8
+    # In memory first: the library hides the cause of an error on the disk.
+    wav = io.BytesIO()
+    soundfile.write(wav, codes, SAMPLE_RATE, format="WAV", subtype="PCM_24")
+    path.write_bytes(wav.getvalue())
 
 
 def _write_tables(root: Path, segments: list[Segment]) -> None:

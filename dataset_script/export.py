@@ -21,6 +21,7 @@ from huggingface_hub import DatasetCard, HfApi, hf_hub_download
 
 from dataset_script.demo import synthetic_card
 from dataset_script.errors import InputError
+from dataset_script.files import atomic_path
 from dataset_script.splits import CITIES, DEVICES, SCENES
 from dataset_script.tau_urban_2022 import is_synthetic
 
@@ -55,20 +56,19 @@ def save_parquet(scenes: DatasetDict, folder: str | os.PathLike, config_name: st
     data_files = [{"split": str(split), "path": f"{config_name}/{split}-*"} for split in scenes]
     MetadataConfigs({config_name: {"data_files": data_files}}).to_dataset_card_data(card.data)
 
-    part, target = folder / f".{config_name}.incomplete", folder / config_name
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    for split, dataset in scenes.items():
-        files = math.ceil(len(dataset) / ROWS_PER_FILE)
-        for index in range(files):
-            rows = dataset.shard(files, index, contiguous=True).with_format("arrow")
-            path = part / f"{split}-{index:05d}-of-{files:05d}.parquet"
-            with pq.ParquetWriter(path, dataset.features.arrow_schema) as writer:
-                for start in tqdm(range(0, len(rows), ROWS_PER_GROUP), unit=" blocks", desc=f"Writing {split}"):
-                    writer.write_table(embed_table_storage(rows[start : start + ROWS_PER_GROUP]))
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(part, target)
-    card.save(readme)
+    with atomic_path(folder / config_name) as part:
+        part.mkdir()
+        for split, dataset in scenes.items():
+            files = math.ceil(len(dataset) / ROWS_PER_FILE)
+            for index in range(files):
+                rows = dataset.shard(files, index, contiguous=True).with_format("arrow")
+                path = part / f"{split}-{index:05d}-of-{files:05d}.parquet"
+                with pq.ParquetWriter(path, dataset.features.arrow_schema) as writer:
+                    for start in tqdm(range(0, len(rows), ROWS_PER_GROUP), unit=" blocks", desc=f"Writing {split}"):
+                        writer.write_table(embed_table_storage(rows[start : start + ROWS_PER_GROUP]))
+        shutil.rmtree(folder / config_name, ignore_errors=True)
+    with atomic_path(readme) as part:
+        card.save(part)
 
 
 def push_audio(

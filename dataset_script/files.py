@@ -1,5 +1,6 @@
 """Files and folders that are written whole or not at all."""
 
+import errno
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ PART_SUFFIX = ".part"
 
 
 @contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike[str], *, size: int | None = None, durable: bool = True) -> Iterator[Path]:
     """Give a path to write to, and move what was written there to `path` once it is complete and on the disk.
 
     Whatever happens, `path` holds its old content, its new content, or does not exist. The body may write a file or
@@ -24,9 +25,12 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     Args:
         path (`str` or `os.PathLike`): Where the file or folder goes. Its parent is created; a file is replaced, and so
             is an empty folder.
+        size (`int`, *optional*): Bytes to write, if known: a disk with less free space is refused at once.
+        durable (`bool`, *optional*, defaults to `True`): Whether to wait until the content is on the disk. Without it
+            a power cut may leave a short file, so it is for many small files whose size is checked later.
 
     Raises:
-        OSError: If the disk is full or the path cannot be written to.
+        OSError: If the disk is full, with the space that is needed, or the path cannot be written to.
 
     Example:
 
@@ -35,18 +39,23 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if size is not None and shutil.disk_usage(path.parent).free < size:
+        raise _no_space(path, size)
     part = path.with_name(path.name + PART_SUFFIX)
     _remove(part)
     try:
         yield part
-        for file in [part, *(part.rglob("*") if part.is_dir() else ())]:
+        for file in [part, *(part.rglob("*") if part.is_dir() else ())] if durable else []:
             _make_durable(file)
         if part.is_dir() and path.is_dir():
             path.rmdir()
         os.replace(part, path)
-        _flush(path.parent)
-    except BaseException:
+        if durable:
+            _flush(path.parent)
+    except BaseException as error:
         _remove(part)
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise _no_space(path, size) from error
         raise
 
 
@@ -54,6 +63,13 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """Write `content` to `path` as indented JSON, whole or not at all."""
     with atomic_path(path) as part:
         part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _no_space(path: Path, size: int | None) -> OSError:
+    needed = "" if size is None else f", which needs {size / 1e6:,.1f} MB"
+    error = OSError(f"There is no space left on the disk for {path}{needed}: free some space, and run again.")
+    error.errno = errno.ENOSPC
+    return error
 
 
 def _make_durable(path: Path) -> None:

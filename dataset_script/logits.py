@@ -20,6 +20,7 @@ from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard, DatasetCardData, snapshot_download
 
 from dataset_script.errors import InputError
+from dataset_script.files import atomic_path
 from dataset_script.hub import push_files
 from dataset_script.splits import SCENES
 
@@ -163,11 +164,10 @@ def write_logits(
         licence=note,
     )
     folder = Path(folder)
-    (folder / "data").mkdir(parents=True, exist_ok=True)
-    part = folder / "data" / ".part"
-    pq.write_table(table, part)
-    os.replace(part, folder / PARQUET_FILE)
-    DatasetCard(card).save(folder / "README.md")
+    with atomic_path(folder / PARQUET_FILE) as part:
+        pq.write_table(table, part)
+    with atomic_path(folder / "README.md") as part:
+        DatasetCard(card).save(part)
 
 
 def read_logits(path_or_id: str | os.PathLike, label_names: Sequence[str] = SCENES) -> TeacherLogits:

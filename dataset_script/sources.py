@@ -16,6 +16,7 @@ from datasets.utils import tqdm
 from filelock import FileLock
 
 from dataset_script.errors import InputError
+from dataset_script.files import PART_SUFFIX, atomic_path
 
 
 DEVELOPMENT = "TAU-urban-acoustic-scenes-2022-mobile-development"
@@ -102,16 +103,17 @@ def extract_archives(archives: list[Path]) -> None:
             total = sum(member.file_size for _, member, _ in pending)
             with tqdm(total=total, unit="B", unit_scale=True, desc="Extracting") as progress:
                 for archive, member, target in pending:
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    part = target.with_name(target.name + ".part")
                     try:
-                        with archive.open(member) as source, open(part, "wb") as sink:
+                        # Not flushed one by one, which would take hours on a hard disk: sizes are checked above.
+                        with (
+                            atomic_path(target, durable=False) as part,
+                            archive.open(member) as source,
+                            open(part, "wb") as sink,
+                        ):
                             shutil.copyfileobj(source, sink)
                     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-                        part.unlink(missing_ok=True)
                         problem = f"{archive.filename} is damaged at {member.filename} ({error})"
                         raise InputError(f"{problem}: download the archive again.") from None
-                    os.replace(part, target)
                     progress.update(member.file_size)
 
 
@@ -182,7 +184,7 @@ def download(url: str, path: Path, md5: str | None = None) -> Path:
     """
     if path.is_file():
         return path
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(path.name + PART_SUFFIX)
     fruitless, complete = 0, False
     while not complete:
         before, reason = _size(part), "the connection broke"

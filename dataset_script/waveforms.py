@@ -14,6 +14,7 @@ from filelock import FileLock
 
 from dataset_script.clips import decode_clip
 from dataset_script.errors import InputError
+from dataset_script.files import atomic_path
 
 
 FULL_SCALE = 2**15
@@ -53,9 +54,7 @@ def cache_waveforms(
     path = folder / f"{sampling_rate}-{_content_key(clips)}.npy"
     with FileLock(path.with_suffix(".lock")):
         if not path.is_file():
-            part = path.with_suffix(".part")
-            _resample(clips, sampling_rate, part)
-            os.replace(part, path)
+            _resample(clips, sampling_rate, path)
     try:
         return np.load(path, mmap_mode="r")
     except (ValueError, EOFError):
@@ -77,27 +76,32 @@ def _content_key(clips: datasets.Dataset) -> str:
 
 def _resample(clips: datasets.Dataset, sampling_rate: int, path: Path) -> None:
     samples = len(_convert(clips[0]["audio"], sampling_rate))
-    rows = np.lib.format.open_memmap(path, mode="w+", dtype=np.int16, shape=(len(clips), samples))
 
-    def fill(start: int) -> int:
+    def convert_block(start: int) -> np.ndarray:
         block = clips[start : start + BLOCK]
-        for row, audio, filename in zip(range(start, len(clips)), block["audio"], block["filename"], strict=False):
+        waveforms = np.empty((len(block["audio"]), samples), np.int16)
+        for row, (audio, filename) in enumerate(zip(block["audio"], block["filename"], strict=True)):
             waveform = _convert(audio, sampling_rate)
             if waveform.shape != (samples,):
                 raise InputError(
                     f"{filename} has the shape {waveform.shape} at {sampling_rate} Hz, but the first clip has "
                     f"{samples} samples: all clips must be mono and of one duration."
                 )
-            rows[row] = waveform
-        return len(block["audio"])
+            waveforms[row] = waveform
+        return waveforms
 
+    # Written rather than memory-mapped: on a full disk a write raises an error, and a mapping kills the process.
     with (
+        atomic_path(path, size=2 * len(clips) * samples) as part,
+        open(part, "wb") as file,
         ThreadPoolExecutor() as pool,
         tqdm(total=len(clips), unit=" clips", desc=f"Resampling to {sampling_rate} Hz") as progress,
     ):
-        for done in pool.map(fill, range(0, len(clips), BLOCK)):
-            progress.update(done)
-    rows.flush()
+        header = {"descr": "<i2", "fortran_order": False, "shape": (len(clips), samples)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for waveforms in pool.map(convert_block, range(0, len(clips), BLOCK)):
+            file.write(waveforms.astype("<i2", copy=False).tobytes())
+            progress.update(len(waveforms))
 
 
 def _convert(audio: dict, sampling_rate: int) -> np.ndarray:

@@ -28,8 +28,8 @@ def small(monkeypatch):
 
 
 def test_same_seed_same_bytes(small, tmp_path):
-    (tmp_path / "two.incomplete").mkdir()
-    (tmp_path / "two.incomplete/rest").write_text("of a run that was killed")
+    (tmp_path / "two.part").mkdir()
+    (tmp_path / "two.part/rest").write_text("of a run that was killed")
     for name, seed in (("one", 7), ("two", 7), ("three", 8)):
         demo.make_demo(tmp_path / name, seed)
     files = sorted(str(path.relative_to(tmp_path / "one")) for path in (tmp_path / "one").rglob("*.*"))
