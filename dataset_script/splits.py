@@ -7,6 +7,7 @@ a location by one device.
 """
 
 import csv
+import re
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -52,6 +53,20 @@ CITIES = (
 PERCENTAGES = (5, 10, 25, 50, 100)
 SUBSETS = tuple(f"split{percent}" for percent in PERCENTAGES)
 """Training subsets of DCASE 2024 Task 1, smallest first; each is contained in the next."""
+
+
+def subset_percentage(dataset: str) -> int:
+    """Return the percentage of the training clips that a configuration takes, by its name.
+
+    Args:
+        dataset (`str`): Name of a configuration, or any other dataset.
+
+    Returns:
+        `int`: 25 for `"split25"` and `"demo25"`; 100 for a name without a percentage.
+    """
+    subset = re.fullmatch(r"(?:split|demo)(\d+)", dataset)
+    return int(subset[1]) if subset else 100
+
 
 # By the organisers the 100 % subset and the test split have the clips of the 2022 lists (in another order), so a
 # folder without the 2024 tables still has these two.
