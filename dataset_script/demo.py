@@ -17,7 +17,7 @@ from dataset_script.clips import SAMPLE_RATE
 from dataset_script.errors import InputError
 from dataset_script.files import atomic_path
 from dataset_script.splits import CITIES, DEVICES, PERCENTAGES, SCENES
-from dataset_script.synthesis import make_place, make_response, record, render_scene
+from dataset_script.synthesis import apply_device, make_place, make_response, render_scene
 
 
 DEMO_VERSION = 1
@@ -75,7 +75,7 @@ Made by `python -m dataset_script.make_demo` with the seed {seed} (version {vers
 
 
 Device = tuple[np.ndarray, float, float]
-"""Impulse response, drive into soft clipping and noise level of a device; see `record`."""
+"""Impulse response, drive into soft clipping and noise level of a device; see `apply_device`."""
 
 
 @dataclass
@@ -116,7 +116,7 @@ def plan_segments(seed: int) -> list[Segment]:
 
 
 def make_devices(seed: int) -> dict[str, Device]:
-    """Response, drive and noise of each device but `a`, which records the sound as it is; see `record`."""
+    """Response, drive and noise of each device but `a`, which records the sound as it is; see `apply_device`."""
     return {
         name: (make_response(np.random.default_rng([seed, 1, index]), *character[:3]), *character[3:])
         for index, (name, character) in enumerate(DEVICE_CHARACTER.items())
@@ -175,7 +175,7 @@ def synthetic_card(seed: int = 0) -> str:
     return CARD.format(seed=seed, version=DEMO_VERSION)
 
 
-def says_synthetic(root: Path) -> bool:
+def has_synthetic_card(root: Path) -> bool:
     """Whether the card of a corpus folder calls it synthetic."""
     card = root / "README.md"
     return card.is_file() and "synthetic" in (metadata_load(card) or {}).get("tags", [])
@@ -189,7 +189,7 @@ def _write_segment(root: Path, segment: Segment, devices: dict[str, Device], see
     rng = np.random.default_rng([seed, 5, scene, segment.number])
     sound = render_scene(segment.scene, place, rng, segment.clips)
     if segment.device in devices:
-        sound = record(sound, *devices[segment.device], rng)
+        sound = apply_device(sound, *devices[segment.device], rng)
     for filename, clip in zip(segment.filenames, np.split(sound, segment.clips), strict=True):
         _write_wav(root / filename, clip)
 

@@ -152,7 +152,7 @@ def download_development(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".downloading.lock"):
             for name, md5 in ARCHIVES.items():
-                download(f"{RECORD_URL}/{name}?download=1", folder / name, md5)
+                download_file(f"{RECORD_URL}/{name}?download=1", folder / name, md5)
         find_root(folder)
         complete.touch()
     return find_root(folder)
@@ -167,7 +167,7 @@ def fetch_table(name: str, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".downloading.lock"):
         try:
-            return download(f"{TABLES_URL}/{name}.csv", folder / f"{name}.csv")
+            return download_file(f"{TABLES_URL}/{name}.csv", folder / f"{name}.csv")
         except OSError as error:
             raise FileNotFoundError(
                 f"The corpus has no {name}.csv, and {str(error).rstrip('.')}: put the file into the corpus folder, as "
@@ -175,7 +175,7 @@ def fetch_table(name: str, folder: Path) -> Path:
             ) from None
 
 
-def download(url: str, path: Path, md5: str | None = None) -> Path:
+def download_file(url: str, path: Path, md5: str | None = None) -> Path:
     """Download a file, unless it is there. What an interrupted download left is continued.
 
     Raises:

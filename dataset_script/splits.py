@@ -142,11 +142,13 @@ def read_table(path: Path, columns: tuple[str, ...] = ("filename", "scene_label"
     if table.empty:
         raise InputError(f"{path} lists no clip: get it again.")
     for column in columns:
-        refuse(path, table, table[column] == "", f"has no {column}", "get the table again")
-    refuse(path, table, table["filename"].duplicated(), "is listed twice", "remove the second line")
+        refuse_row(path, table, table[column] == "", f"has no {column}", "get the table again")
+    refuse_row(path, table, table["filename"].duplicated(), "is listed twice", "remove the second line")
     if "scene_label" in columns:
         unknown = ~table["scene_label"].isin(SCENES)
-        refuse(path, table, unknown, "has the unknown label {scene_label!r}", f"the labels are {', '.join(SCENES)}")
+        refuse_row(
+            path, table, unknown, "has the unknown label {scene_label!r}", f"the labels are {', '.join(SCENES)}"
+        )
     return table
 
 
@@ -166,10 +168,10 @@ def read_meta(path: Path) -> pd.DataFrame:
     parts = pc.extract_regex(pa.array(table["filename"], pa.string()), FILENAME_PATTERN)
     parts = pa.table(parts.flatten(), [part.name for part in parts.type]).to_pandas()
     grammar = "audio/<scene>-<city>-<location>-<segment>-<sub>-<device>.wav"
-    refuse(path, table, parts["scene"].isna(), f"is not named {grammar}", "correct the name")
+    refuse_row(path, table, parts["scene"].isna(), f"is not named {grammar}", "correct the name")
     place = parts["city"] + "-" + parts["location"]
     for column, named in (("scene_label", parts["scene"]), ("identifier", place), ("source_label", parts["device"])):
-        refuse(
+        refuse_row(
             path,
             table.assign(named=named),
             table[column] != named,
@@ -178,7 +180,7 @@ def read_meta(path: Path) -> pd.DataFrame:
         )
     for column, known in (("city", CITIES), ("device", DEVICES)):
         unknown = ~parts[column].isin(known)
-        refuse(path, table, unknown, f"has an unknown {column}", f"known are {', '.join(known)}")
+        refuse_row(path, table, unknown, f"has an unknown {column}", f"known are {', '.join(known)}")
     return pd.DataFrame(
         {
             "scene_label": table["scene_label"].values,
@@ -193,7 +195,7 @@ def read_meta(path: Path) -> pd.DataFrame:
     )
 
 
-def refuse(source: Path | str, table: pd.DataFrame, bad: pd.Series | np.ndarray, problem: str, fix: str) -> None:
+def refuse_row(source: Path | str, table: pd.DataFrame, bad: pd.Series | np.ndarray, problem: str, fix: str) -> None:
     """Raise an InputError about the first row of `table` where `bad` holds; `problem` may name `{columns}` of it."""
     if bad.any():
         row = int(np.argmax(bad))
@@ -208,8 +210,8 @@ def check_listed(corpus: Corpus) -> str:
         labels = corpus.meta["scene_label"].reindex(table["filename"]).to_numpy()
         joined = table.assign(meta_label=labels)
         path, absent = corpus.paths[name], joined["meta_label"].isna()
-        refuse(path, joined, absent, "is not in meta.csv", "the two tables are of different corpora")
-        refuse(
+        refuse_row(path, joined, absent, "is not in meta.csv", "the two tables are of different corpora")
+        refuse_row(
             path,
             joined,
             joined["scene_label"] != joined["meta_label"],
@@ -226,7 +228,7 @@ def check_nested(corpus: Corpus) -> str:
         table = corpus.tables[smaller]
         absent = _absent(table, corpus.tables[larger])
         fix = "one of the two tables is the wrong file, get them again"
-        refuse(corpus.paths[smaller], table, absent, f"is not in {corpus.paths[larger].name}", fix)
+        refuse_row(corpus.paths[smaller], table, absent, f"is not in {corpus.paths[larger].name}", fix)
     if "split100" in corpus.tables:
         whole = _segments_per_scene(corpus, "split100")
         for name, percent in zip(SUBSETS, PERCENTAGES, strict=True):
@@ -250,8 +252,8 @@ def check_published(corpus: Corpus) -> str:
         if name in corpus.tables and corpus.paths[name] != path and path.is_file():
             table, listed = corpus.tables[name], read_table(path)
             fix = "one of the two tables is the wrong file, get them again"
-            refuse(path, listed, _absent(listed, table), f"is not in {corpus.paths[name].name}", fix)
-            refuse(corpus.paths[name], table, _absent(table, listed), f"is not in {published}", fix)
+            refuse_row(path, listed, _absent(listed, table), f"is not in {corpus.paths[name].name}", fix)
+            refuse_row(corpus.paths[name], table, _absent(table, listed), f"is not in {published}", fix)
             compared.append(f"{name} = {published}")
     return ", ".join(compared) or "nothing to compare"
 
@@ -262,7 +264,7 @@ def check_whole(corpus: Corpus) -> str:
     for name, table in corpus.tables.items():
         recordings = corpus.meta["recording"].reindex(table["filename"]).reset_index(drop=True)
         held = recordings.map(recordings.value_counts())
-        refuse(
+        refuse_row(
             corpus.paths[name],
             table.assign(held=held, listed=recordings.map(counts)),
             held != recordings.map(counts),
@@ -281,7 +283,7 @@ def check_disjoint(corpus: Corpus) -> str:
         if name != "test":
             shared = corpus.meta["identifier"].reindex(table["filename"]).isin(test).reset_index(drop=True)
             fix = "one of the two tables is the wrong file, get them again"
-            refuse(corpus.paths[name], table, shared, "was recorded at a location of the test split", fix)
+            refuse_row(corpus.paths[name], table, shared, "was recorded at a location of the test split", fix)
     return f"{len(test):,} locations in test, none of them in training"
 
 

@@ -55,17 +55,17 @@ def make_place(city: np.random.Generator, location: np.random.Generator) -> Plac
 def render_scene(scene: str, place: Place, rng: np.random.Generator, seconds: int) -> np.ndarray:
     """A segment of a scene, with a peak between -24 and -3 dB of full scale."""
     sound = np.zeros(seconds * SAMPLE_RATE)
-    for level, layer in SCENES[scene](place, rng, len(sound)):
+    for level, layer in RENDERERS[scene](place, rng, len(sound)):
         level += rng.normal(0, LEVEL_SPREAD)
         sound += 10 ** (level / 20) * layer / np.sqrt((layer**2).mean() + 1e-12)
-    sound = shape(sound, [(50, -4.3 * place.tilt), (1_000, 0), (16_000, 4 * place.tilt)])
+    sound = shape_spectrum(sound, [(50, -4.3 * place.tilt), (1_000, 0), (16_000, 4 * place.tilt)])
     return sound / np.abs(sound).max() * 10 ** (rng.uniform(-24, -3) / 20)
 
 
 # The building blocks of scenes.
 
 
-def shape(sound: np.ndarray, points: Iterable[tuple[float, float]]) -> np.ndarray:
+def shape_spectrum(sound: np.ndarray, points: Iterable[tuple[float, float]]) -> np.ndarray:
     """Filter with a zero-phase response through `(frequency, level)` points, straight over log frequency."""
     frequencies = np.fft.rfftfreq(len(sound), 1 / SAMPLE_RATE)
     hertz, levels = np.array(list(points)).T
@@ -75,7 +75,7 @@ def shape(sound: np.ndarray, points: Iterable[tuple[float, float]]) -> np.ndarra
 
 def noise(rng: np.random.Generator, samples: int, *points: tuple[float, float]) -> np.ndarray:
     """Stationary noise with a spectrum through `(frequency, level)` points."""
-    return shape(rng.standard_normal(samples), points)
+    return shape_spectrum(rng.standard_normal(samples), points)
 
 
 def waver(rng: np.random.Generator, samples: int, rate: float, depth: float) -> np.ndarray:
@@ -142,7 +142,7 @@ def babble(rng: np.random.Generator, samples: int, place: Place, voices: int) ->
         voice = hum(rng, samples, rng.uniform(95, 240) * place.pitch, 4, rng.uniform(-0.3, 0.3))
         first, second = rng.uniform(300, 800), rng.uniform(1_000, 2_300)
         vowel = [(80, -20), (first, 0), (0.5 * (first + second), -12), (second, -4), (4_500, -25), (16_000, -60)]
-        sound += shape(voice, vowel) * waver(rng, samples, 5 * place.pace, 10) * rng.uniform(0.3, 1)
+        sound += shape_spectrum(voice, vowel) * waver(rng, samples, 5 * place.pace, 10) * rng.uniform(0.3, 1)
     return sound
 
 
@@ -299,7 +299,7 @@ def _tram(place: Place, rng: np.random.Generator, n: int) -> list[Layer]:
     ]
 
 
-SCENES: dict[str, Callable[[Place, np.random.Generator, int], list[Layer]]] = {
+RENDERERS: dict[str, Callable[[Place, np.random.Generator, int], list[Layer]]] = {
     "airport": _airport,
     "bus": _bus,
     "metro": _metro,
@@ -337,7 +337,7 @@ def make_response(rng: np.random.Generator, spread: float, low: float, high: flo
     return response / np.sqrt((response**2).sum())
 
 
-def record(
+def apply_device(
     sound: np.ndarray, response: np.ndarray, drive: float, noise_level: float, rng: np.random.Generator
 ) -> np.ndarray:
     """What a device makes of a sound, at the same peak: its response, soft clipping (unless `drive` is 0), noise."""

@@ -15,10 +15,9 @@ import pyarrow.compute as pc
 from datasets import Audio, ClassLabel, Dataset, DatasetDict, Features, List, Value
 
 from dataset_script.clips import SAMPLE_RATE, check_clips
-from dataset_script.demo import demo_corpus, says_synthetic
+from dataset_script.demo import demo_corpus, has_synthetic_card
 from dataset_script.errors import InputError
 from dataset_script.logits import TeacherLogits, join_logits, read_logits
-from dataset_script.recordings import load_recordings
 from dataset_script.sources import download_development, fetch_table, find_root
 from dataset_script.splits import (
     CITIES,
@@ -161,7 +160,7 @@ class TAUUrban2022(datasets.ArrowBasedBuilder):
         """
         teachers = {name: read_logits(source) for name, source in (self.config.teacher_logits or {}).items()}
         root = self._find_root()
-        if says_synthetic(root):
+        if has_synthetic_card(root):
             self.info.description, self.info.license = SYNTHETIC_DESCRIPTION, SYNTHETIC_LICENSE
             self.info.homepage = self.info.citation = ""
         report("folder", str(root))
@@ -230,65 +229,6 @@ class TAUUrban2022(datasets.ArrowBasedBuilder):
 
     def _generate_tables(self, rows: list[pa.Table]) -> Iterator[tuple[int, pa.Table]]:
         yield from enumerate(rows)
-
-
-def load_scenes(
-    config_name: str = "demo",
-    data_dir: str | os.PathLike | None = None,
-    teacher_logits: dict[str, str] | None = None,
-    cache_dir: str | os.PathLike | None = None,
-) -> DatasetDict:
-    """Load a configuration of TAU Urban Acoustic Scenes 2022 Mobile, or of the demo corpus.
-
-    The corpus is checked first, whatever the cache holds; see `TAUUrban2022`.
-
-    Args:
-        config_name: "split5", "split10", "split25", "split50" or "split100" (train: that subset; test: the test
-            split), "full" (train: every labelled clip), "evaluation" (test: unlabelled clips), or "demo5", "demo10",
-            "demo25", "demo50", "demo" (5 to 100 % of the synthetic demo corpus). Anything with a slash, and any
-            folder, is a dataset of your own: see `load_recordings`.
-        data_dir: A folder with the corpus extracted, or with its archives as downloaded, which are then extracted
-            there. Without it the demo corpus is made, and TAU is downloaded (25.6 GiB), into the cache.
-        teacher_logits: Logits datasets written by `write_logits`, folders or ids on the Hub; each gives a column
-            `teacher_logits_<name>`. In `test` it is null where a dataset has no test clip.
-        cache_dir: Cache, by default that of `datasets`.
-
-    Returns:
-        The splits, with the columns `audio` (bytes or path, see `decode_clip`), `filename`, `label`, `device`,
-        `city`, `location`, `segment` and those of the teachers.
-
-    Raises:
-        FileNotFoundError: There is no corpus, or it lacks a clip or a table.
-        InputError: The configuration is unknown, or the corpus, an archive of it or a logits dataset has a fault; the
-            message names the first one.
-
-    Example:
-
-        >>> scenes = load_scenes("split25", data_dir="/data/TAU-urban-acoustic-scenes-2022-mobile-development")
-        >>> samples, sampling_rate = decode_clip(scenes["train"][0]["audio"])
-    """
-    names = [config.name for config in TAUUrban2022.BUILDER_CONFIGS]
-    if config_name not in names:
-        if "/" not in config_name and not Path(config_name).is_dir():
-            raise InputError(
-                f"There is no configuration {config_name!r}: choose one of {', '.join(names)}, or give the folder or "
-                "Hub id of a dataset of your own."
-            )
-        return load_recordings(config_name, teacher_logits)
-    options = {"teacher_logits": {name: str(path) for name, path in teacher_logits.items()}} if teacher_logits else {}
-    builder = TAUUrban2022(
-        config_name=config_name,
-        data_dir=None if data_dir is None else str(data_dir),
-        cache_dir=None if cache_dir is None else str(cache_dir),
-        **options,
-    )
-    builder.download_and_prepare()
-    try:
-        return builder.as_dataset()
-    except (OSError, pa.ArrowInvalid):
-        logger.warning("The cache %s is damaged and is written again.", builder.cache_dir)
-        builder.download_and_prepare(download_mode="force_redownload")
-        return builder.as_dataset()
 
 
 def is_synthetic(scenes: Dataset | DatasetDict) -> bool:

@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from dataset_script import load_scenes, sources
-from dataset_script.sources import ARCHIVES, DEVELOPMENT, download, download_development, fetch_table, find_root
+from dataset_script.sources import ARCHIVES, DEVELOPMENT, download_development, download_file, fetch_table, find_root
 
 
 CONTENT = bytes(range(256)) * 12_000  # 3 MB
@@ -53,40 +53,40 @@ def md5(content: bytes) -> str:
 
 def test_download_goes_on_after_broken_connections(server, tmp_path):
     server.limit = 1_000_000
-    path = download(f"{server.url}/file", tmp_path / "file", md5(CONTENT))
+    path = download_file(f"{server.url}/file", tmp_path / "file", md5(CONTENT))
     assert path.read_bytes() == CONTENT
     assert server.requests == [("/file", 0), ("/file", 1_000_000), ("/file", 2_000_000), ("/file", 3_000_000)]
-    download(f"{server.url}/file", path, md5(CONTENT))
+    download_file(f"{server.url}/file", path, md5(CONTENT))
     assert len(server.requests) == 4
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_download_goes_on_after_a_kill(server, tmp_path):
     (tmp_path / "file.part").write_bytes(CONTENT[:123_456])
-    assert download(f"{server.url}/file", tmp_path / "file", md5(CONTENT)).read_bytes() == CONTENT
+    assert download_file(f"{server.url}/file", tmp_path / "file", md5(CONTENT)).read_bytes() == CONTENT
     assert server.requests == [("/file", 123_456)]
 
 
 def test_download_that_was_killed_at_its_end(server, tmp_path):
     (tmp_path / "file.part").write_bytes(CONTENT)
-    assert download(f"{server.url}/file", tmp_path / "file", md5(CONTENT)).read_bytes() == CONTENT
+    assert download_file(f"{server.url}/file", tmp_path / "file", md5(CONTENT)).read_bytes() == CONTENT
 
 
 def test_server_without_ranges_sends_all_again(server, tmp_path):
     server.ranges = False
     (tmp_path / "file.part").write_bytes(CONTENT[:1_000])
-    assert download(f"{server.url}/file", tmp_path / "file").read_bytes() == CONTENT
+    assert download_file(f"{server.url}/file", tmp_path / "file").read_bytes() == CONTENT
 
 
 def test_wrong_md5_is_refused_and_deleted(server, tmp_path):
     with pytest.raises(ValueError, match=f"file has the MD5 sum {md5(CONTENT)} instead of 00"):
-        download(f"{server.url}/file", tmp_path / "file", "00")
+        download_file(f"{server.url}/file", tmp_path / "file", "00")
     assert not list(tmp_path.iterdir())
 
 
 def test_absent_file(server, tmp_path):
     with pytest.raises(ConnectionError, match=r"/other could not be downloaded \(HTTP Error 404"):
-        download(f"{server.url}/other", tmp_path / "other")
+        download_file(f"{server.url}/other", tmp_path / "other")
 
 
 def test_unreachable_server(server, tmp_path, monkeypatch):
