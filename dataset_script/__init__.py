@@ -1,4 +1,4 @@
-"""TAU Urban Acoustic Scenes 2022 Mobile for `datasets`: builder, checks, teacher logits, waveforms, demo corpus."""
+"""TAU Urban Acoustic Scenes 2022 Mobile as a `datasets` builder, with checks, teacher logits and a demo corpus."""
 
 from dataset_script.clips import decode_clip
 from dataset_script.export import push_audio, save_parquet

@@ -1,4 +1,4 @@
-"""`load_scenes`: a configuration of TAU or of the demo corpus, or a dataset of your own."""
+"""Loading scenes: TAU, the demo corpus, or your own recordings."""
 
 import logging
 import os
@@ -21,32 +21,33 @@ def load_scenes(
     teacher_logits: dict[str, str] | None = None,
     cache_dir: str | os.PathLike | None = None,
 ) -> DatasetDict:
-    """Load a configuration of TAU Urban Acoustic Scenes 2022 Mobile, or of the demo corpus.
+    """Load TAU Urban Acoustic Scenes 2022 Mobile, the demo corpus, or your own recordings.
 
-    The corpus is checked first, whatever the cache holds; see `TAUUrban2022`.
+    TAU and the demo corpus are checked on every call, even if they are in the cache, see [`TAUUrban2022`].
 
     Args:
-        config_name: "split5", "split10", "split25", "split50" or "split100" (train: that subset; test: the test
-            split), "full" (train: every labelled clip), "evaluation" (test: unlabelled clips), or "demo5", "demo10",
-            "demo25", "demo50", "demo" (5 to 100 % of the synthetic demo corpus). Anything with a slash, and any
-            folder, is a dataset of your own: see `load_recordings`.
-        data_dir: A folder with the corpus extracted, or with its archives as downloaded, which are then extracted
-            there. Without it the demo corpus is made, and TAU is downloaded (25.6 GiB), into the cache.
-        teacher_logits: Logits datasets written by `write_logits`, folders or ids on the Hub; each gives a column
-            `teacher_logits_<name>`. In `test` it is null where a dataset has no test clip.
-        cache_dir: Cache, by default that of `datasets`.
+        config_name (`str`, *optional*, defaults to `"demo"`): `"split5"`, `"split10"`, `"split25"`, `"split50"` or
+            `"split100"` (train: that subset; test: the test split), `"full"` (train: every labelled clip),
+            `"evaluation"` (test: unlabelled clips), or `"demo5"`, `"demo10"`, `"demo25"`, `"demo50"` or `"demo"` (5 to
+            100 % of the synthetic demo corpus). A folder, or anything with a slash, is a dataset of your own, see
+            [`load_recordings`].
+        data_dir (`str` or `os.PathLike`, *optional*): Folder of the extracted corpus, or of its downloaded archives,
+            which are extracted there. By default the demo corpus is made, or TAU is downloaded (25.6 GiB), in the
+            cache.
+        teacher_logits (`dict[str, str]`, *optional*): Logits datasets written by `write_logits`, folders or ids on the
+            Hub, by teacher name. Each adds a column `teacher_logits_<name>`, which is null in `test` if the dataset
+            has none of the test clips.
+        cache_dir (`str` or `os.PathLike`, *optional*): Cache folder, defaults to that of `datasets`.
 
     Returns:
-        The splits, with the columns `audio` (bytes or path, see `decode_clip`), `filename`, `label`, `device`,
-        `city`, `location`, `segment` and those of the teachers.
+        `DatasetDict`: The splits, with the columns `audio` (bytes or path, see `decode_clip`), `filename`, `label`,
+        `device`, `city`, `location`, `segment` and one for each teacher.
 
     Raises:
-        FileNotFoundError: There is no corpus, or it lacks a clip or a table.
-        InputError: The configuration is unknown, or the corpus, an archive of it or a logits dataset has a fault; the
-            message names the first one.
+        FileNotFoundError: If there is no corpus, or a clip or table is missing.
+        InputError: If the configuration is unknown, or the corpus, one of its archives or a logits dataset is faulty.
 
     Example:
-
         >>> scenes = load_scenes("split25", data_dir="/data/TAU-urban-acoustic-scenes-2022-mobile-development")
         >>> samples, sampling_rate = decode_clip(scenes["train"][0]["audio"])
     """
@@ -55,7 +56,7 @@ def load_scenes(
         if "/" not in config_name and not Path(config_name).is_dir():
             raise InputError(
                 f"There is no configuration {config_name!r}: choose one of {', '.join(names)}, or give the folder or "
-                "Hub id of a dataset of your own."
+                "Hub id of your own dataset."
             )
         return load_recordings(config_name, teacher_logits)
     options = {"teacher_logits": {name: str(path) for name, path in teacher_logits.items()}} if teacher_logits else {}
@@ -69,6 +70,6 @@ def load_scenes(
     try:
         return builder.as_dataset()
     except (OSError, pa.ArrowInvalid):
-        logger.warning("The cache %s is damaged and is written again.", builder.cache_dir)
+        logger.warning("The cached files in %s are damaged and will be written again.", builder.cache_dir)
         builder.download_and_prepare(download_mode="force_redownload")
         return builder.as_dataset()

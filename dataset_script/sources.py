@@ -1,4 +1,4 @@
-"""Where a corpus comes from: an extracted folder, the archives as downloaded, or the official download."""
+"""Sources of a corpus: an extracted folder, downloaded archives, or the official download."""
 
 import hashlib
 import http.client
@@ -49,50 +49,57 @@ ARCHIVES = {
 """The official archives (25.6 GiB) and their MD5 sums."""
 
 FRUITLESS_ATTEMPTS = 3
-"""A download gives up after this many connections in a row that brought no byte."""
+"""Consecutive connections without a single byte after which a download fails."""
 
 WAIT_SECONDS = 5.0
-"""Pause after each of them."""
+"""Pause after such a connection."""
 
 
 def find_root(data_dir: Path, kind: str = "development") -> Path:
-    """The corpus folder in `data_dir`, after the archives that lie in it have been extracted.
+    """Find the corpus folder in `data_dir`, and extract the archives in it first.
 
     Args:
-        data_dir: A folder that holds the corpus, or its official folder, or its archives as downloaded.
-        kind: "development" (known by its `meta.csv`) or "evaluation" (known by `evaluation_setup/fold1_test.csv`).
+        data_dir (`Path`): The corpus folder, a folder that contains it, or a folder with the downloaded archives.
+        kind (`str`, *optional*, defaults to `"development"`): `"development"` (has `meta.csv`) or `"evaluation"` (has
+            `evaluation_setup/fold1_test.csv`).
+
+    Returns:
+        `Path`: The corpus folder.
 
     Raises:
-        FileNotFoundError: There is no corpus in the folder.
-        InputError: An archive is damaged, or there are several corpora.
+        FileNotFoundError: If there is no corpus in the folder.
+        InputError: If an archive is damaged, or there are several corpora.
     """
     if not data_dir.is_dir():
-        raise FileNotFoundError(f"The folder {data_dir} does not exist: give the folder that holds the corpus.")
+        raise FileNotFoundError(f"The folder {data_dir} does not exist: give the folder that contains the corpus.")
     extract_archives(sorted(data_dir.glob(f"*-mobile-{kind}.*.zip")))
     marker = "meta.csv" if kind == "development" else "evaluation_setup/fold1_test.csv"
     roots = [folder for folder in (data_dir, *sorted(data_dir.iterdir())) if (folder / marker).is_file()]
     if not roots:
         raise FileNotFoundError(
-            f"{data_dir} holds no {marker}, neither directly nor in a folder or an archive *-mobile-{kind}.*.zip "
-            "within: give the folder that holds the corpus."
+            f"{data_dir} contains no {marker}, neither directly nor in a subfolder or an archive "
+            f"*-mobile-{kind}.*.zip: give the folder that contains the corpus."
         )
     if roots[0] == data_dir:
         return data_dir
     roots = [folder for folder in roots if kind in folder.name] or roots
     if len(roots) > 1:
         names = ", ".join(root.name for root in roots)
-        raise InputError(f"{data_dir} holds several corpora ({names}): give the folder of one.")
+        raise InputError(f"{data_dir} contains several corpora ({names}): give the folder of one of them.")
     return roots[0]
 
 
 def extract_archives(archives: list[Path]) -> None:
-    """Extract zip archives beside themselves, whatever is not there yet.
+    """Extract what is missing of zip archives into their folder.
 
-    A file appears under its name only when it is complete, so an interrupted extraction, also by another program, is
-    taken up where it stopped.
+    Files appear under their names once they are complete, and files of another size are extracted again, so that an
+    interrupted extraction, also by another program, is resumed.
+
+    Args:
+        archives (`list[Path]`): The archives, all in one folder.
 
     Raises:
-        InputError: An archive is damaged; nothing is extracted then, as far as its table of contents tells.
+        InputError: If an archive is damaged. Nothing is extracted if its table of contents is.
     """
     with ExitStack() as stack:
         opened = {path: stack.enter_context(_open_archive(path)) for path in archives}
@@ -104,7 +111,7 @@ def extract_archives(archives: list[Path]) -> None:
             with tqdm(total=total, unit="B", unit_scale=True, desc="Extracting") as progress:
                 for archive, member, target in pending:
                     try:
-                        # Not flushed one by one, which would take hours on a hard disk: sizes are checked above.
+                        # Flushing 230,350 files one by one would take hours on a hard disk.
                         with (
                             atomic_path(target, durable=False) as part,
                             archive.open(member) as source,
@@ -121,10 +128,10 @@ def _open_archive(path: Path) -> zipfile.ZipFile:
     try:
         archive = zipfile.ZipFile(path)
     except zipfile.BadZipFile:
-        raise InputError(f"{path} is no complete zip archive: download it again.") from None
+        raise InputError(f"{path} is not a complete zip archive: download it again.") from None
     for name in archive.namelist():
         if name.startswith("/") or ".." in PurePosixPath(name).parts:
-            raise InputError(f"{path} holds {name}, a path out of its folder: it is not the official archive.")
+            raise InputError(f"{path} contains {name}, a path outside its folder: download the official archive.")
     return archive
 
 
@@ -142,10 +149,14 @@ def download_development(folder: Path) -> Path:
     """Download and extract the official development set (25.6 GiB of archives, 30 GB extracted).
 
     Args:
-        folder: Where the archives and the extracted corpus go. The archives may be deleted afterwards.
+        folder (`Path`): Folder of the archives, which may be deleted afterwards, and of the extracted corpus.
 
     Returns:
-        The corpus folder.
+        `Path`: The corpus folder.
+
+    Raises:
+        ConnectionError: If the server does not send an archive.
+        InputError: If an archive is damaged.
     """
     complete = folder / "complete"
     if not complete.is_file():
@@ -159,10 +170,17 @@ def download_development(folder: Path) -> Path:
 
 
 def fetch_table(name: str, folder: Path) -> Path:
-    """Download the table of a DCASE 2024 subset ("split5", …, "split100", "test") into `folder`, unless it is there.
+    """Download a table of DCASE 2024 into `folder`, unless it is there.
+
+    Args:
+        name (`str`): `"split5"` to `"split100"`, or `"test"`.
+        folder (`Path`): Folder of the table.
+
+    Returns:
+        `Path`: The table.
 
     Raises:
-        FileNotFoundError: The download failed; the message says what to do by hand.
+        FileNotFoundError: If the download failed; the message explains how to add the table by hand.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".downloading.lock"):
@@ -176,11 +194,19 @@ def fetch_table(name: str, folder: Path) -> Path:
 
 
 def download_file(url: str, path: Path, md5: str | None = None) -> Path:
-    """Download a file, unless it is there. What an interrupted download left is continued.
+    """Download a file, unless it is there; an interrupted download is resumed.
+
+    Args:
+        url (`str`): Address of the file.
+        path (`Path`): Where the file goes.
+        md5 (`str`, *optional*): Its MD5 sum.
+
+    Returns:
+        `Path`: The file.
 
     Raises:
-        ConnectionError: The server does not send the file; what has arrived is kept for the next attempt.
-        InputError: The file has another MD5 sum; it is deleted.
+        ConnectionError: If the server does not send the file; what has arrived is kept for the next attempt.
+        InputError: If the file has another MD5 sum; it is deleted.
     """
     if path.is_file():
         return path
@@ -201,19 +227,19 @@ def download_file(url: str, path: Path, md5: str | None = None) -> Path:
         time.sleep(WAIT_SECONDS)
     if md5 is not None and (found := _md5(part)) != md5:
         part.unlink()
-        raise InputError(f"{url} has the MD5 sum {found} instead of {md5}; it was deleted: download it again.")
+        raise InputError(f"{url} has the MD5 sum {found} instead of {md5} and was deleted: download it again.")
     os.replace(part, path)
     return path
 
 
 def _receive(url: str, part: Path) -> bool:
-    """Append to `part` what is missing of a file; whether it is complete then."""
+    """Append the missing bytes of a file to `part`, and return whether it is complete."""
     done = _size(part)
     request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
     try:
         response = urllib.request.urlopen(request, timeout=60)
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # nothing after `done`: all is there, or `part` is of another file
+        if error.code == 416:  # no bytes after `done`: the file is complete, or `part` is of another file
             if error.headers.get("Content-Range") == f"bytes */{done}":
                 return True
             part.unlink()

@@ -50,7 +50,7 @@ def test_rest_of_a_killed_process_is_overwritten(tmp_path):
 
 
 def test_full_disk_is_named_with_the_space_that_is_needed(tmp_path, monkeypatch):
-    message = r"no space left on the disk for \S+file, which needs 3\.0 MB: free"
+    message = r"No space left on the disk for \S+file, which needs 3\.0 MB: free"
     with pytest.raises(OSError, match=message) as caught, atomic_path(tmp_path / "file", size=3_000_000) as part:
         part.write_text("half")
         raise OSError(errno.ENOSPC, "No space left on device")

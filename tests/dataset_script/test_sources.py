@@ -163,7 +163,7 @@ def test_truncated_archive_is_refused_before_extraction(tmp_path):
     archive(tmp_path / f"{DEVELOPMENT}.audio.1.zip", {"meta.csv": b"a table"})
     second = archive(tmp_path / f"{DEVELOPMENT}.audio.2.zip", {"audio/1.wav": CONTENT})
     second.write_bytes(second.read_bytes()[:-30])
-    with pytest.raises(ValueError, match=rf"{second} is no complete zip archive: download it again"):
+    with pytest.raises(ValueError, match=rf"{second} is not a complete zip archive: download it again"):
         find_root(tmp_path)
     assert not (tmp_path / DEVELOPMENT).exists()
 
@@ -181,7 +181,7 @@ def test_damaged_archive_leaves_no_damaged_clip(tmp_path):
 def test_archive_that_leads_out_of_its_folder(tmp_path):
     with zipfile.ZipFile(tmp_path / f"{DEVELOPMENT}.audio.1.zip", "w") as file:
         file.writestr("../evil.wav", b"")
-    with pytest.raises(ValueError, match=r"holds \.\./evil\.wav, a path out of its folder"):
+    with pytest.raises(ValueError, match=r"contains \.\./evil\.wav, a path outside its folder"):
         find_root(tmp_path)
 
 
@@ -189,12 +189,12 @@ def test_several_corpora(tmp_path):
     for year in (2020, 2022):
         (tmp_path / f"TAU-{year}").mkdir()
         (tmp_path / f"TAU-{year}/meta.csv").touch()
-    with pytest.raises(ValueError, match=r"holds several corpora \(TAU-2020, TAU-2022\): give the folder of one"):
+    with pytest.raises(ValueError, match=r"contains several corpora \(TAU-2020, TAU-2022\): give the folder of one"):
         find_root(tmp_path)
 
 
 def test_no_corpus(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"holds no meta\.csv"):
+    with pytest.raises(FileNotFoundError, match=r"contains no meta\.csv"):
         find_root(tmp_path)
     with pytest.raises(FileNotFoundError, match="does not exist"):
         find_root(tmp_path / "nowhere")
