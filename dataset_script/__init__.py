@@ -1,11 +1,12 @@
-"""TAU Urban Acoustic Scenes 2022 Mobile for `datasets`: builder, checks, teacher logits, waveforms, demo corpus."""
+"""TAU Urban Acoustic Scenes 2022 Mobile as a `datasets` builder, with checks, teacher logits and a demo corpus."""
 
 from dataset_script.clips import decode_clip
 from dataset_script.export import push_audio, save_parquet
+from dataset_script.loading import load_scenes
 from dataset_script.logits import push_logits, read_logits, write_logits
 from dataset_script.recordings import load_recordings
 from dataset_script.splits import CITIES, DEVICES, PERCENTAGES, SCENES, SUBSETS
-from dataset_script.tau_urban_2022 import TAUUrban2022, is_synthetic, load_scenes
+from dataset_script.tau_urban_2022 import TAUUrban2022, is_synthetic
 from dataset_script.waveforms import cache_waveforms
 
 

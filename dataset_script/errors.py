@@ -1,14 +1,14 @@
-"""The error for what a user can fix."""
+"""Error for what a user can fix."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 class InputError(ValueError):
-    """Something the user gave is wrong: an argument, a file, a label, a model folder.
+    """Invalid user input, such as an argument, a file, a label or a model folder.
 
     Its message is one sentence that names the offending thing and the fix. The commands print it without a traceback;
-    any other `ValueError` is a bug, and keeps its traceback.
+    any other `ValueError` is a bug and keeps its traceback.
     """
 
 
@@ -19,7 +19,7 @@ def input_errors(what: str = "") -> Iterator[None]:
     For bodies that only check what the user gave, such as the construction of a configuration.
 
     Args:
-        what (`str`, *optional*, defaults to `""`): Put before the message, such as `"The recipe 's1' is invalid: "`.
+        what (`str`, *optional*, defaults to `""`): Prefix of the message, such as `"The recipe 's1' is invalid: "`.
 
     Raises:
         InputError: If the body raises `ValueError`.

@@ -1,6 +1,6 @@
-"""Parquet copies of scenes, with the audio inside: in a folder, and on the Hub.
+"""Parquet copies of scenes with embedded audio, in a folder or on the Hub.
 
-Both come with a card whose `configs` make `load_dataset(folder_or_repo, "split25")` work without this code.
+Their dataset card has `configs`, so that `load_dataset(folder_or_repo, "split25")` works without this code.
 """
 
 import logging
@@ -20,6 +20,8 @@ from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard, HfApi, hf_hub_download
 
 from dataset_script.demo import synthetic_card
+from dataset_script.errors import InputError
+from dataset_script.files import atomic_path
 from dataset_script.splits import CITIES, DEVICES, SCENES
 from dataset_script.tau_urban_2022 import is_synthetic
 
@@ -27,7 +29,7 @@ from dataset_script.tau_urban_2022 import is_synthetic
 logger = logging.getLogger(__name__)
 
 ROWS_PER_FILE = 3_500
-"""About 460 MB of one-second clips."""
+"""About 460 MB of one-second clips in each Parquet file."""
 
 ROWS_PER_GROUP = 100
 
@@ -36,38 +38,40 @@ def save_parquet(scenes: DatasetDict, folder: str | os.PathLike, config_name: st
     """Write scenes with their audio to Parquet files, as one configuration of a dataset folder.
 
     Args:
-        scenes: As returned by `load_scenes`.
-        folder: The dataset folder; its other configurations stay, one of the same name is replaced.
-        config_name: Name of the configuration, by default that of `load_scenes`.
+        scenes (`DatasetDict`): As returned by `load_scenes`.
+        folder (`str` or `os.PathLike`): The dataset folder. A configuration of the same name is replaced, others are
+            kept.
+        config_name (`str`, *optional*): Name of the configuration, defaults to the one given to `load_scenes`.
+
+    Raises:
+        InputError: If the folder contains real recordings and the scenes are synthetic, or the other way round.
 
     Example:
-
         >>> save_parquet(load_scenes("demo25"), "scenes")
         >>> datasets.load_dataset("scenes", "demo25")
     """
     folder, config_name = Path(folder), config_name or _config_name(scenes)
     readme = folder / "README.md"
     card = make_card(scenes, config_name, readme.read_text(encoding="utf-8") if readme.is_file() else None)
-    # Features only: the sizes that the scenes know are those without the audio.
+    # Features only, because the sizes in the info of the scenes exclude the audio.
     features = next(iter(scenes.values())).features
     DatasetInfosDict({config_name: DatasetInfo(features=features)}).to_dataset_card_data(card.data)
     data_files = [{"split": str(split), "path": f"{config_name}/{split}-*"} for split in scenes]
     MetadataConfigs({config_name: {"data_files": data_files}}).to_dataset_card_data(card.data)
 
-    part, target = folder / f".{config_name}.incomplete", folder / config_name
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    for split, dataset in scenes.items():
-        files = math.ceil(len(dataset) / ROWS_PER_FILE)
-        for index in range(files):
-            rows = dataset.shard(files, index, contiguous=True).with_format("arrow")
-            path = part / f"{split}-{index:05d}-of-{files:05d}.parquet"
-            with pq.ParquetWriter(path, dataset.features.arrow_schema) as writer:
-                for start in tqdm(range(0, len(rows), ROWS_PER_GROUP), unit=" blocks", desc=f"Writing {split}"):
-                    writer.write_table(embed_table_storage(rows[start : start + ROWS_PER_GROUP]))
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(part, target)
-    card.save(readme)
+    with atomic_path(folder / config_name) as part:
+        part.mkdir()
+        for split, dataset in scenes.items():
+            files = math.ceil(len(dataset) / ROWS_PER_FILE)
+            for index in range(files):
+                rows = dataset.shard(files, index, contiguous=True).with_format("arrow")
+                path = part / f"{split}-{index:05d}-of-{files:05d}.parquet"
+                with pq.ParquetWriter(path, dataset.features.arrow_schema) as writer:
+                    for start in tqdm(range(0, len(rows), ROWS_PER_GROUP), unit=" blocks", desc=f"Writing {split}"):
+                        writer.write_table(embed_table_storage(rows[start : start + ROWS_PER_GROUP]))
+        shutil.rmtree(folder / config_name, ignore_errors=True)
+    with atomic_path(readme) as part:
+        card.save(part)
 
 
 def push_audio(
@@ -80,25 +84,27 @@ def push_audio(
 ) -> str:
     """Push scenes with their audio to the Hub, as one configuration of a dataset.
 
-    TAU may not be redistributed freely; teacher logits may be shared alone, see `push_logits`.
+    The licence of TAU restricts redistribution. Teacher logits can be shared without audio, see `push_logits`.
 
     Args:
-        scenes: As returned by `load_scenes`.
-        repo_id: The dataset on the Hub; its other configurations stay.
-        config_name: Name of the configuration, by default that of `load_scenes`.
-        may_redistribute: Says that the licence, which is logged, allows it.
-        private: Whether a new dataset is private.
+        scenes (`DatasetDict`): As returned by `load_scenes`.
+        repo_id (`str`): The dataset on the Hub. Its other configurations are kept.
+        config_name (`str`, *optional*): Name of the configuration, defaults to the one given to `load_scenes`.
+        may_redistribute (`bool`, *optional*, defaults to `False`): Confirms that the licence, which is logged, allows
+            the push.
+        private (`bool`, *optional*, defaults to `True`): Whether a new dataset is private.
 
     Returns:
-        The address of the commit.
+        `str`: The URL of the commit.
 
     Raises:
-        ValueError: `may_redistribute` is not set.
+        InputError: If `may_redistribute` is not set, or the dataset has real recordings and the scenes are synthetic,
+            or the other way round.
     """
     licence = next(iter(scenes.values())).info.license
     if not may_redistribute:
-        raise ValueError(
-            f"This would send the audio itself to {repo_id}; if its licence lets you, pass may_redistribute=True. "
+        raise InputError(
+            f"This would upload the audio itself to {repo_id}: pass may_redistribute=True if its licence allows it. "
             f"The licence: {licence}"
         )
     logger.warning("Pushing the audio to %s under its licence: %s", repo_id, licence)
@@ -114,28 +120,28 @@ def push_audio(
 
 
 def make_card(scenes: DatasetDict, config_name: str, existing: str | None = None) -> DatasetCard:
-    """The card of a dataset with this configuration: the text for the corpus, and the counts of the configuration.
+    """Return the dataset card with the description of the corpus and the clip counts of a configuration.
 
     Args:
-        scenes: The splits.
-        config_name: Name of the configuration.
-        existing: The card so far, which keeps its text and its other configurations.
+        scenes (`DatasetDict`): The splits of the configuration.
+        config_name (`str`): Name of the configuration.
+        existing (`str`, *optional*): The current card, whose text and other configurations are kept.
 
     Raises:
-        ValueError: The card so far is of real recordings and the scenes are synthetic, or the other way round.
+        InputError: If the current card is of real recordings and the scenes are synthetic, or the other way round.
     """
     if existing is None:
         template = (
             synthetic_card() if is_synthetic(scenes) else Path(__file__).with_name("README.md").read_text("utf-8")
         )
         card = DatasetCard(template)
-        card.data.configs = None  # those of the template are examples
+        card.data.pop("configs")  # the template lists all of them
     else:
         card = DatasetCard(existing)
-        if is_synthetic(scenes) != ("synthetic" in (card.data.tags or [])):
-            raise ValueError(
-                f"The dataset has real recordings or synthetic ones, and {config_name!r} would add the other kind: "
-                "choose another place for it."
+        if is_synthetic(scenes) != ("synthetic" in (card.data.get("tags") or [])):
+            raise InputError(
+                f"The configuration {config_name!r} would mix real and synthetic recordings in one dataset: choose "
+                "another folder or repository for it."
             )
     if "label" in next(iter(scenes.values())).features:
         section = (
@@ -147,10 +153,13 @@ def make_card(scenes: DatasetDict, config_name: str, existing: str | None = None
 
 
 def count_table(splits: dict[str, pd.DataFrame]) -> str:
-    """Clips per device, scene and city as a Markdown table.
+    """Count clips per device, scene and city.
 
     Args:
-        splits: Rows with `device`, `scene_label` and `city`, under the headings of their columns.
+        splits (`dict[str, pd.DataFrame]`): Rows with `device`, `scene_label` and `city`, by column heading.
+
+    Returns:
+        `str`: A Markdown table.
     """
     lines = [["", *splits], ["---", *["---:"] * len(splits)]]
     lines.append(["clips", *(f"{len(rows):,}" for rows in splits.values())])

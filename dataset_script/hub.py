@@ -1,4 +1,4 @@
-"""Files to the Hub in one commit, or one sentence on why not."""
+"""Pushing files to the Hub in one commit, with one-line errors."""
 
 import os
 from collections.abc import Sequence
@@ -8,12 +8,22 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HTTPError  # of whichever HTTP client the installed version uses
 from huggingface_hub.utils import validate_repo_id
 
+from dataset_script.errors import InputError, input_errors
+
 
 def check_repo_id(repo_id: str) -> None:
-    """Raise `ValueError` if `repo_id` is not of the form `user/name`, which cards and loading need."""
+    """Raise an error if a repository id is not of the form `user/name`, which cards and loading need.
+
+    Args:
+        repo_id (`str`): The repository id.
+
+    Raises:
+        InputError: If it is not of that form, or the Hub does not allow it.
+    """
     if repo_id.count("/") != 1:
-        raise ValueError(f"{repo_id!r} is no repository: give it as user/name.")
-    validate_repo_id(repo_id)
+        raise InputError(f"{repo_id!r} is not a repository id: use the form user/name.")
+    with input_errors():
+        validate_repo_id(repo_id)
 
 
 def push_files(
@@ -25,20 +35,23 @@ def push_files(
     repo_type: str = "model",
     private: bool | None = None,
 ) -> str:
-    """Push files of a folder to a repository, which is made if there is none, and return the address of the commit.
+    """Push files of a folder to a repository in one commit; a missing repository is created.
 
     Args:
-        folder: Where the files are.
-        repo_id: The repository, as `user/name`.
-        patterns: Which files, as for `Path.glob`.
-        message: Of the commit.
-        repo_type: "model" or "dataset".
-        private: Whether a new repository is private; defaults to what the account has set.
+        folder (`str` or `os.PathLike`): Folder of the files.
+        repo_id (`str`): The repository, as `user/name`.
+        patterns (`Sequence[str]`): Patterns of the files, as for `Path.glob`.
+        message (`str`): Commit message.
+        repo_type (`str`, *optional*, defaults to `"model"`): `"model"` or `"dataset"`.
+        private (`bool`, *optional*): Whether a new repository is private, defaults to the setting of the account.
+
+    Returns:
+        `str`: The URL of the commit.
 
     Raises:
-        ConnectionError: The Hub cannot be reached or refuses. Nothing in the folder has changed, and what was uploaded
-            is not uploaded again by the next call.
-        ValueError: `repo_id` is none, or the Hub does not accept the card.
+        ConnectionError: If the Hub is unreachable or refuses. The folder is unchanged, and the next call does not
+            upload again what has arrived.
+        InputError: If `repo_id` is invalid, or the Hub rejects the dataset or model card.
     """
     check_repo_id(repo_id)
     folder = Path(folder)
@@ -54,5 +67,5 @@ def push_files(
             f"The push to {repo_id} failed ({told.splitlines()[0].rstrip('.')}); everything is in {folder}, and the "
             "same command finishes it."
         ) from error
-    except ValueError as error:  # of the Hub's validator, which has a line for each fault
-        raise ValueError(f"The Hub does not accept {folder / 'README.md'}: {' '.join(str(error).split())}") from error
+    except ValueError as error:  # from the Hub's validator, one line per fault
+        raise InputError(f"The Hub rejects {folder / 'README.md'}: {' '.join(str(error).split())}") from error

@@ -1,6 +1,6 @@
-"""Logits of a teacher as a dataset of their own: a Parquet file and its card, keyed by file name.
+"""Teacher logits as a dataset of their own: a Parquet file, keyed by file name, and a dataset card.
 
-They hold no audio, so they can be shared where TAU itself may not be.
+They contain no audio, so they can be shared where TAU itself may not be.
 """
 
 import os
@@ -19,6 +19,8 @@ from datasets.info import DatasetInfosDict
 from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard, DatasetCardData, snapshot_download
 
+from dataset_script.errors import InputError
+from dataset_script.files import atomic_path
 from dataset_script.hub import push_files
 from dataset_script.splits import SCENES
 
@@ -32,19 +34,19 @@ CARD = """\
 
 # Logits of {teacher}
 {synthetic}
-Logits that the teacher `{teacher}` (revision `{revision}`) gives for {rows:,} clips, for knowledge \
-distillation. There is no audio in this dataset.
+Logits of the teacher `{teacher}` (revision `{revision}`) for {rows:,} clips, for knowledge distillation. This \
+dataset contains no audio.
 
 | column | content |
 |---|---|
-| `filename` | the clip, as in the tables of the corpus, each once |
-| `logits` | {classes} values (float32) before the softmax, in the order of the names below |
-| `prediction` | the class of the largest logit; its names are the classes in the order of the logits |
-| `teacher`, `revision` | the model and the state of it that gave the logits |
+| `filename` | the clip, as in the tables of the corpus; unique |
+| `logits` | {classes} values (float32) before the softmax, in the order of the classes below |
+| `prediction` | the class with the largest logit (`ClassLabel`, in the order of the logits) |
+| `teacher`, `revision` | the model and the revision that predicted the logits |
 
 Classes: {label_names}.
 
-Join them to the clips by `filename`, never by the order of rows:
+Join them to the clips by `filename`, never by row order:
 
 ```python
 from dataset_script import load_scenes
@@ -52,16 +54,16 @@ from dataset_script import load_scenes
 scenes = load_scenes({corpus}, teacher_logits={{"name": "path or id of this dataset"}})
 ```
 
-By the rules of DCASE, a teacher may have seen no clips but those of the subset that its student is trained on.
+Under the rules of DCASE, a teacher may only be trained on clips of the subset that its student is trained on.
 {licence}"""
 
-SYNTHETIC_NOTE = "\n> The clips are **synthetic**: the demo corpus of this code, generated from a seed.\n"
+SYNTHETIC_NOTE = "\n> The clips are **synthetic**: a demo corpus generated from a seed.\n"
 TAU_LICENCE_NOTE = """
 The logits are derived from TAU Urban Acoustic Scenes 2022 Mobile (Copyright (c) 2022 Tampere University and its
-licensors), whose audio and metadata are for experimental and non-commercial use only.
+licensors), whose audio and metadata may only be used for experimental and non-commercial purposes.
 """
 OTHER_LICENCE_NOTE = """
-The logits are derived from recordings that are not those of TAU and whose licence is not recorded here.
+The logits are derived from recordings that are not part of TAU; their licence is not recorded here.
 """
 
 TAU_FILENAME = re.compile(rf"audio/({'|'.join(SCENES)})-[a-z]+-\d+-\d+-\d+-[a-z]\d*\.wav")
@@ -69,13 +71,13 @@ TAU_FILENAME = re.compile(rf"audio/({'|'.join(SCENES)})-[a-z]+-\d+-\d+-\d+-[a-z]
 
 @dataclass
 class TeacherLogits:
-    """The rows of a logits dataset.
+    """Rows of a logits dataset.
 
     Attributes:
-        filenames: The clips, each once.
-        values: Logits, float32 of shape `(rows, classes)`.
-        teacher: Name or id of the model.
-        revision: State of the model, such as a commit hash.
+        filenames (`list[str]`): The clips; unique.
+        values (`np.ndarray` of shape `(rows, classes)`): Logits, float32.
+        teacher (`str`): Name or id of the model.
+        revision (`str`): Revision of the model, such as a commit hash.
     """
 
     filenames: list[str]
@@ -97,23 +99,25 @@ def write_logits(
     """Write a logits dataset, replacing the one in `folder` if there is one.
 
     Args:
-        folder: Where `data/` and the card `README.md` go.
-        filenames: The clips, as in the column `filename`.
-        logits: Array of shape `(len(filenames), len(label_names))`, values before the softmax.
-        teacher: Name or id of the model.
-        revision: State of the model, such as a commit hash.
-        label_names: The classes in the order of the logits, from the `id2label` of the model.
-        synthetic: Whether the clips are those of the demo corpus, which the card then says.
+        folder (`str` or `os.PathLike`): Folder of the dataset.
+        filenames (`Sequence[str]`): The clips, as in the column `filename`.
+        logits (`np.ndarray` of shape `(len(filenames), len(label_names))`): Values before the softmax.
+        teacher (`str`): Name or id of the model.
+        revision (`str`): Revision of the model, such as a commit hash.
+        label_names (`Sequence[str]`, *optional*, defaults to `SCENES`): The classes in the order of the logits, as in
+            the `id2label` of the model.
+        synthetic (`bool`, *optional*, defaults to `False`): Whether the clips are those of the demo corpus, for the
+            dataset card.
 
     Raises:
-        ValueError: The shapes do not fit together, a value is not finite, or a clip occurs twice.
+        InputError: If the shapes do not match, a value is not finite, or a clip occurs twice.
     """
     filenames, label_names = list(filenames), list(label_names)
     values = np.asarray(logits, dtype=np.float32)
     if values.shape != (len(filenames), len(label_names)) or not filenames:
-        raise ValueError(
-            f"logits have the shape {values.shape}, but there are {len(filenames)} file names and "
-            f"{len(label_names)} label names: give one row a clip and one column a class."
+        raise InputError(
+            f"The logits have the shape {values.shape}, but there are {len(filenames)} file names and "
+            f"{len(label_names)} label names: pass one row per clip and one column per class."
         )
     _check_rows("logits", filenames, values)
     features = Features(
@@ -135,16 +139,17 @@ def write_logits(
         }
     ).cast(features.arrow_schema)
     if synthetic:
-        licence, note = {"license": "cc0-1.0"}, ""
+        licence, licence_name, note = "cc0-1.0", None, ""
     elif label_names == list(SCENES) and all(map(TAU_FILENAME.fullmatch, filenames)):
-        licence, note = {"license": "other", "license_name": "tau-non-commercial"}, TAU_LICENCE_NOTE
+        licence, licence_name, note = "other", "tau-non-commercial", TAU_LICENCE_NOTE
     else:
-        licence, note = {"license": "unknown"}, OTHER_LICENCE_NOTE
+        licence, licence_name, note = "unknown", None, OTHER_LICENCE_NOTE
     metadata = DatasetCardData(
         pretty_name=f"Logits of {teacher}",
         task_categories=["audio-classification"],
         tags=["knowledge-distillation", "acoustic-scene-classification", *(["synthetic"] if synthetic else [])],
-        **licence,
+        license=licence,
+        license_name=licence_name,
     )
     DatasetInfosDict(default=DatasetInfo(features=features)).to_dataset_card_data(metadata)
     data_files = [{"split": "train", "path": "data/train-*"}]
@@ -161,50 +166,54 @@ def write_logits(
         licence=note,
     )
     folder = Path(folder)
-    (folder / "data").mkdir(parents=True, exist_ok=True)
-    part = folder / "data" / ".part"
-    pq.write_table(table, part)
-    os.replace(part, folder / PARQUET_FILE)
-    DatasetCard(card).save(folder / "README.md")
+    with atomic_path(folder / PARQUET_FILE) as part:
+        pq.write_table(table, part)
+    with atomic_path(folder / "README.md") as part:
+        DatasetCard(card).save(part)
 
 
 def read_logits(path_or_id: str | os.PathLike, label_names: Sequence[str] = SCENES) -> TeacherLogits:
-    """Read a logits dataset, and check every row of it.
+    """Read a logits dataset and check every row.
 
     Args:
-        path_or_id: Folder written by `write_logits`, or the id of a dataset on the Hub that was pushed from one.
-        label_names: The classes that are wanted, in the order that is wanted.
+        path_or_id (`str` or `os.PathLike`): Folder written by `write_logits`, or id of a dataset on the Hub pushed by
+            `push_logits`.
+        label_names (`Sequence[str]`, *optional*, defaults to `SCENES`): The expected classes in their expected order.
+
+    Returns:
+        [`TeacherLogits`]: The rows.
 
     Raises:
-        FileNotFoundError: There is no logits dataset.
-        ValueError: It is of other classes or of another order of them, or a row is wrong; the message names the row.
+        FileNotFoundError: If there is no logits dataset.
+        InputError: If it has other classes or another order of classes, or a row is invalid.
     """
     folder = Path(path_or_id)
     if not folder.is_dir():
         folder = _download(str(path_or_id))
     files = sorted(folder.glob("data/*.parquet"))
     if not files or not (folder / "README.md").is_file():
-        raise FileNotFoundError(f"{path_or_id} has no data/*.parquet with a card: write it with write_logits.")
+        raise FileNotFoundError(f"{path_or_id} is not a logits dataset: write it with write_logits.")
     info = DatasetInfosDict.from_dataset_card_data(DatasetCard.load(folder / "README.md").data).get("default")
     prediction = info and info.features and info.features.get("prediction")
     if not isinstance(prediction, ClassLabel):
-        raise ValueError(f"{path_or_id} does not say which classes its logits are of: write it with write_logits.")
+        raise InputError(f"{path_or_id}/README.md does not list the classes: write it with write_logits.")
     if list(prediction.names) != list(label_names):
-        raise ValueError(
-            f"{path_or_id} has logits of the classes {prediction.names}, but {list(label_names)} are wanted in this "
+        raise InputError(
+            f"{path_or_id} has logits of the classes {prediction.names}, but {list(label_names)} are expected in this "
             "order: predict them with a model of these classes."
         )
     try:
         table = pa.concat_tables([pq.read_table(file) for file in files], promote_options="permissive")
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{path_or_id} is damaged ({error}): write or download it again.") from None
+        raise InputError(f"{path_or_id} is damaged ({error}): write or download it again.") from None
     missing = {"filename", "logits", "prediction", "teacher", "revision"} - set(table.column_names)
     if missing or not table.num_rows:
         lacking = f"column {min(missing)!r}" if missing else "rows"
-        raise ValueError(f"{path_or_id} has no {lacking}: write it with write_logits.")
+        raise InputError(f"{path_or_id} has no {lacking}: write it with write_logits.")
     if not (pa.types.is_list(table["logits"].type) or pa.types.is_fixed_size_list(table["logits"].type)):
-        raise ValueError(
-            f"{path_or_id}: 'logits' holds {table['logits'].type} instead of lists: write it with write_logits."
+        raise InputError(
+            f"{path_or_id}: the column 'logits' has the type {table['logits'].type} instead of lists: write it with "
+            "write_logits."
         )
     filenames = table["filename"].to_pylist()
     lengths = pc.fill_null(pc.list_value_length(table["logits"]), 0).to_numpy()
@@ -221,26 +230,39 @@ def read_logits(path_or_id: str | os.PathLike, label_names: Sequence[str] = SCEN
 
 
 def push_logits(folder: str | os.PathLike, repo_id: str, private: bool | None = None) -> str:
-    """Push a logits dataset to the Hub, after reading it once more; returns the address of the commit."""
+    """Check a logits dataset and push it to the Hub.
+
+    Args:
+        folder (`str` or `os.PathLike`): Folder written by `write_logits`.
+        repo_id (`str`): The dataset on the Hub, as `user/name`.
+        private (`bool`, *optional*): Whether a new dataset is private, defaults to the setting of the account.
+
+    Returns:
+        `str`: The URL of the commit.
+
+    Raises:
+        ConnectionError: If the Hub is unreachable or refuses.
+        InputError: If the logits dataset or `repo_id` is invalid.
+    """
     read_logits(folder)
     patterns = ("README.md", "data/*.parquet")
     return push_files(folder, repo_id, patterns, message="Upload teacher logits", repo_type="dataset", private=private)
 
 
 def join_logits(name: str, logits: TeacherLogits, filenames: Sequence[str], optional: bool = False) -> pa.Array:
-    """The logits of some clips, found by file name.
+    """Look up the logits of clips by file name.
 
     Args:
-        name: What the teacher is called in messages.
-        logits: Where to look.
-        filenames: The clips.
-        optional: Accept that not a single one of the clips has logits; all entries are null then.
+        name (`str`): Name of the teacher in error messages.
+        logits ([`TeacherLogits`]): The rows to look in.
+        filenames (`Sequence[str]`): The clips.
+        optional (`bool`, *optional*, defaults to `False`): Return null entries if none of the clips has logits.
 
     Returns:
-        A `fixed_size_list<float>[classes]` array in the order of `filenames`.
+        `pa.Array`: A `fixed_size_list<float>[classes]` array in the order of `filenames`.
 
     Raises:
-        ValueError: A clip has no logits.
+        InputError: If a clip has no logits.
     """
     rows = pd.Index(logits.filenames).get_indexer(pd.Index(filenames))
     classes = logits.values.shape[1]
@@ -248,7 +270,7 @@ def join_logits(name: str, logits: TeacherLogits, filenames: Sequence[str], opti
     if optional and len(absent) == len(filenames):
         return pa.nulls(len(filenames), pa.list_(pa.float32(), classes))
     if absent.size:
-        raise ValueError(
+        raise InputError(
             f"The teacher logits {name!r} (of {logits.teacher}) have no row for {filenames[absent[0]]} and for "
             f"{absent.size - 1:,} more of {len(filenames):,} clips: predict the logits of this split again."
         )
@@ -258,10 +280,10 @@ def join_logits(name: str, logits: TeacherLogits, filenames: Sequence[str], opti
 def _download(repo_id: str) -> Path:
     try:
         return Path(snapshot_download(repo_id, repo_type="dataset", allow_patterns=["README.md", "data/*.parquet"]))
-    except (OSError, ValueError) as error:  # the errors of the Hub, of the network and of malformed ids
+    except (OSError, ValueError) as error:  # errors of the Hub, of the network and of malformed ids
         reason = str(error).strip().splitlines()[0]
         raise FileNotFoundError(
-            f"{repo_id} is neither a folder nor a dataset that the Hub gives out ({reason}): write it with "
+            f"{repo_id} is neither a folder nor an available dataset on the Hub ({reason}): write it with "
             "write_logits."
         ) from None
 
@@ -269,11 +291,11 @@ def _download(repo_id: str) -> Path:
 def _check_rows(source: str | os.PathLike, filenames: list[str], values: np.ndarray) -> None:
     repeated = pd.Index(filenames).duplicated()
     if repeated.any():
-        _refuse_row(source, filenames, repeated.argmax(), "occurs twice")
+        _refuse_row(source, filenames, int(repeated.argmax()), "occurs twice")
     infinite = ~np.isfinite(values).all(1)
     if infinite.any():
-        _refuse_row(source, filenames, infinite.argmax(), "has a logit that is not finite")
+        _refuse_row(source, filenames, int(infinite.argmax()), "has a logit that is not finite")
 
 
 def _refuse_row(source: str | os.PathLike, filenames: list[str], row: int, problem: str) -> None:
-    raise ValueError(f"{source}, row {row}: {filenames[row]} {problem}: predict the logits again.")
+    raise InputError(f"{source}, row {row}: {filenames[row]} {problem}: predict the logits again.")

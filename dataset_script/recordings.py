@@ -1,4 +1,4 @@
-"""Labelled recordings in any layout but TAU's: folders of class folders, and datasets of the Hub."""
+"""Your own labelled recordings: folders with one folder per class, and datasets on the Hub."""
 
 import io
 from collections.abc import Iterator
@@ -11,6 +11,7 @@ from datasets import Audio, ClassLabel, Dataset, DatasetDict, Features, List, Va
 from datasets.exceptions import DatasetGenerationError
 
 from dataset_script.clips import decode_clip
+from dataset_script.errors import InputError
 from dataset_script.logits import join_logits, read_logits
 
 
@@ -19,21 +20,25 @@ UNKNOWN = "unknown"
 
 
 def load_recordings(source: str, teacher_logits: dict[str, str] | None = None) -> DatasetDict:
-    """Load labelled recordings of any length and rate, as clips of one second with the columns of `load_scenes`.
+    """Load labelled recordings of any length and rate as one-second clips with the columns of `load_scenes`.
 
-    A longer recording is cut from its start, the last clip moved back to end with it; a shorter one is repeated. The
-    clips of a recording share a `location`: nothing divides them between training and validation. `city` is unknown,
-    and so is `device` where the source does not tell.
+    Longer recordings are cut into consecutive clips, of which the last one overlaps so that it ends with the
+    recording; shorter ones are repeated. The clips of a recording share a `location`, so that training and validation
+    never share a recording. `city` is unknown, and so is `device` unless the source has such a column.
 
     Args:
-        source: A folder with `train/<label>/` and `test/<label>/` of WAV, FLAC, OGG or MP3 files; or a dataset, folder
-            or Hub id, that `datasets.load_dataset` reads, with splits `train` and `test` and columns `audio`, `label`
-            and perhaps `device`; one of several configurations is chosen by `<source>:<configuration>`.
-        teacher_logits: Logits datasets, as for `load_scenes`.
+        source (`str`): A folder with WAV, FLAC, OGG or MP3 files in `train/<label>/` and `test/<label>/`; or a dataset
+            for `datasets.load_dataset`, a folder or an id on the Hub, with the splits `train` and `test` and the
+            columns `audio`, `label` and optionally `device`. `<source>:<configuration>` selects one of several
+            configurations.
+        teacher_logits (`dict[str, str]`, *optional*): Logits datasets, as for `load_scenes`.
+
+    Returns:
+        `DatasetDict`: The splits `train` and `test`.
 
     Raises:
-        FileNotFoundError: There is no such folder or dataset.
-        ValueError: A split, a class or a column is missing, a recording cannot be used, or logits do not fit.
+        FileNotFoundError: If there is no such folder or dataset.
+        InputError: If a split, class or column is missing, a recording cannot be used, or logits do not match.
     """
     source, _, config_name = source.partition(":")
     folder = Path(source).expanduser()
@@ -45,10 +50,10 @@ def load_recordings(source: str, teacher_logits: dict[str, str] | None = None) -
         column: sorted({row[column] for rows in splits.values() for row in rows}) for column in ("label", "device")
     }
     if len(names["label"]) < 2:
-        raise ValueError(f"{source} has the class {names['label'][0]!r} only: at least two are needed.")
+        raise InputError(f"{source} has only the class {names['label'][0]!r}: at least two classes are needed.")
     for label in names["label"]:
         if all(row["label"] != label for row in splits["train"]):
-            raise ValueError(f"{source} has the class {label!r} in its test split only: training needs it as well.")
+            raise InputError(f"{source} has the class {label!r} only in its test split: add some of it to train.")
     features = Features(
         {
             "audio": {"bytes": Value("binary"), "path": Value("string")},
@@ -67,13 +72,13 @@ def load_recordings(source: str, teacher_logits: dict[str, str] | None = None) -
         }
     except DatasetGenerationError as error:
         raise error.__cause__ or error from None
-    # An Audio column that is written value by value needs torchcodec; one that is cast does not.
+    # Writing rows to an Audio column needs torchcodec, casting a column does not.
     scenes = DatasetDict(clips).cast_column("audio", Audio(decode=False))
     feature = List(Value("float32"), length=len(names["label"]))
     for name, path in (teacher_logits or {}).items():
         logits = read_logits(path, names["label"])
         for split, rows in scenes.items():
-            # Students are trained on logits; the test clips need none.
+            # Students are trained on the logits, so test clips do not need them.
             column = join_logits(name, logits, rows["filename"], optional=split == "test")
             scenes[split] = rows.add_column(f"teacher_logits_{name}", column, feature=feature)
     return scenes
@@ -83,12 +88,12 @@ def _files(folder: Path) -> list[dict]:
     files = sorted(path for path in folder.glob("*/*") if path.suffix.lower() in SUFFIXES)
     if not files:
         raise FileNotFoundError(
-            f"{folder} holds no recordings: {', '.join(SUFFIXES)} files in a folder for every class are needed, as in "
+            f"{folder} contains no recordings: put {', '.join(SUFFIXES)} files into one folder per class, such as "
             f"{folder / 'park' / 'recording.wav'}."
         )
     classes = {path.parent for path in files}
     if empty := sorted(path for path in folder.glob("[!.]*") if path.is_dir() and path not in classes):
-        raise FileNotFoundError(f"{empty[0]} holds no recordings: put some right into it, or remove it.")
+        raise FileNotFoundError(f"{empty[0]} contains no recordings: add some directly in it, or remove it.")
     return [
         {
             "audio": {"bytes": None, "path": str(path)},
@@ -96,7 +101,7 @@ def _files(folder: Path) -> list[dict]:
             "label": path.parent.name,
             "device": UNKNOWN,
             "location": index,
-            "state": path.stat().st_mtime_ns,  # part of the cache's key: a file that was replaced is read again
+            "state": path.stat().st_mtime_ns,  # part of the cache key: replaced files are read again
         }
         for index, path in enumerate(files)
     ]
@@ -107,16 +112,16 @@ def _rows(source: str, config_name: str | None, split: str) -> list[dict]:
         dataset = datasets.load_dataset(source, config_name, split=split)
     except FileNotFoundError:
         raise FileNotFoundError(
-            f"{source} is neither a folder nor a dataset that can be loaded: give a folder with train/<label>/ and "
-            "test/<label>/, or the id of a dataset of the Hub."
+            f"{source} is neither a folder nor an available dataset: give a folder with train/<label>/ and "
+            "test/<label>/, or the id of a dataset on the Hub."
         ) from None
     except ValueError as error:
-        raise ValueError(
-            f"{source} has no split {split!r} that can be loaded ({' '.join(str(error).split())})."
+        raise InputError(
+            f"The split {split!r} of {source} cannot be loaded ({' '.join(str(error).split())})."
         ) from None
     for column in ("audio", "label"):
         if column not in dataset.features:
-            raise ValueError(f"{source} has the columns {', '.join(dataset.column_names)}, but no {column!r}.")
+            raise InputError(f"{source} has the columns {', '.join(dataset.column_names)}, but no {column!r}.")
     dataset = dataset.cast_column("audio", Audio(decode=False))
     names = {}
     for column in ("label", "device"):
@@ -139,12 +144,12 @@ def _clips(recordings: list[dict]) -> Iterator[dict]:
         samples, rate = decode_clip(recording["audio"])
         mono = samples if samples.ndim == 1 else samples.mean(axis=1)
         if len(mono) == 0:
-            raise ValueError(f"{recording['filename']} is empty: remove it.")
+            raise InputError(f"{recording['filename']} is empty: remove it.")
         if not np.isfinite(mono).all():
-            raise ValueError(f"{recording['filename']} holds NaN or infinite samples: remove or replace it.")
+            raise InputError(f"{recording['filename']} has NaN or infinite samples: remove or replace it.")
         starts = [*range(0, len(mono) - rate, rate), max(0, len(mono) - rate)]
         for segment, start in enumerate(starts):
-            clip = np.resize(mono[start : start + rate], rate)  # repeats what is shorter
+            clip = np.resize(mono[start : start + rate], rate)  # repeats a shorter recording
             wav = io.BytesIO()
             soundfile.write(wav, clip, rate, format="WAV", subtype="PCM_24")
             yield {

@@ -1,4 +1,4 @@
-"""Where a corpus comes from: an extracted folder, the archives as downloaded, or the official download."""
+"""Sources of a corpus: an extracted folder, downloaded archives, or the official download."""
 
 import hashlib
 import http.client
@@ -14,6 +14,9 @@ from pathlib import Path, PurePosixPath
 
 from datasets.utils import tqdm
 from filelock import FileLock
+
+from dataset_script.errors import InputError
+from dataset_script.files import PART_SUFFIX, atomic_path
 
 
 DEVELOPMENT = "TAU-urban-acoustic-scenes-2022-mobile-development"
@@ -46,53 +49,60 @@ ARCHIVES = {
 """The official archives (25.6 GiB) and their MD5 sums."""
 
 FRUITLESS_ATTEMPTS = 3
-"""A download gives up after this many connections in a row that brought no byte."""
+"""Consecutive connections without a single byte after which a download fails."""
 
 WAIT_SECONDS = 5.0
-"""Pause after each of them."""
+"""Pause after such a connection."""
 
 
 def find_root(data_dir: Path, kind: str = "development") -> Path:
-    """The corpus folder in `data_dir`, after the archives that lie in it have been extracted.
+    """Find the corpus folder in `data_dir`, and extract the archives in it first.
 
     Args:
-        data_dir: A folder that holds the corpus, or its official folder, or its archives as downloaded.
-        kind: "development" (known by its `meta.csv`) or "evaluation" (known by `evaluation_setup/fold1_test.csv`).
+        data_dir (`Path`): The corpus folder, a folder that contains it, or a folder with the downloaded archives.
+        kind (`str`, *optional*, defaults to `"development"`): `"development"` (has `meta.csv`) or `"evaluation"` (has
+            `evaluation_setup/fold1_test.csv`).
+
+    Returns:
+        `Path`: The corpus folder.
 
     Raises:
-        FileNotFoundError: There is no corpus in the folder.
-        ValueError: An archive is damaged, or there are several corpora.
+        FileNotFoundError: If there is no corpus in the folder.
+        InputError: If an archive is damaged, or there are several corpora.
     """
     if not data_dir.is_dir():
-        raise FileNotFoundError(f"The folder {data_dir} does not exist: give the folder that holds the corpus.")
+        raise FileNotFoundError(f"The folder {data_dir} does not exist: give the folder that contains the corpus.")
     extract_archives(sorted(data_dir.glob(f"*-mobile-{kind}.*.zip")))
     marker = "meta.csv" if kind == "development" else "evaluation_setup/fold1_test.csv"
     roots = [folder for folder in (data_dir, *sorted(data_dir.iterdir())) if (folder / marker).is_file()]
     if not roots:
         raise FileNotFoundError(
-            f"{data_dir} holds no {marker}, neither directly nor in a folder or an archive *-mobile-{kind}.*.zip "
-            "within: give the folder that holds the corpus."
+            f"{data_dir} contains no {marker}, neither directly nor in a subfolder or an archive "
+            f"*-mobile-{kind}.*.zip: give the folder that contains the corpus."
         )
     if roots[0] == data_dir:
         return data_dir
     roots = [folder for folder in roots if kind in folder.name] or roots
     if len(roots) > 1:
         names = ", ".join(root.name for root in roots)
-        raise ValueError(f"{data_dir} holds several corpora ({names}): give the folder of one.")
+        raise InputError(f"{data_dir} contains several corpora ({names}): give the folder of one of them.")
     return roots[0]
 
 
 def extract_archives(archives: list[Path]) -> None:
-    """Extract zip archives beside themselves, whatever is not there yet.
+    """Extract what is missing of zip archives into their folder.
 
-    A file appears under its name only when it is complete, so an interrupted extraction, also by another program, is
-    taken up where it stopped.
+    Files appear under their names once they are complete, and files of another size are extracted again, so that an
+    interrupted extraction, also by another program, is resumed.
+
+    Args:
+        archives (`list[Path]`): The archives, all in one folder.
 
     Raises:
-        ValueError: An archive is damaged; nothing is extracted then, as far as its table of contents tells.
+        InputError: If an archive is damaged. Nothing is extracted if its table of contents is.
     """
     with ExitStack() as stack:
-        opened = [stack.enter_context(_open_archive(path)) for path in archives]
+        opened = {path: stack.enter_context(_open_archive(path)) for path in archives}
         if not _pending(opened):
             return
         with FileLock(archives[0].parent / ".extracting.lock"):
@@ -100,16 +110,17 @@ def extract_archives(archives: list[Path]) -> None:
             total = sum(member.file_size for _, member, _ in pending)
             with tqdm(total=total, unit="B", unit_scale=True, desc="Extracting") as progress:
                 for archive, member, target in pending:
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    part = target.with_name(target.name + ".part")
                     try:
-                        with archive.open(member) as source, open(part, "wb") as sink:
+                        # Flushing 230,350 files one by one would take hours on a hard disk.
+                        with (
+                            atomic_path(target, durable=False) as part,
+                            archive.open(member) as source,
+                            open(part, "wb") as sink,
+                        ):
                             shutil.copyfileobj(source, sink)
                     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-                        part.unlink(missing_ok=True)
                         problem = f"{archive.filename} is damaged at {member.filename} ({error})"
-                        raise ValueError(f"{problem}: download the archive again.") from None
-                    os.replace(part, target)
+                        raise InputError(f"{problem}: download the archive again.") from None
                     progress.update(member.file_size)
 
 
@@ -117,19 +128,18 @@ def _open_archive(path: Path) -> zipfile.ZipFile:
     try:
         archive = zipfile.ZipFile(path)
     except zipfile.BadZipFile:
-        raise ValueError(f"{path} is no complete zip archive: download it again.") from None
+        raise InputError(f"{path} is not a complete zip archive: download it again.") from None
     for name in archive.namelist():
         if name.startswith("/") or ".." in PurePosixPath(name).parts:
-            raise ValueError(f"{path} holds {name}, a path out of its folder: it is not the official archive.")
+            raise InputError(f"{path} contains {name}, a path outside its folder: download the official archive.")
     return archive
 
 
-def _pending(archives: list[zipfile.ZipFile]) -> list[tuple[zipfile.ZipFile, zipfile.ZipInfo, Path]]:
+def _pending(archives: dict[Path, zipfile.ZipFile]) -> list[tuple[zipfile.ZipFile, zipfile.ZipInfo, Path]]:
     pending = []
-    for archive in archives:
-        folder = Path(archive.filename).parent
+    for path, archive in archives.items():
         for member in archive.infolist():
-            target = folder / member.filename
+            target = path.parent / member.filename
             if not member.is_dir() and not (target.is_file() and target.stat().st_size == member.file_size):
                 pending.append((archive, member, target))
     return pending
@@ -139,32 +149,43 @@ def download_development(folder: Path) -> Path:
     """Download and extract the official development set (25.6 GiB of archives, 30 GB extracted).
 
     Args:
-        folder: Where the archives and the extracted corpus go. The archives may be deleted afterwards.
+        folder (`Path`): Folder of the archives, which may be deleted afterwards, and of the extracted corpus.
 
     Returns:
-        The corpus folder.
+        `Path`: The corpus folder.
+
+    Raises:
+        ConnectionError: If the server does not send an archive.
+        InputError: If an archive is damaged.
     """
     complete = folder / "complete"
     if not complete.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".downloading.lock"):
             for name, md5 in ARCHIVES.items():
-                download(f"{RECORD_URL}/{name}?download=1", folder / name, md5)
+                download_file(f"{RECORD_URL}/{name}?download=1", folder / name, md5)
         find_root(folder)
         complete.touch()
     return find_root(folder)
 
 
 def fetch_table(name: str, folder: Path) -> Path:
-    """Download the table of a DCASE 2024 subset ("split5", …, "split100", "test") into `folder`, unless it is there.
+    """Download a table of DCASE 2024 into `folder`, unless it is there.
+
+    Args:
+        name (`str`): `"split5"` to `"split100"`, or `"test"`.
+        folder (`Path`): Folder of the table.
+
+    Returns:
+        `Path`: The table.
 
     Raises:
-        FileNotFoundError: The download failed; the message says what to do by hand.
+        FileNotFoundError: If the download failed; the message explains how to add the table by hand.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".downloading.lock"):
         try:
-            return download(f"{TABLES_URL}/{name}.csv", folder / f"{name}.csv")
+            return download_file(f"{TABLES_URL}/{name}.csv", folder / f"{name}.csv")
         except OSError as error:
             raise FileNotFoundError(
                 f"The corpus has no {name}.csv, and {str(error).rstrip('.')}: put the file into the corpus folder, as "
@@ -172,16 +193,24 @@ def fetch_table(name: str, folder: Path) -> Path:
             ) from None
 
 
-def download(url: str, path: Path, md5: str | None = None) -> Path:
-    """Download a file, unless it is there. What an interrupted download left is continued.
+def download_file(url: str, path: Path, md5: str | None = None) -> Path:
+    """Download a file, unless it is there; an interrupted download is resumed.
+
+    Args:
+        url (`str`): Address of the file.
+        path (`Path`): Where the file goes.
+        md5 (`str`, *optional*): Its MD5 sum.
+
+    Returns:
+        `Path`: The file.
 
     Raises:
-        ConnectionError: The server does not send the file; what has arrived is kept for the next attempt.
-        ValueError: The file has another MD5 sum; it is deleted.
+        ConnectionError: If the server does not send the file; what has arrived is kept for the next attempt.
+        InputError: If the file has another MD5 sum; it is deleted.
     """
     if path.is_file():
         return path
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(path.name + PART_SUFFIX)
     fruitless, complete = 0, False
     while not complete:
         before, reason = _size(part), "the connection broke"
@@ -198,19 +227,19 @@ def download(url: str, path: Path, md5: str | None = None) -> Path:
         time.sleep(WAIT_SECONDS)
     if md5 is not None and (found := _md5(part)) != md5:
         part.unlink()
-        raise ValueError(f"{url} has the MD5 sum {found} instead of {md5}; it was deleted: download it again.")
+        raise InputError(f"{url} has the MD5 sum {found} instead of {md5} and was deleted: download it again.")
     os.replace(part, path)
     return path
 
 
 def _receive(url: str, part: Path) -> bool:
-    """Append to `part` what is missing of a file; whether it is complete then."""
+    """Append the missing bytes of a file to `part`, and return whether it is complete."""
     done = _size(part)
     request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
     try:
         response = urllib.request.urlopen(request, timeout=60)
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # nothing after `done`: all is there, or `part` is of another file
+        if error.code == 416:  # no bytes after `done`: the file is complete, or `part` is of another file
             if error.headers.get("Content-Range") == f"bytes */{done}":
                 return True
             part.unlink()

@@ -1,12 +1,13 @@
-"""Tables of TAU Urban Acoustic Scenes 2022 Mobile: reading them, and the rules they keep.
+"""Tables of TAU Urban Acoustic Scenes 2022 Mobile: reading them and checking their rules.
 
-`meta.csv` lists every labelled clip. The DCASE 2024 subsets (`split5.csv` to `split100.csv`) and `test.csv` name
-clips of it. All are tab-separated with a header; lines end in LF or CRLF. A clip is called
-`audio/<scene>-<city>-<location>-<segment>-<sub>-<device>.wav`: second `<sub>` of a segment (10 s in TAU) recorded at
-a location by one device.
+`meta.csv` lists every labelled clip. The DCASE 2024 subsets (`split5.csv` to `split100.csv`) and `test.csv` list clips
+from it. All tables are tab-separated and have a header; lines end in LF or CRLF. The file of a clip is called
+`audio/<scene>-<city>-<location>-<segment>-<sub>-<device>.wav`, where `<sub>` is its second within a segment (10 s in
+TAU), which one device recorded at one location.
 """
 
 import csv
+import re
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +16,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from dataset_script.errors import InputError
 
 
 SCENES = (
@@ -29,10 +32,10 @@ SCENES = (
     "street_traffic",
     "tram",
 )
-"""The ten labels in their official (alphabetical) order, which is the order of logits."""
+"""The ten classes in their official (alphabetical) order, which is the order of the logits."""
 
 DEVICES = ("a", "b", "c", "s1", "s2", "s3", "s4", "s5", "s6")
-"""Recording devices: `a`, `b`, `c` are real, `s1`-`s6` simulated; `s4`, `s5`, `s6` occur in the test split only."""
+"""Recording devices: `a` to `c` are real, `s1` to `s6` simulated; `s4` to `s6` occur only in the test split."""
 
 CITIES = (
     "barcelona",
@@ -51,13 +54,30 @@ PERCENTAGES = (5, 10, 25, 50, 100)
 SUBSETS = tuple(f"split{percent}" for percent in PERCENTAGES)
 """Training subsets of DCASE 2024 Task 1, smallest first; each is contained in the next."""
 
-# By the organisers the 100 % subset and the test split have the clips of the 2022 lists (in another order), so a
-# folder without the 2024 tables still has these two.
+
+def subset_percentage(dataset: str) -> int:
+    """Return the percentage of the training clips that a configuration takes, by its name.
+
+    Args:
+        dataset (`str`): Name of a configuration, or any other dataset.
+
+    Returns:
+        `int`: 25 for `"split25"` and `"demo25"`; 100 for a name without a percentage.
+    """
+    subset = re.fullmatch(r"(?:split|demo)(\d+)", dataset)
+    return int(subset[1]) if subset else 100
+
+
+# According to the organisers, the 100 % subset and the test split consist of the clips of the 2022 lists (in another
+# order), so a folder without the 2024 tables still has these two.
 TABLE_FILES = {subset: (f"{subset}.csv",) for subset in SUBSETS} | {
     "split100": ("split100.csv", "fold1_train.csv"),
     "test": ("test.csv", "fold1_evaluate.csv"),
 }
 TABLE_FOLDERS = ("split_setup", "evaluation_setup", ".")
+
+WRONG_TABLE = "one of the two tables is the wrong file, download both again"
+"""The fix for tables that contradict each other."""
 
 FILENAME_PATTERN = (
     r"^audio/(?P<scene>[a-z_]+)-(?P<city>[a-z]+)-(?P<location>\d+)-(?P<segment>\d+)-(?P<sub>\d)-(?P<device>[a-z0-9]+)"
@@ -67,13 +87,14 @@ FILENAME_PATTERN = (
 
 @dataclass
 class Corpus:
-    """The tables of a corpus folder.
+    """Tables of a corpus folder.
 
     Attributes:
-        root: Folder that holds `audio/` and `meta.csv`.
-        meta: The clips by `filename`, as returned by `read_meta`.
-        tables: `filename` and `scene_label` of "split5", …, "split100" and "test", as far as they were found.
-        paths: The files that `meta` ("meta") and `tables` were read from.
+        root (`Path`): Folder with `audio/` and `meta.csv`.
+        meta (`pd.DataFrame`): The clips by `filename`, as returned by [`read_meta`].
+        tables (`dict[str, pd.DataFrame]`): `filename` and `scene_label` of those of `"split5"` to `"split100"` and
+            `"test"` that were found.
+        paths (`dict[str, Path]`): The files that `meta` (`"meta"`) and `tables` were read from.
     """
 
     root: Path
@@ -83,7 +104,15 @@ class Corpus:
 
 
 def find_table(root: Path, name: str) -> Path | None:
-    """The file of table `name` in a corpus folder: in `split_setup/`, in `evaluation_setup/` or beside `meta.csv`."""
+    """Find a table in a corpus folder, in `split_setup/`, in `evaluation_setup/` or beside `meta.csv`.
+
+    Args:
+        root (`Path`): The corpus folder.
+        name (`str`): `"split5"` to `"split100"`, or `"test"`.
+
+    Returns:
+        `Path` or `None`: The file, if there is one.
+    """
     candidates = (root / folder / file for file in TABLE_FILES[name] for folder in TABLE_FOLDERS)
     return next((path for path in candidates if path.is_file()), None)
 
@@ -92,11 +121,14 @@ def read_corpus(root: Path, elsewhere: dict[str, Path] | None = None) -> Corpus:
     """Read `meta.csv` and every subset table of a corpus folder.
 
     Args:
-        root: Folder that holds `audio/` and `meta.csv`.
-        elsewhere: Files of tables that the folder does not have, by name.
+        root (`Path`): Folder with `audio/` and `meta.csv`.
+        elsewhere (`dict[str, Path]`, *optional*): Files of tables that are missing from the folder, by name.
+
+    Returns:
+        [`Corpus`]: The tables.
 
     Raises:
-        ValueError: A table is malformed, see `read_table` and `read_meta`.
+        InputError: If a table is malformed, see [`read_table`] and [`read_meta`].
     """
     found = {name: find_table(root, name) for name in TABLE_FILES}
     paths = {name: path for name, path in found.items() if path} | (elsewhere or {})
@@ -106,62 +138,73 @@ def read_corpus(root: Path, elsewhere: dict[str, Path] | None = None) -> Corpus:
 
 
 def read_table(path: Path, columns: tuple[str, ...] = ("filename", "scene_label")) -> pd.DataFrame:
-    """Read some columns of a tab-separated table, every cell a string.
+    """Read columns of a tab-separated table as strings.
+
+    Args:
+        path (`Path`): The table.
+        columns (`tuple[str, ...]`, *optional*, defaults to `("filename", "scene_label")`): The columns, `"filename"`
+            among them.
 
     Raises:
-        ValueError: A column is missing, there are no rows, a cell is empty, a label unknown or a clip listed twice.
+        InputError: If a column is missing, there are no rows, a cell is empty, a label is unknown, or a clip is listed
+            twice.
     """
     try:
         table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, quoting=csv.QUOTE_NONE, index_col=False)
-    except ValueError as error:  # what pandas raises for empty, ragged and undecodable files
-        raise ValueError(f"{path} is no tab-separated table ({' '.join(str(error).split())}): get it again.") from None
+    except ValueError as error:  # pandas raises it for empty, ragged and undecodable files
+        raise InputError(
+            f"{path} is not a tab-separated table ({' '.join(str(error).split())}): download it again."
+        ) from None
     missing = [column for column in columns if column not in table]
     if missing:
-        raise ValueError(
-            f"{path} has the columns {list(table)} but not {missing[0]!r}: a tab-separated table with the columns "
-            f"{list(columns)} is needed."
+        raise InputError(
+            f"{path} has the columns {list(table)} but not {missing[0]!r}: use a tab-separated table with the columns "
+            f"{list(columns)}."
         )
     table = table[list(columns)].fillna("")
     if table.empty:
-        raise ValueError(f"{path} lists no clip: get it again.")
+        raise InputError(f"{path} lists no clips: download it again.")
     for column in columns:
-        refuse(path, table, table[column] == "", f"has no {column}", "get the table again")
-    refuse(path, table, table["filename"].duplicated(), "is listed twice", "remove the second line")
+        refuse_row(path, table, table[column] == "", f"has no {column}", "download the table again")
+    refuse_row(path, table, table["filename"].duplicated(), "is listed twice", "remove the second line")
     if "scene_label" in columns:
         unknown = ~table["scene_label"].isin(SCENES)
-        refuse(path, table, unknown, "has the unknown label {scene_label!r}", f"the labels are {', '.join(SCENES)}")
+        refuse_row(path, table, unknown, "has the unknown label {scene_label!r}", f"use one of {', '.join(SCENES)}")
     return table
 
 
 def read_meta(path: Path) -> pd.DataFrame:
     """Read `meta.csv`.
 
+    Args:
+        path (`Path`): The table.
+
     Returns:
-        One row a clip, indexed by `filename`: `scene_label`, `device`, `city`, `identifier` (the
-        `<city>-<location>`), `location` and `segment` (int32), `recording` (one segment from one device: the file
-        name without its second).
+        `pd.DataFrame`: One row per clip, indexed by `filename`, with the columns `scene_label`, `device`, `city`,
+        `identifier` (`<city>-<location>`), `location` and `segment` (int32), and `recording` (one segment from one
+        device, the file name without its second).
 
     Raises:
-        ValueError: The table is malformed, or a file name breaks the grammar or disagrees with its row.
+        InputError: If the table is malformed, or a file name is malformed or contradicts its row.
     """
     table = read_table(path, ("filename", "scene_label", "identifier", "source_label"))
-    # Arrow's regular expressions, a fifth of the time of those of pandas.
+    # Arrow's regular expressions are five times as fast as those of pandas.
     parts = pc.extract_regex(pa.array(table["filename"], pa.string()), FILENAME_PATTERN)
     parts = pa.table(parts.flatten(), [part.name for part in parts.type]).to_pandas()
     grammar = "audio/<scene>-<city>-<location>-<segment>-<sub>-<device>.wav"
-    refuse(path, table, parts["scene"].isna(), f"is not named {grammar}", "correct the name")
+    refuse_row(path, table, parts["scene"].isna(), f"is not named {grammar}", "rename the file")
     place = parts["city"] + "-" + parts["location"]
     for column, named in (("scene_label", parts["scene"]), ("identifier", place), ("source_label", parts["device"])):
-        refuse(
+        refuse_row(
             path,
             table.assign(named=named),
             table[column] != named,
             f"has the {column} {{{column}!r}}, but its name says {{named!r}}",
-            "get the table again, its rows are mixed up",
+            "download the table again, its rows are mixed up",
         )
     for column, known in (("city", CITIES), ("device", DEVICES)):
         unknown = ~parts[column].isin(known)
-        refuse(path, table, unknown, f"has an unknown {column}", f"known are {', '.join(known)}")
+        refuse_row(path, table, unknown, f"has an unknown {column}", f"use one of {', '.join(known)}")
     return pd.DataFrame(
         {
             "scene_label": table["scene_label"].values,
@@ -176,109 +219,117 @@ def read_meta(path: Path) -> pd.DataFrame:
     )
 
 
-def refuse(source: Path | str, table: pd.DataFrame, bad: pd.Series | np.ndarray, problem: str, fix: str) -> None:
-    """Raise a ValueError about the first row of `table` where `bad` holds; `problem` may name `{columns}` of it."""
+def refuse_row(source: Path | str, table: pd.DataFrame, bad: pd.Series | np.ndarray, problem: str, fix: str) -> None:
+    """Raise an error about the first bad row of a table, if there is one.
+
+    Args:
+        source (`Path` or `str`): The table's file.
+        table (`pd.DataFrame`): The table, with the column `filename`.
+        bad (`pd.Series` or `np.ndarray` of shape `(rows,)`): Which rows are bad.
+        problem (`str`): What is wrong, as the end of a sentence about the clip. May contain `{column}` placeholders.
+        fix (`str`): What to do about it.
+
+    Raises:
+        InputError: If a row is bad.
+    """
     if bad.any():
         row = int(np.argmax(bad))
-        cells = table.iloc[row].to_dict()
-        others = f" (likewise {bad.sum() - 1:,} more rows)" if bad.sum() > 1 else ""
-        raise ValueError(f"{source}, line {row + 2}: {cells['filename']} {problem.format(**cells)}{others}: {fix}.")
+        cells = {str(column): cell for column, cell in table.iloc[row].items()}
+        others = f" (and {bad.sum() - 1:,} more rows)" if bad.sum() > 1 else ""
+        raise InputError(f"{source}, line {row + 2}: {cells['filename']} {problem.format(**cells)}{others}: {fix}.")
 
 
 def check_listed(corpus: Corpus) -> str:
-    """Every clip of a subset table is in `meta.csv`, with the same label."""
+    """Check that every clip of a subset table is in `meta.csv`, with the same label."""
     for name, table in corpus.tables.items():
         labels = corpus.meta["scene_label"].reindex(table["filename"]).to_numpy()
         joined = table.assign(meta_label=labels)
         path, absent = corpus.paths[name], joined["meta_label"].isna()
-        refuse(path, joined, absent, "is not in meta.csv", "the two tables are of different corpora")
-        refuse(
+        refuse_row(path, joined, absent, "is not in meta.csv", "the two tables are of different corpora")
+        refuse_row(
             path,
             joined,
             joined["scene_label"] != joined["meta_label"],
             "has the label {scene_label!r}, but {meta_label!r} in meta.csv",
-            "get the table again, its rows are mixed up",
+            "download the table again, its rows are mixed up",
         )
     return ", ".join(f"{name} {len(table):,}" for name, table in corpus.tables.items())
 
 
 def check_nested(corpus: Corpus) -> str:
-    """Each subset is contained in the next larger one, and holds about its share of the segments of split100."""
+    """Check that each subset is contained in the next and has about its fraction of the segments of split100."""
     found = [name for name in SUBSETS if name in corpus.tables]
     for smaller, larger in pairwise(found):
         table = corpus.tables[smaller]
         absent = _absent(table, corpus.tables[larger])
-        fix = "one of the two tables is the wrong file, get them again"
-        refuse(corpus.paths[smaller], table, absent, f"is not in {corpus.paths[larger].name}", fix)
+        refuse_row(corpus.paths[smaller], table, absent, f"is not in {corpus.paths[larger].name}", WRONG_TABLE)
     if "split100" in corpus.tables:
         whole = _segments_per_scene(corpus, "split100")
         for name, percent in zip(SUBSETS, PERCENTAGES, strict=True):
             if name in corpus.tables:
-                share, count = whole * percent / 100, _segments_per_scene(corpus, name).sum()
-                # Shares of small scenes are rounded somehow; another subset in the place of this one is far off.
-                if not 0.9 * np.floor(share).sum() <= count <= 1.1 * np.ceil(share).sum():
-                    raise ValueError(
+                expected, count = whole * percent / 100, _segments_per_scene(corpus, name).sum()
+                # The published fractions are rounded in some way; another subset in place of this one is far off.
+                if not 0.9 * np.floor(expected).sum() <= count <= 1.1 * np.ceil(expected).sum():
+                    raise InputError(
                         f"{corpus.paths[name]} has {count:,} segments, but {percent} % of the {whole.sum():,} in "
-                        f"{corpus.paths['split100'].name} are {share.sum():,.0f}: one of the two tables is the wrong "
-                        "file, get them again."
+                        f"{corpus.paths['split100'].name} are {expected.sum():,.0f}: {WRONG_TABLE}."
                     )
     return " < ".join(found) or "no subset tables"
 
 
 def check_published(corpus: Corpus) -> str:
-    """The 2024 and the 2022 lists of the training and of the test clips, where both are there, are the same sets."""
+    """Check that the lists of 2024 and 2022, where both exist, contain the same training and test clips."""
     compared = []
     for name, published in (("split100", "fold1_train.csv"), ("test", "fold1_evaluate.csv")):
         path = corpus.root / "evaluation_setup" / published
         if name in corpus.tables and corpus.paths[name] != path and path.is_file():
             table, listed = corpus.tables[name], read_table(path)
-            fix = "one of the two tables is the wrong file, get them again"
-            refuse(path, listed, _absent(listed, table), f"is not in {corpus.paths[name].name}", fix)
-            refuse(corpus.paths[name], table, _absent(table, listed), f"is not in {published}", fix)
+            refuse_row(path, listed, _absent(listed, table), f"is not in {corpus.paths[name].name}", WRONG_TABLE)
+            refuse_row(corpus.paths[name], table, _absent(table, listed), f"is not in {published}", WRONG_TABLE)
             compared.append(f"{name} = {published}")
     return ", ".join(compared) or "nothing to compare"
 
 
 def check_whole(corpus: Corpus) -> str:
-    """A table holds all the seconds of one segment from one device that `meta.csv` lists, or none."""
+    """Check that each table has all clips that `meta.csv` lists for a segment from one device, or none of them."""
     counts = corpus.meta["recording"].value_counts()
     for name, table in corpus.tables.items():
         recordings = corpus.meta["recording"].reindex(table["filename"]).reset_index(drop=True)
-        held = recordings.map(recordings.value_counts())
-        refuse(
+        present = recordings.map(recordings.value_counts())
+        refuse_row(
             corpus.paths[name],
-            table.assign(held=held, listed=recordings.map(counts)),
-            held != recordings.map(counts),
-            "is of a segment cut apart, {held} of its {listed} clips are in the table",
-            "get the table again",
+            table.assign(present=present, listed=recordings.map(counts)),
+            present != recordings.map(counts),
+            "belongs to an incomplete segment, {present} of its {listed} clips are in the table",
+            "download the table again",
         )
     return f"{len(counts):,} segments, each from one device"
 
 
 def check_disjoint(corpus: Corpus) -> str:
-    """No location of the test split is in a training subset."""
+    """Check that training subsets and test split have no location in common."""
     if "test" not in corpus.tables:
         return "no test table"
     test = corpus.meta["identifier"].reindex(corpus.tables["test"]["filename"]).unique()
     for name, table in corpus.tables.items():
         if name != "test":
             shared = corpus.meta["identifier"].reindex(table["filename"]).isin(test).reset_index(drop=True)
-            fix = "one of the two tables is the wrong file, get them again"
-            refuse(corpus.paths[name], table, shared, "was recorded at a location of the test split", fix)
-    return f"{len(test):,} locations in test, none of them in training"
+            problem = "was recorded at a location of the test split"
+            refuse_row(corpus.paths[name], table, shared, problem, WRONG_TABLE)
+    return f"{len(test):,} locations in test, none of them in train"
 
 
 TABLE_CHECKS = {
-    "subset tables agree with meta.csv": check_listed,
-    "lists of 2024 and 2022 agree": check_published,
-    "subsets nested": check_nested,
-    "segments whole": check_whole,
-    "train and test disjoint by location": check_disjoint,
+    "subset tables match meta.csv": check_listed,
+    "lists of 2024 and 2022 match": check_published,
+    "subsets are nested": check_nested,
+    "segments are complete": check_whole,
+    "train and test share no location": check_disjoint,
 }
 
 
 def _absent(table: pd.DataFrame, other: pd.DataFrame) -> np.ndarray:
-    """Which clips of a table are not in the other one."""
+    """Return which clips of a table are missing from the other one."""
     return pd.Index(other["filename"]).get_indexer(table["filename"]) < 0
 
 

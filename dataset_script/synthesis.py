@@ -1,7 +1,7 @@
-"""Sound for the demo corpus: ten scenes of textures, events and rhythms, and devices that colour them.
+"""Sound synthesis for the demo corpus: ten scenes made of textures, events and rhythms, and recording devices.
 
-All randomness comes from generators of the caller. Times are in seconds, frequencies in hertz, levels in decibels;
-sounds are float64 arrays of `SAMPLE_RATE` samples a second.
+All randomness comes from the caller's generators. Times are in seconds, frequencies in hertz, levels in decibels;
+sounds are float64 arrays at `SAMPLE_RATE`.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,25 +13,25 @@ from dataset_script.clips import SAMPLE_RATE
 
 
 RESPONSE_SAMPLES = 2_048
-"""Length of a device response: 46 ms."""
+"""Length of the impulse response of a device, 46 ms."""
 
 LEVEL_SPREAD = 4.0
-"""Standard deviation of the level of each layer of a scene, so that no scene is known by its mixture."""
+"""Standard deviation of the level of each layer, so that the mixing ratio does not identify a scene."""
 
 Layer = tuple[float, np.ndarray]
-"""A level and a sound, which is scaled to that level (RMS)."""
+"""A level and a sound, which is scaled to that RMS level."""
 
 
 @dataclass
 class Place:
-    """What a location makes of a scene.
+    """Effect of a location on its scene.
 
     Attributes:
-        pitch: Factor on every pitch.
-        pace: Factor on every rhythm.
-        tilt: Colour of the surroundings, in dB an octave.
-        decay: Reverberation time (60 dB).
-        bustle: Level of events over textures.
+        pitch (`float`): Factor of all pitches.
+        pace (`float`): Factor of all rhythms.
+        tilt (`float`): Spectral tilt, in dB per octave.
+        decay (`float`): Reverberation time (60 dB).
+        bustle (`float`): Level of events relative to textures.
     """
 
     pitch: float
@@ -42,7 +42,12 @@ class Place:
 
 
 def make_place(city: np.random.Generator, location: np.random.Generator) -> Place:
-    """A location, whose character is partly that of its city."""
+    """Draw a location, part of whose character is that of its city.
+
+    Args:
+        city (`np.random.Generator`): Generator of the city.
+        location (`np.random.Generator`): Generator of the location.
+    """
     return Place(
         pitch=2 ** (city.uniform(-0.3, 0.3) + location.uniform(-0.3, 0.3)),
         pace=2 ** (city.uniform(-0.3, 0.3) + location.uniform(-0.3, 0.3)),
@@ -53,20 +58,27 @@ def make_place(city: np.random.Generator, location: np.random.Generator) -> Plac
 
 
 def render_scene(scene: str, place: Place, rng: np.random.Generator, seconds: int) -> np.ndarray:
-    """A segment of a scene, with a peak between -24 and -3 dB of full scale."""
+    """Synthesize a segment of a scene, with a peak between -24 and -3 dB of full scale.
+
+    Args:
+        scene (`str`): Name of the scene.
+        place ([`Place`]): Location of the segment.
+        rng (`np.random.Generator`): Source of all random choices.
+        seconds (`int`): Duration.
+    """
     sound = np.zeros(seconds * SAMPLE_RATE)
-    for level, layer in SCENES[scene](place, rng, len(sound)):
+    for level, layer in RENDERERS[scene](place, rng, len(sound)):
         level += rng.normal(0, LEVEL_SPREAD)
         sound += 10 ** (level / 20) * layer / np.sqrt((layer**2).mean() + 1e-12)
-    sound = shape(sound, [(50, -4.3 * place.tilt), (1_000, 0), (16_000, 4 * place.tilt)])
+    sound = shape_spectrum(sound, [(50, -4.3 * place.tilt), (1_000, 0), (16_000, 4 * place.tilt)])
     return sound / np.abs(sound).max() * 10 ** (rng.uniform(-24, -3) / 20)
 
 
-# The building blocks of scenes.
+# Building blocks of scenes.
 
 
-def shape(sound: np.ndarray, points: Iterable[tuple[float, float]]) -> np.ndarray:
-    """Filter with a zero-phase response through `(frequency, level)` points, straight over log frequency."""
+def shape_spectrum(sound: np.ndarray, points: Iterable[tuple[float, float]]) -> np.ndarray:
+    """Apply a zero-phase filter through `(frequency, level)` points, interpolated over log frequency."""
     frequencies = np.fft.rfftfreq(len(sound), 1 / SAMPLE_RATE)
     hertz, levels = np.array(list(points)).T
     response = 10 ** (np.interp(np.log(np.maximum(frequencies, 1)), np.log(hertz), levels) / 20)
@@ -74,18 +86,18 @@ def shape(sound: np.ndarray, points: Iterable[tuple[float, float]]) -> np.ndarra
 
 
 def noise(rng: np.random.Generator, samples: int, *points: tuple[float, float]) -> np.ndarray:
-    """Stationary noise with a spectrum through `(frequency, level)` points."""
-    return shape(rng.standard_normal(samples), points)
+    """Generate stationary noise with a spectrum through `(frequency, level)` points."""
+    return shape_spectrum(rng.standard_normal(samples), points)
 
 
 def waver(rng: np.random.Generator, samples: int, rate: float, depth: float) -> np.ndarray:
-    """A factor that wanders by about `depth` dB, `rate` times a second."""
+    """Generate a gain that varies randomly by about `depth` dB, `rate` times per second."""
     knots = rng.standard_normal(int(samples / SAMPLE_RATE * rate) + 3)
     return 10 ** (depth / 20 * np.interp(np.arange(samples) * rate / SAMPLE_RATE, np.arange(len(knots)), knots))
 
 
 def hum(rng: np.random.Generator, samples: int, pitch: float, slope: float, glide: float = 0.0) -> np.ndarray:
-    """Up to 30 harmonics of a pitch, falling by `slope` dB an octave, gliding by `glide` octaves a second."""
+    """Generate up to 30 harmonics that fall by `slope` dB per octave and glide by `glide` octaves per second."""
     time = np.arange(samples) / SAMPLE_RATE
     phase = 2 * np.pi * np.cumsum(pitch * 2 ** (glide * time) * waver(rng, samples, 4, 0.05)) / SAMPLE_RATE
     fundamental = np.exp(1j * phase)
@@ -99,7 +111,7 @@ def hum(rng: np.random.Generator, samples: int, pitch: float, slope: float, glid
 
 
 def scatter(samples: int, onsets: Iterable[float], event: Callable[[], np.ndarray]) -> np.ndarray:
-    """A new `event` at every onset."""
+    """Place a new `event` at every onset."""
     sound = np.zeros(samples)
     for onset in onsets:
         start = int(onset * SAMPLE_RATE)
@@ -110,44 +122,44 @@ def scatter(samples: int, onsets: Iterable[float], event: Callable[[], np.ndarra
 
 
 def beat(rng: np.random.Generator, samples: int, rate: float, jitter: float) -> np.ndarray:
-    """Onsets `rate` times a second from a random start, each `jitter` of a period off."""
+    """Draw onsets, `rate` per second, with a random start and a `jitter` in periods."""
     count = int(samples / SAMPLE_RATE * rate) + 1
     return np.abs(np.arange(count) + rng.uniform(0, 1) + rng.normal(0, jitter, count)) / rate
 
 
 def ring(rng: np.random.Generator, partials: Iterable[float], decay: float) -> np.ndarray:
-    """A struck sound with these partials, 60 dB down after `decay`."""
+    """Generate a struck sound with these partials that decays by 60 dB in `decay`."""
     time = np.arange(int(decay * SAMPLE_RATE)) / SAMPLE_RATE
     tones = sum(np.sin(2 * np.pi * partial * time) * rng.uniform(0.4, 1) for partial in partials)
     return tones * 10 ** (-3 * time / decay) * np.minimum(1, time * 500)
 
 
 def click(rng: np.random.Generator, decay: float, *points: tuple[float, float]) -> np.ndarray:
-    """A burst of noise, 60 dB down after `decay`."""
+    """Generate a noise burst that decays by 60 dB in `decay`."""
     samples = int(decay * SAMPLE_RATE)
     return noise(rng, samples, *points) * 10 ** (-3 * np.linspace(0, 1, samples)) * 10 ** (rng.normal(0, 3) / 20)
 
 
 def chirp(rng: np.random.Generator, pitch: float, span: float, duration: float) -> np.ndarray:
-    """A bird's note that sweeps `span` octaves."""
+    """Generate a note of birdsong that sweeps `span` octaves."""
     part = np.linspace(0, 1, int(duration * SAMPLE_RATE))
     bend = span * np.sin(np.pi * part * rng.uniform(0.5, 2) + rng.uniform(0, 2 * np.pi))
     return np.sin(2 * np.pi * np.cumsum(pitch * 2**bend) / SAMPLE_RATE) * np.sin(np.pi * part) ** 2
 
 
 def babble(rng: np.random.Generator, samples: int, place: Place, voices: int) -> np.ndarray:
-    """Voices that speak at a time: pitched, through a vowel's resonances, in the rhythm of syllables."""
+    """Generate simultaneous voices with pitch, vowel formants and the rhythm of syllables."""
     sound = np.zeros(samples)
     for _ in range(voices):
         voice = hum(rng, samples, rng.uniform(95, 240) * place.pitch, 4, rng.uniform(-0.3, 0.3))
         first, second = rng.uniform(300, 800), rng.uniform(1_000, 2_300)
         vowel = [(80, -20), (first, 0), (0.5 * (first + second), -12), (second, -4), (4_500, -25), (16_000, -60)]
-        sound += shape(voice, vowel) * waver(rng, samples, 5 * place.pace, 10) * rng.uniform(0.3, 1)
+        sound += shape_spectrum(voice, vowel) * waver(rng, samples, 5 * place.pace, 10) * rng.uniform(0.3, 1)
     return sound
 
 
 def reverberate(rng: np.random.Generator, sound: np.ndarray, decay: float) -> np.ndarray:
-    """Sound in a room with this reverberation time."""
+    """Add the reverberation of a room with this reverberation time."""
     samples = int(decay * SAMPLE_RATE)
     tail = rng.standard_normal(samples) * 10 ** (-3 * np.arange(samples) / samples) * 0.03
     tail[0] = 1
@@ -155,12 +167,12 @@ def reverberate(rng: np.random.Generator, sound: np.ndarray, decay: float) -> np
 
 
 def convolve(sound: np.ndarray, response: np.ndarray) -> np.ndarray:
-    """Linear convolution, as long as the sound."""
+    """Convolve linearly; the result has the length of the sound."""
     size = 1 << (len(sound) + len(response) - 2).bit_length()
     return np.fft.irfft(np.fft.rfft(sound, size) * np.fft.rfft(response, size), size)[: len(sound)]
 
 
-# The scenes: a place, a generator and a number of samples to layers. Several share textures, as real ones do.
+# The scenes: each maps a place, a generator and a number of samples to layers. Some share textures, like real scenes.
 
 
 def _airport(place: Place, rng: np.random.Generator, n: int) -> list[Layer]:
@@ -204,7 +216,8 @@ def _metro(place: Place, rng: np.random.Generator, n: int) -> list[Layer]:
 def _metro_station(place: Place, rng: np.random.Generator, n: int) -> list[Layer]:
     start, pitch = rng.uniform(0, 0.6), rng.uniform(1_300, 1_900) * place.pitch
     beeps = scatter(n, start + np.arange(4) * 0.17 / place.pace, lambda: ring(rng, [pitch, 2 * pitch], 0.16))
-    swell = np.linspace(*rng.uniform(-14, 4, 2), n)
+    swell_start, swell_end = rng.uniform(-14, 4, 2)
+    swell = np.linspace(swell_start, swell_end, n)
     return [
         (-3, noise(rng, n, (30, 8), (150, 4), (800, -6), (3_000, -20), (16_000, -44)) * 10 ** (swell / 20)),
         (-4, reverberate(rng, babble(rng, n, place, 4), 2.4 * place.decay)),
@@ -298,7 +311,7 @@ def _tram(place: Place, rng: np.random.Generator, n: int) -> list[Layer]:
     ]
 
 
-SCENES: dict[str, Callable[[Place, np.random.Generator, int], list[Layer]]] = {
+RENDERERS: dict[str, Callable[[Place, np.random.Generator, int], list[Layer]]] = {
     "airport": _airport,
     "bus": _bus,
     "metro": _metro,
@@ -316,19 +329,19 @@ SCENES: dict[str, Callable[[Place, np.random.Generator, int], list[Layer]]] = {
 
 
 def make_response(rng: np.random.Generator, spread: float, low: float, high: float) -> np.ndarray:
-    """Impulse response of a small microphone: minimum phase, unit energy.
+    """Draw the impulse response of a small microphone, with minimum phase and unit energy.
 
     Args:
-        rng: Draws the ups and downs of the frequency response.
-        spread: Their standard deviation in dB, an octave apart.
-        low: Lower cut-off, below which the response falls by 12 dB an octave.
-        high: Upper cut-off, above which it falls by 18 dB an octave.
+        rng (`np.random.Generator`): Source of the peaks and dips of the frequency response.
+        spread (`float`): Standard deviation in dB of the levels of octaves.
+        low (`float`): Lower cut-off frequency, below which the response falls by 12 dB per octave.
+        high (`float`): Upper cut-off frequency, above which it falls by 18 dB per octave.
     """
     size = 2 * RESPONSE_SAMPLES
     frequencies = np.maximum(np.fft.rfftfreq(size, 1 / SAMPLE_RATE), 1)
     level = np.interp(np.log2(np.maximum(frequencies / 20, 1)), np.arange(12), rng.normal(0, spread, 12))
     level -= 10 * np.log10(1 + (low / frequencies) ** 4) + 10 * np.log10(1 + (frequencies / high) ** 6)
-    # The cepstrum of a minimum-phase response is the causal part of the cepstrum of its magnitude.
+    # The cepstrum of a minimum-phase response is the folded (causal) cepstrum of its magnitude.
     cepstrum = np.fft.irfft(np.maximum(level, -80) * np.log(10) / 20)
     cepstrum[1 : size // 2] *= 2
     cepstrum[size // 2 + 1 :] = 0
@@ -336,10 +349,18 @@ def make_response(rng: np.random.Generator, spread: float, low: float, high: flo
     return response / np.sqrt((response**2).sum())
 
 
-def record(
+def apply_device(
     sound: np.ndarray, response: np.ndarray, drive: float, noise_level: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """What a device makes of a sound, at the same peak: its response, soft clipping (unless `drive` is 0), noise."""
+    """Simulate the recording of a sound by a device, at an unchanged peak level.
+
+    Args:
+        sound (`np.ndarray` of shape `(samples,)`): The sound.
+        response (`np.ndarray` of shape `(taps,)`): Impulse response of the device.
+        drive (`float`): Gain before soft clipping; 0 for no clipping.
+        noise_level (`float`): Level of its noise, in dB below the peak.
+        rng (`np.random.Generator`): Source of the noise.
+    """
     peak = np.abs(sound).max()
     sound = convolve(sound, response)
     sound = sound / np.abs(sound).max()

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import datasets
 import pandas as pd
@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 from datasets import Audio, ClassLabel, Dataset, DatasetDict, Features, List, Value
 
 from dataset_script.clips import SAMPLE_RATE, check_clips
-from dataset_script.demo import demo_corpus, says_synthetic
+from dataset_script.demo import demo_corpus, has_synthetic_card
+from dataset_script.errors import InputError
 from dataset_script.logits import TeacherLogits, join_logits, read_logits
-from dataset_script.recordings import load_recordings
 from dataset_script.sources import download_development, fetch_table, find_root
 from dataset_script.splits import (
     CITIES,
@@ -37,12 +37,12 @@ logger = logging.getLogger(__name__)
 HOMEPAGE = "https://zenodo.org/records/6337421"
 
 DESCRIPTION = """\
-One-second recordings of ten acoustic scenes in ten European cities by nine devices, with the training subsets of \
-DCASE 2024 Task 1 (5, 10, 25, 50 and 100 %)."""
+One-second clips of ten acoustic scenes in ten European cities, recorded by nine devices, with the training subsets \
+of DCASE 2024 Task 1 (5, 10, 25, 50 and 100 %)."""
 
 SYNTHETIC_DESCRIPTION = """\
-Synthetic scenes generated from a seed, in the layout of TAU Urban Acoustic Scenes 2022 Mobile: for trying the code \
-out. Results on them say nothing about real recordings."""
+Synthetic scenes generated from a seed, in the layout of TAU Urban Acoustic Scenes 2022 Mobile, for trying out code. \
+Results on them say nothing about real recordings."""
 
 CITATION = """\
 @inproceedings{heittola2020acoustic,
@@ -76,9 +76,10 @@ class TAUConfig(datasets.BuilderConfig):
     """Configuration of the builder.
 
     Attributes:
-        subset: Table of the training clips ("split5" to "split100"), or None for those without subsets.
-        demo: Whether the demo corpus is made where no folder is given.
-        teacher_logits: Logits datasets (folders, or ids on the Hub), each under the name of its column.
+        subset (`str`, *optional*): Table of the training clips, `"split5"` to `"split100"`; `None` for configurations
+            without subsets.
+        demo (`bool`): Whether the demo corpus is made if no folder is given.
+        teacher_logits (`dict[str, str]`, *optional*): Logits datasets, folders or ids on the Hub, by teacher name.
     """
 
     subset: str | None = None
@@ -97,7 +98,7 @@ def _configs() -> Iterator[TAUConfig]:
             subset=f"split{percent}",
             description=f"train: {percent} % of the training clips; test: the test split",
         )
-    yield TAUConfig(name="full", description="train: every labelled clip, those of the test split too")
+    yield TAUConfig(name="full", description="train: every labelled clip, including the test split")
     yield TAUConfig(name="evaluation", description="test: the unlabelled clips of the challenge")
     for percent in PERCENTAGES:
         yield TAUConfig(
@@ -109,10 +110,10 @@ def _configs() -> Iterator[TAUConfig]:
 
 
 class TAUUrban2022(datasets.ArrowBasedBuilder):
-    """Builder of TAU Urban Acoustic Scenes 2022 Mobile, and of corpora in its layout.
+    """Builder of TAU Urban Acoustic Scenes 2022 Mobile and of corpora in its layout.
 
-    The Arrow files refer to the clips by their paths. A corpus is therefore checked whenever it is prepared, also
-    when its Arrow files are there already; they are kept by the content of tables and logits.
+    The Arrow files refer to the clips by path, so the corpus is checked on every preparation, even if its Arrow files
+    are in the cache. They are cached by the content of tables and logits.
     """
 
     VERSION = datasets.Version("1.0.0")
@@ -121,7 +122,7 @@ class TAUUrban2022(datasets.ArrowBasedBuilder):
     DEFAULT_CONFIG_NAME = "demo"
 
     corpus: Corpus | None = None
-    """Tables of the corpus, once it has been read; the evaluation set has none."""
+    """Tables of the corpus after it has been read; `None` for the evaluation set."""
 
     def _info(self) -> datasets.DatasetInfo:
         features = {"audio": Audio(sampling_rate=SAMPLE_RATE, decode=False), "filename": Value("string")}
@@ -135,7 +136,7 @@ class TAUUrban2022(datasets.ArrowBasedBuilder):
             }
         for name in self.config.teacher_logits or {}:
             if not name.isidentifier():
-                raise ValueError(f"A teacher cannot be called {name!r}: use letters, digits and underscores.")
+                raise InputError(f"The teacher name {name!r} is invalid: use letters, digits and underscores.")
             features[f"teacher_logits_{name}"] = List(Value("float32"), length=len(SCENES))
         return datasets.DatasetInfo(
             description=DESCRIPTION,
@@ -146,21 +147,21 @@ class TAUUrban2022(datasets.ArrowBasedBuilder):
         )
 
     def read_splits(self, report: Callable[[str, str], None] = _log) -> dict[str, pa.Table]:
-        """Find the corpus, check it, and list its clips.
+        """Find the corpus, check it and list its clips.
 
         Args:
-            report: Called with the title and the summary of every check that was passed.
+            report (`Callable[[str, str], None]`, *optional*): Called with title and summary of every passed check.
 
         Returns:
-            The rows of each split.
+            `dict[str, pa.Table]`: The rows of each split.
 
         Raises:
-            FileNotFoundError: There is no corpus, or it lacks a clip or a table.
-            ValueError: The corpus, an archive of it or a logits dataset has a fault; the message names the first one.
+            FileNotFoundError: If there is no corpus, or a clip or table is missing.
+            InputError: If the corpus, one of its archives or a logits dataset is faulty.
         """
         teachers = {name: read_logits(source) for name, source in (self.config.teacher_logits or {}).items()}
         root = self._find_root()
-        if says_synthetic(root):
+        if has_synthetic_card(root):
             self.info.description, self.info.license = SYNTHETIC_DESCRIPTION, SYNTHETIC_LICENSE
             self.info.homepage = self.info.citation = ""
         report("folder", str(root))
@@ -169,7 +170,7 @@ class TAUUrban2022(datasets.ArrowBasedBuilder):
             splits = {"test": table.set_index("filename")}
         else:
             splits = self._labelled_splits(root, report)
-        report("clips", check_clips(root, pd.concat(list(splits.values())).index))
+        report("clips", check_clips(root, pd.concat(list(splits.values())).index.tolist()))
         return {split: self._table(root, split, clips, teachers) for split, clips in splits.items()}
 
     def _find_root(self) -> Path:
@@ -180,7 +181,7 @@ class TAUUrban2022(datasets.ArrowBasedBuilder):
         if self.config.demo:
             return demo_corpus(cache)
         if self.config.name == "evaluation":
-            raise ValueError("The evaluation set has to be downloaded by hand: give its folder as data_dir.")
+            raise InputError("The evaluation set is not downloaded by itself: give its folder as data_dir.")
         return download_development(cache / "download")
 
     def _labelled_splits(self, root: Path, report: Callable[[str, str], None]) -> dict[str, pd.DataFrame]:
@@ -188,7 +189,7 @@ class TAUUrban2022(datasets.ArrowBasedBuilder):
         tables = Path(self._cache_dir_root) / self.name / "split_setup"
         elsewhere = {name: fetch_table(name, tables) for name in needed if find_table(root, name) is None}
         self.corpus = corpus = read_corpus(root, elsewhere)
-        report("labels and file names", f"{len(corpus.meta):,} clips in meta.csv")
+        report("labels and file names match", f"{len(corpus.meta):,} clips in meta.csv")
         for title, check in TABLE_CHECKS.items():
             report(title, check(corpus))
         if not needed:
@@ -209,15 +210,21 @@ class TAUUrban2022(datasets.ArrowBasedBuilder):
                 columns[column] = pd.Categorical(clips[source], categories=self.info.features[column].names).codes
             columns |= {"location": clips["location"], "segment": clips["segment"]}
         for name, logits in teachers.items():
-            # Students are trained on logits; the test clips of a split that has both need none.
+            # Students are trained on the logits, so test clips do not need them.
             optional = split == "test" and self.config.subset is not None
-            columns[f"teacher_logits_{name}"] = join_logits(name, logits, clips.index, optional)
+            columns[f"teacher_logits_{name}"] = join_logits(name, logits, clips.index.tolist(), optional)
         return pa.table(columns).cast(self.info.features.arrow_schema)
 
-    def download_and_prepare(self, output_dir: str | None = None, **kwargs) -> None:
-        """Check the corpus and write its Arrow files, unless the same ones are in the cache.
+    def download_and_prepare(self, output_dir: str | None = None, **kwargs: Any) -> None:
+        """Check the corpus and write its Arrow files, unless the cache has them.
 
-        Takes the arguments of `datasets.DatasetBuilder.download_and_prepare` and raises what `read_splits` raises.
+        Args:
+            output_dir (`str`, *optional*): Folder of the Arrow files, defaults to one in the cache.
+            kwargs (`Any`): As for `datasets.DatasetBuilder.download_and_prepare`.
+
+        Raises:
+            FileNotFoundError: As for [`~TAUUrban2022.read_splits`].
+            InputError: As for [`~TAUUrban2022.read_splits`].
         """
         self._splits = self.read_splits()
         if output_dir is None:
@@ -231,67 +238,12 @@ class TAUUrban2022(datasets.ArrowBasedBuilder):
         yield from enumerate(rows)
 
 
-def load_scenes(
-    config_name: str = "demo",
-    data_dir: str | os.PathLike | None = None,
-    teacher_logits: dict[str, str] | None = None,
-    cache_dir: str | os.PathLike | None = None,
-) -> DatasetDict:
-    """Load a configuration of TAU Urban Acoustic Scenes 2022 Mobile, or of the demo corpus.
-
-    The corpus is checked first, whatever the cache holds; see `TAUUrban2022`.
+def is_synthetic(scenes: Dataset | DatasetDict) -> bool:
+    """Return whether scenes are from the demo corpus.
 
     Args:
-        config_name: "split5", "split10", "split25", "split50" or "split100" (train: that subset; test: the test
-            split), "full" (train: every labelled clip), "evaluation" (test: unlabelled clips), or "demo5", "demo10",
-            "demo25", "demo50", "demo" (5 to 100 % of the synthetic demo corpus). Anything with a slash, and any
-            folder, is a dataset of your own: see `load_recordings`.
-        data_dir: A folder with the corpus extracted, or with its archives as downloaded, which are then extracted
-            there. Without it the demo corpus is made, and TAU is downloaded (25.6 GiB), into the cache.
-        teacher_logits: Logits datasets written by `write_logits`, folders or ids on the Hub; each gives a column
-            `teacher_logits_<name>`. In `test` it is null where a dataset has no test clip.
-        cache_dir: Cache, by default that of `datasets`.
-
-    Returns:
-        The splits, with the columns `audio` (bytes or path, see `decode_clip`), `filename`, `label`, `device`,
-        `city`, `location`, `segment` and those of the teachers.
-
-    Raises:
-        FileNotFoundError: There is no corpus, or it lacks a clip or a table.
-        ValueError: The configuration is unknown, or the corpus, an archive of it or a logits dataset has a fault; the
-            message names the first one.
-
-    Example:
-
-        >>> scenes = load_scenes("split25", data_dir="/data/TAU-urban-acoustic-scenes-2022-mobile-development")
-        >>> samples, sampling_rate = decode_clip(scenes["train"][0]["audio"])
+        scenes (`Dataset` or `DatasetDict`): As returned by `load_scenes`, or one of its splits.
     """
-    names = [config.name for config in TAUUrban2022.BUILDER_CONFIGS]
-    if config_name not in names:
-        if "/" not in config_name and not Path(config_name).is_dir():
-            raise ValueError(
-                f"There is no configuration {config_name!r}: choose one of {', '.join(names)}, or give the folder or "
-                "Hub id of a dataset of your own."
-            )
-        return load_recordings(config_name, teacher_logits)
-    options = {"teacher_logits": {name: str(path) for name, path in teacher_logits.items()}} if teacher_logits else {}
-    builder = TAUUrban2022(
-        config_name=config_name,
-        data_dir=None if data_dir is None else str(data_dir),
-        cache_dir=None if cache_dir is None else str(cache_dir),
-        **options,
-    )
-    builder.download_and_prepare()
-    try:
-        return builder.as_dataset()
-    except (OSError, pa.ArrowInvalid):
-        logger.warning("The cache %s is damaged and is written again.", builder.cache_dir)
-        builder.download_and_prepare(download_mode="force_redownload")
-        return builder.as_dataset()
-
-
-def is_synthetic(scenes: Dataset | DatasetDict) -> bool:
-    """Whether scenes come from the demo corpus."""
     rows = next(iter(scenes.values())) if isinstance(scenes, DatasetDict) else scenes
     return rows.info.description == SYNTHETIC_DESCRIPTION
 

@@ -1,4 +1,4 @@
-"""Resampled waveforms, made once and memory-mapped from then on."""
+"""Resampled waveforms, computed once and then memory-mapped."""
 
 import hashlib
 import os
@@ -13,37 +13,44 @@ from datasets.utils import tqdm
 from filelock import FileLock
 
 from dataset_script.clips import decode_clip
+from dataset_script.errors import InputError
+from dataset_script.files import atomic_path
 
 
 FULL_SCALE = 2**15
-"""What a sample of 1.0 is as a 16-bit integer."""
+"""The 16-bit integer for a sample of 1.0."""
 
 BLOCK = 64
+"""Clips resampled at a time by one thread."""
 
 
 def cache_waveforms(
     dataset: datasets.Dataset, sampling_rate: int, cache_dir: str | os.PathLike | None = None
 ) -> np.ndarray:
-    """Resample every clip of a dataset to int16, or find the result of an earlier call.
+    """Resample every clip of a dataset to int16, or load the cached result of an earlier call.
 
-    Band-limited resampling (soxr, quality HQ) and rounding to the nearest step: the error against float32 samples is
-    at most half a step, 1.5e-5 or -96 dB of full scale (measured: -101 dB RMS; 54 to 80 dB below the clips of the
-    demo corpus, which peak at -24 to -3 dB). What resampling carries beyond full scale is clipped.
+    Band-limited resampling (soxr, quality HQ) and rounding to the nearest integer. The rounding error is at most
+    1.5e-5, or -96 dB of full scale (measured: -101 dB RMS, 54 to 80 dB below the clips of the demo corpus, which peak
+    at -24 to -3 dB). Resampled values beyond full scale are clipped.
 
-    The result is found again by rate, file names and states of the files (path, size and time of change, or a checksum
-    of embedded audio). It appears under its name only when it is complete.
+    Results are cached by sampling rate, file names and file states (path, size and modification time, or a checksum of
+    embedded audio).
 
     Args:
-        dataset: One split with the columns `audio` and `filename`; all its clips have the same duration.
-        sampling_rate: Rate in Hz, 32000 for the student and 16000 for BEATs.
-        cache_dir: Folder of the results, by default `waveforms` in the cache of `datasets`.
+        dataset (`datasets.Dataset`): One split with the columns `audio` and `filename`, whose clips have the same
+            duration.
+        sampling_rate (`int`): Rate in Hz, 32000 for the student and 16000 for BEATs.
+        cache_dir (`str` or `os.PathLike`, *optional*): Folder of the results, defaults to `waveforms` in the cache of
+            `datasets`.
 
     Returns:
-        A read-only memory map of shape `(rows, samples)`, int16, in the order of the rows; full scale is 32768.
+        `np.ndarray` of shape `(rows, samples)`: A read-only int16 memory map in the order of the rows; full scale is
+        32768.
 
     Raises:
-        ValueError: A clip cannot be decoded, is not mono, or differs in duration from the first one; or the result of
-            an earlier call is damaged.
+        InputError: If a clip cannot be decoded, is not mono, or differs in duration from the first one, or the cached
+            result is damaged.
+        OSError: If the result does not fit on the disk.
     """
     clips = dataset.with_format(None).select_columns(["audio", "filename"])
     clips = clips.cast_column("audio", datasets.Audio(decode=False))
@@ -52,13 +59,11 @@ def cache_waveforms(
     path = folder / f"{sampling_rate}-{_content_key(clips)}.npy"
     with FileLock(path.with_suffix(".lock")):
         if not path.is_file():
-            part = path.with_suffix(".part")
-            _resample(clips, sampling_rate, part)
-            os.replace(part, path)
+            _resample(clips, sampling_rate, path)
     try:
         return np.load(path, mmap_mode="r")
     except (ValueError, EOFError):
-        raise ValueError(f"{path} is damaged: delete it, and run again.") from None
+        raise InputError(f"{path} is damaged: delete it and run again.") from None
 
 
 def _content_key(clips: datasets.Dataset) -> str:
@@ -69,34 +74,39 @@ def _content_key(clips: datasets.Dataset) -> str:
                 status = os.stat(audio["path"])
                 state = f"{audio['path']}\t{status.st_size}\t{status.st_mtime_ns}"
             else:
-                state = zlib.crc32(audio["bytes"])
+                state = str(zlib.crc32(audio["bytes"]))
             digest.update(f"{filename}\t{state}\n".encode())
     return digest.hexdigest()[:20]
 
 
 def _resample(clips: datasets.Dataset, sampling_rate: int, path: Path) -> None:
     samples = len(_convert(clips[0]["audio"], sampling_rate))
-    rows = np.lib.format.open_memmap(path, mode="w+", dtype=np.int16, shape=(len(clips), samples))
 
-    def fill(start: int) -> int:
+    def convert_block(start: int) -> np.ndarray:
         block = clips[start : start + BLOCK]
-        for row, audio, filename in zip(range(start, len(clips)), block["audio"], block["filename"], strict=False):
+        waveforms = np.empty((len(block["audio"]), samples), np.int16)
+        for row, (audio, filename) in enumerate(zip(block["audio"], block["filename"], strict=True)):
             waveform = _convert(audio, sampling_rate)
             if waveform.shape != (samples,):
-                raise ValueError(
+                raise InputError(
                     f"{filename} has the shape {waveform.shape} at {sampling_rate} Hz, but the first clip has "
-                    f"{samples} samples: all clips must be mono and of one duration."
+                    f"{samples} samples: all clips must be mono and have the same duration."
                 )
-            rows[row] = waveform
-        return len(block["audio"])
+            waveforms[row] = waveform
+        return waveforms
 
+    # Written instead of memory-mapped: on a full disk, writing raises an error but a mapping kills the process.
     with (
+        atomic_path(path, size=2 * len(clips) * samples) as part,
+        open(part, "wb") as file,
         ThreadPoolExecutor() as pool,
         tqdm(total=len(clips), unit=" clips", desc=f"Resampling to {sampling_rate} Hz") as progress,
     ):
-        for done in pool.map(fill, range(0, len(clips), BLOCK)):
-            progress.update(done)
-    rows.flush()
+        header = {"descr": "<i2", "fortran_order": False, "shape": (len(clips), samples)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for waveforms in pool.map(convert_block, range(0, len(clips), BLOCK)):
+            file.write(waveforms.astype("<i2", copy=False).tobytes())
+            progress.update(len(waveforms))
 
 
 def _convert(audio: dict, sampling_rate: int) -> np.ndarray:
@@ -106,5 +116,9 @@ def _convert(audio: dict, sampling_rate: int) -> np.ndarray:
 
 
 def to_int16(waveform: np.ndarray) -> np.ndarray:
-    """Round samples in [-1, 1] to 16-bit integers; what lies beyond is clipped."""
+    """Round samples in [-1, 1] to 16-bit integers.
+
+    Args:
+        waveform (`np.ndarray`): Samples; values outside [-1, 1] are clipped.
+    """
     return np.rint(waveform * FULL_SCALE).clip(-FULL_SCALE, FULL_SCALE - 1).astype(np.int16)

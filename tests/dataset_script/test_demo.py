@@ -28,8 +28,8 @@ def small(monkeypatch):
 
 
 def test_same_seed_same_bytes(small, tmp_path):
-    (tmp_path / "two.incomplete").mkdir()
-    (tmp_path / "two.incomplete/rest").write_text("of a run that was killed")
+    (tmp_path / "two.part").mkdir()
+    (tmp_path / "two.part/rest").write_text("of a run that was killed")
     for name, seed in (("one", 7), ("two", 7), ("three", 8)):
         demo.make_demo(tmp_path / name, seed)
     files = sorted(str(path.relative_to(tmp_path / "one")) for path in (tmp_path / "one").rglob("*.*"))
@@ -43,14 +43,14 @@ def test_same_seed_same_bytes(small, tmp_path):
 
 def test_folder_in_use_is_left_alone(tmp_path):
     (tmp_path / "mine").write_text("")
-    with pytest.raises(FileExistsError, match="is not empty: give a new folder"):
+    with pytest.raises(FileExistsError, match="is not empty: choose a new folder"):
         demo.make_demo(tmp_path)
 
 
 def test_command_line(small, tmp_path, capsys):
     make_demo.main(["--out", str(tmp_path / "corpus"), "--seed", "3"])
-    assert "with the seed 3" in (tmp_path / "corpus/README.md").read_text()
-    for arguments, message in ((["--seed", "3"], "is not empty"), (["--seed", "-1"], "give one that is not negative")):
+    assert "with seed 3" in (tmp_path / "corpus/README.md").read_text()
+    for arguments, message in ((["--seed", "3"], "is not empty"), (["--seed", "-1"], "use one that is not negative")):
         with pytest.raises(SystemExit):
             make_demo.main(["--out", str(tmp_path / "corpus"), *arguments])
         assert message in capsys.readouterr().err

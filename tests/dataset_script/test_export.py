@@ -62,13 +62,13 @@ def test_recorded_corpus_has_the_licence_in_its_card(recorded_root, cache, tmp_p
 
 def test_real_and_synthetic_are_not_mixed(scenes, recorded_root, cache, tmp_path):
     save_parquet(scenes, tmp_path)
-    with pytest.raises(ValueError, match="'split5' would add the other kind"):
+    with pytest.raises(ValueError, match="'split5' would mix real and synthetic"):
         save_parquet(load_scenes("split5", data_dir=recorded_root, cache_dir=cache), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "demo10"]
 
 
 def test_audio_is_not_pushed_by_accident(scenes):
-    with pytest.raises(ValueError, match=r"audio itself to me/scenes; if its licence .* may_redistribute=True.*CC0"):
+    with pytest.raises(ValueError, match=r"audio itself to me/scenes: pass may_redistribute=True if .*CC0"):
         push_audio(scenes, "me/scenes")
 
 

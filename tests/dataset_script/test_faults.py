@@ -58,10 +58,10 @@ def one_clip_of_two(lines):
 
 CLIP_FAULTS = {
     "missing clip": (lambda path, content: None, "does not exist"),
-    "empty clip": (lambda path, content: path.touch(), "is no WAV file"),
-    "text for a clip": (lambda path, content: path.write_text("<html>Not found</html>" * 9), "is no WAV file"),
-    "truncated clip": (lambda path, content: path.write_bytes(content[:-3_000]), "is cut off: 3,000 of its 132,300"),
-    "header alone": (lambda path, content: path.write_bytes(content[:44]), "is cut off: 132,300 of its 132,300"),
+    "empty clip": (lambda path, content: path.touch(), "is not a WAV file"),
+    "text for a clip": (lambda path, content: path.write_text("<html>Not found</html>" * 9), "is not a WAV file"),
+    "truncated clip": (lambda path, content: path.write_bytes(content[:-3_000]), "is truncated: 3,000 of its 132,300"),
+    "header alone": (lambda path, content: path.write_bytes(content[:44]), "is truncated: 132,300 of its 132,300"),
     "half a header": (lambda path, content: path.write_bytes(content[:30]), "damaged header"),
     "stereo": (write_wav(channels=2), "has 2 channels instead of one"),
     "48 kHz": (write_wav(rate=48_000, samples=48_000), "has a sampling rate of 48,000 Hz instead of 44,100 Hz"),
@@ -78,7 +78,7 @@ TABLE_FAULTS = {
     "unknown label in meta.csv": (
         "meta.csv",
         lambda lines: [line.replace("\tpark\t", "\tParks\t") for line in lines],
-        r"meta\.csv, line \d+: audio/park-\S+ has the unknown label 'Parks' \(likewise 30 more rows\)",
+        r"meta\.csv, line \d+: audio/park-\S+ has the unknown label 'Parks' \(and 30 more rows\)",
     ),
     "swapped labels": (
         "split_setup/split50.csv",
@@ -108,7 +108,7 @@ TABLE_FAULTS = {
     "unknown device": (
         "meta.csv",
         lambda lines: [lines[0].replace("-a.wav", "-x.wav").removesuffix("a") + "x", *lines[1:]],
-        r"meta\.csv, line 2: audio/airport-\S+-x\.wav has an unknown device: known are a, b, c",
+        r"meta\.csv, line 2: audio/airport-\S+-x\.wav has an unknown device: use one of a, b, c",
     ),
     "clip listed twice": (
         "split_setup/split10.csv",
@@ -123,7 +123,7 @@ TABLE_FAULTS = {
     "segment cut apart": (
         "split_setup/split50.csv",
         one_clip_of_two,
-        r"split50\.csv, line \d+: audio/airport-\S+ is of a segment cut apart, 1 of its 2 clips are in the table",
+        r"split50\.csv, line \d+: audio/airport-\S+ belongs to an incomplete segment, 1 of its 2 clips are in",
     ),
     "cell missing in the last line": (
         "split_setup/test.csv",
@@ -135,7 +135,7 @@ TABLE_FAULTS = {
         lambda lines: lines[:40],
         r"fold1_evaluate\.csv, line 42: audio/\S+ is not in test\.csv",
     ),
-    "empty table": ("split_setup/test.csv", lambda lines: [], r"test\.csv lists no clip"),
+    "empty table": ("split_setup/test.csv", lambda lines: [], r"test\.csv lists no clips"),
     "commas for tabs": (
         "split_setup/split100.csv",
         lambda lines: [line.replace("\t", ",") for line in lines],
@@ -144,7 +144,7 @@ TABLE_FAULTS = {
 }
 
 FILE_FAULTS = {
-    "no meta.csv": ("meta.csv", None, r"holds no meta\.csv"),
+    "no meta.csv": ("meta.csv", None, r"contains no meta\.csv"),
     "larger subset for split10": (
         "split_setup/split10.csv",
         "split_setup/split50.csv",
@@ -170,7 +170,7 @@ FILE_FAULTS = {
         "split_setup/split5.csv",
         r"fold1_evaluate\.csv, .* is not in test\.csv",
     ),
-    "sound for a table": ("split_setup/test.csv", "impulse_responses/synthetic-00.wav", r"test\.csv is no tab-sep"),
+    "sound for a table": ("split_setup/test.csv", "impulse_responses/synthetic-00.wav", r"test\.csv is not a tab-sep"),
 }
 
 
@@ -291,7 +291,7 @@ def test_killed_while_extracting(demo_root, tmp_path):
 
 def test_killed_while_making_the_demo_corpus(tmp_path):
     run_killed(f"make_demo({str(tmp_path / 'demo')!r})", "dataset_script.demo", "_write_wav", 12)
-    assert [path.name for path in tmp_path.iterdir()] == ["demo.incomplete"]
+    assert [path.name for path in tmp_path.iterdir()] == ["demo.part"]
     # The next run clears it away: test_demo.py has corpora made anew.
 
 

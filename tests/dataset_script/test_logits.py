@@ -65,14 +65,14 @@ def test_is_a_dataset_of_its_own(tmp_path, filenames, values):
 
 def test_card_says_whose_and_on_what(tmp_path, filenames, values):
     real = (write(tmp_path, filenames, values) / "README.md").read_text()
-    assert "`me/teacher` (revision `4f1c2d9`) gives for 220 clips" in real
+    assert "`me/teacher` (revision `4f1c2d9`) for 220 clips" in real
     assert "non-commercial" in real
     synthetic = (write(tmp_path, filenames, values, synthetic=True) / "README.md").read_text()
     assert "**synthetic**" in synthetic
     assert "non-commercial" not in synthetic
     own = [f"recordings/{index}.wav" for index in range(len(filenames))]
     others = (write(tmp_path / "own", own, values) / "README.md").read_text()
-    assert "not those of TAU" in others and "non-commercial" not in others
+    assert "not part of TAU" in others and "non-commercial" not in others
 
 
 def test_classes_of_another_order_or_name_are_refused(tmp_path, filenames, values):
@@ -104,7 +104,10 @@ FAULTS = {
     ),
     "missing column": (lambda rows: {"filename": rows["filename"]}, "has no column 'logits'"),
     "no rows": (lambda rows: {column: [] for column in rows}, "has no rows"),
-    "text for logits": (lambda rows: rows | {"logits": rows["revision"]}, "'logits' holds string instead of lists"),
+    "text for logits": (
+        lambda rows: rows | {"logits": rows["revision"]},
+        "'logits' has the type string instead of",
+    ),
 }
 
 
@@ -140,7 +143,7 @@ def test_writing_checks_too(tmp_path, filenames, values):
 def test_not_a_logits_dataset(tmp_path, filenames, values):
     with pytest.raises(FileNotFoundError, match="write it with write_logits"):
         read_logits(tmp_path)
-    with pytest.raises(FileNotFoundError, match="nobody/nothing is neither a folder nor a dataset"):
+    with pytest.raises(FileNotFoundError, match="nobody/nothing is neither a folder nor an available dataset"):
         read_logits("nobody/nothing")
     folder = write(tmp_path, filenames, values)
     (folder / PARQUET_FILE).write_bytes((folder / PARQUET_FILE).read_bytes()[:-100])
@@ -149,5 +152,5 @@ def test_not_a_logits_dataset(tmp_path, filenames, values):
 
 
 def test_name_of_a_column():
-    with pytest.raises(ValueError, match="teacher cannot be called 'my teacher'"):
+    with pytest.raises(ValueError, match="teacher name 'my teacher' is invalid"):
         load_scenes("demo5", teacher_logits={"my teacher": "logits"})

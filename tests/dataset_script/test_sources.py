@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from dataset_script import load_scenes, sources
-from dataset_script.sources import ARCHIVES, DEVELOPMENT, download, download_development, fetch_table, find_root
+from dataset_script.sources import ARCHIVES, DEVELOPMENT, download_development, download_file, fetch_table, find_root
 
 
 CONTENT = bytes(range(256)) * 12_000  # 3 MB
@@ -53,40 +53,40 @@ def md5(content: bytes) -> str:
 
 def test_download_goes_on_after_broken_connections(server, tmp_path):
     server.limit = 1_000_000
-    path = download(f"{server.url}/file", tmp_path / "file", md5(CONTENT))
+    path = download_file(f"{server.url}/file", tmp_path / "file", md5(CONTENT))
     assert path.read_bytes() == CONTENT
     assert server.requests == [("/file", 0), ("/file", 1_000_000), ("/file", 2_000_000), ("/file", 3_000_000)]
-    download(f"{server.url}/file", path, md5(CONTENT))
+    download_file(f"{server.url}/file", path, md5(CONTENT))
     assert len(server.requests) == 4
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_download_goes_on_after_a_kill(server, tmp_path):
     (tmp_path / "file.part").write_bytes(CONTENT[:123_456])
-    assert download(f"{server.url}/file", tmp_path / "file", md5(CONTENT)).read_bytes() == CONTENT
+    assert download_file(f"{server.url}/file", tmp_path / "file", md5(CONTENT)).read_bytes() == CONTENT
     assert server.requests == [("/file", 123_456)]
 
 
 def test_download_that_was_killed_at_its_end(server, tmp_path):
     (tmp_path / "file.part").write_bytes(CONTENT)
-    assert download(f"{server.url}/file", tmp_path / "file", md5(CONTENT)).read_bytes() == CONTENT
+    assert download_file(f"{server.url}/file", tmp_path / "file", md5(CONTENT)).read_bytes() == CONTENT
 
 
 def test_server_without_ranges_sends_all_again(server, tmp_path):
     server.ranges = False
     (tmp_path / "file.part").write_bytes(CONTENT[:1_000])
-    assert download(f"{server.url}/file", tmp_path / "file").read_bytes() == CONTENT
+    assert download_file(f"{server.url}/file", tmp_path / "file").read_bytes() == CONTENT
 
 
 def test_wrong_md5_is_refused_and_deleted(server, tmp_path):
     with pytest.raises(ValueError, match=f"file has the MD5 sum {md5(CONTENT)} instead of 00"):
-        download(f"{server.url}/file", tmp_path / "file", "00")
+        download_file(f"{server.url}/file", tmp_path / "file", "00")
     assert not list(tmp_path.iterdir())
 
 
 def test_absent_file(server, tmp_path):
     with pytest.raises(ConnectionError, match=r"/other could not be downloaded \(HTTP Error 404"):
-        download(f"{server.url}/other", tmp_path / "other")
+        download_file(f"{server.url}/other", tmp_path / "other")
 
 
 def test_unreachable_server(server, tmp_path, monkeypatch):
@@ -163,7 +163,7 @@ def test_truncated_archive_is_refused_before_extraction(tmp_path):
     archive(tmp_path / f"{DEVELOPMENT}.audio.1.zip", {"meta.csv": b"a table"})
     second = archive(tmp_path / f"{DEVELOPMENT}.audio.2.zip", {"audio/1.wav": CONTENT})
     second.write_bytes(second.read_bytes()[:-30])
-    with pytest.raises(ValueError, match=rf"{second} is no complete zip archive: download it again"):
+    with pytest.raises(ValueError, match=rf"{second} is not a complete zip archive: download it again"):
         find_root(tmp_path)
     assert not (tmp_path / DEVELOPMENT).exists()
 
@@ -181,7 +181,7 @@ def test_damaged_archive_leaves_no_damaged_clip(tmp_path):
 def test_archive_that_leads_out_of_its_folder(tmp_path):
     with zipfile.ZipFile(tmp_path / f"{DEVELOPMENT}.audio.1.zip", "w") as file:
         file.writestr("../evil.wav", b"")
-    with pytest.raises(ValueError, match=r"holds \.\./evil\.wav, a path out of its folder"):
+    with pytest.raises(ValueError, match=r"contains \.\./evil\.wav, a path outside its folder"):
         find_root(tmp_path)
 
 
@@ -189,12 +189,12 @@ def test_several_corpora(tmp_path):
     for year in (2020, 2022):
         (tmp_path / f"TAU-{year}").mkdir()
         (tmp_path / f"TAU-{year}/meta.csv").touch()
-    with pytest.raises(ValueError, match=r"holds several corpora \(TAU-2020, TAU-2022\): give the folder of one"):
+    with pytest.raises(ValueError, match=r"contains several corpora \(TAU-2020, TAU-2022\): give the folder of one"):
         find_root(tmp_path)
 
 
 def test_no_corpus(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"holds no meta\.csv"):
+    with pytest.raises(FileNotFoundError, match=r"contains no meta\.csv"):
         find_root(tmp_path)
     with pytest.raises(FileNotFoundError, match="does not exist"):
         find_root(tmp_path / "nowhere")

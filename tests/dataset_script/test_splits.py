@@ -3,7 +3,17 @@ from pathlib import Path
 import pytest
 
 from dataset_script.export import count_table
-from dataset_script.splits import CITIES, DEVICES, SCENES, SUBSETS, TABLE_CHECKS, Corpus, read_corpus, read_table
+from dataset_script.splits import (
+    CITIES,
+    DEVICES,
+    SCENES,
+    SUBSETS,
+    TABLE_CHECKS,
+    Corpus,
+    read_corpus,
+    read_table,
+    subset_percentage,
+)
 
 
 COLUMNS = (*SUBSETS, "test")
@@ -94,3 +104,11 @@ def test_card_has_the_counts_of_the_official_tables(tau):
     splits = {name: tau.meta.loc[table["filename"]] for name, table in tau.tables.items()} | {"full": tau.meta}
     card = Path(read_corpus.__code__.co_filename).with_name("README.md").read_text(encoding="utf-8")
     assert f"\n{count_table(splits)}\n" in card
+
+
+@pytest.mark.parametrize(
+    ("dataset", "percentage"),
+    [("split5", 5), ("demo25", 25), ("split100", 100), ("demo", 100), ("full", 100), ("me/split25", 100), ("", 100)],
+)
+def test_percentage_of_a_subset(dataset, percentage):
+    assert subset_percentage(dataset) == percentage
