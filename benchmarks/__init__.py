@@ -1,1 +1,1 @@
-"""Side-by-side timings; never part of the tests."""
+"""Side-by-side timings, run by hand."""

@@ -1,4 +1,4 @@
-"""What every stage is timed on: the same random clips, labels and impulse responses for all implementations."""
+"""Inputs of the stages: the same random clips, labels and impulse responses for all implementations."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +14,17 @@ NUM_LABELS = 10
 
 @dataclass(frozen=True)
 class Inputs:
-    """Inputs of the stages; a stage of batch size n takes the first n rows.
+    """Inputs of the stages; a stage with batch size n uses the first n rows.
 
     Attributes:
-        waveform: `(256, 32000)` float32, one-second clips at 32 kHz.
-        log_mel: `(256, 1, 512, 64)` float32, features of such clips.
-        device: `(256,)` int64; 0 is device a, the only one that impulse responses are for. Three of four clips.
-        labels: `(256,)` int64.
-        teacher_logits: `(256, 10)` float32.
-        impulse_responses: Folder of WAV files.
-        recordings: Folder for [`write_recordings`].
+        waveform (`torch.Tensor` of shape `(256, 32000)`, float32): One-second clips at 32 kHz.
+        log_mel (`torch.Tensor` of shape `(256, 1, 512, 64)`, float32): Features of such clips.
+        device (`torch.Tensor` of shape `(256,)`, int64): 0 for three clips in four. That is device a, the only one to
+            which impulse responses apply.
+        labels (`torch.Tensor` of shape `(256,)`, int64): Class indices.
+        teacher_logits (`torch.Tensor` of shape `(256, 10)`, float32): Logits of one teacher.
+        impulse_responses (`Path`): Folder of WAV files.
+        recordings (`Path`): Folder for [`write_recordings`].
     """
 
     waveform: torch.Tensor
@@ -36,7 +37,7 @@ class Inputs:
 
 
 def make_inputs(folder: Path, impulse_responses: Path | None = None, batch_size: int = 256, seed: int = 0) -> Inputs:
-    """Draws the inputs; without a folder of measured responses, 66 decaying noises are written below `folder`."""
+    """Draw the inputs; without a folder of impulse responses, generate 66 of decaying noise in `folder`."""
     generator = torch.Generator().manual_seed(seed)
     if impulse_responses is None:
         impulse_responses = folder / "impulse_responses"
@@ -53,7 +54,7 @@ def make_inputs(folder: Path, impulse_responses: Path | None = None, batch_size:
 
 
 def write_impulse_responses(folder: Path, seed: int, count: int = 66, rate: int = 44_100) -> None:
-    """Writes responses as long as those of MicIRP (0.4 s)."""
+    """Write impulse responses as long as those of MicIRP (0.4 s)."""
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(seed)
     decay = np.exp(-np.arange(int(0.4 * rate)) / (0.005 * rate))
@@ -65,8 +66,8 @@ def write_impulse_responses(folder: Path, seed: int, count: int = 66, rate: int 
 
 
 def write_recordings(folder: Path, count: int = 1024, rate: int = 44_100, seed: int = 0) -> list[Path]:
-    """Writes one-second clips at the corpus' rate, or finds those of an earlier call; returns their paths."""
-    paths = [folder / f"clip_{index:04d}.wav" for index in range(count)]
+    """Write one-second recordings at the sampling rate of TAU unless `folder` exists, and return their paths."""
+    paths = [folder / f"recording_{index:04d}.wav" for index in range(count)]
     if not folder.is_dir():
         folder.mkdir()
         random = np.random.default_rng(seed)

@@ -1,10 +1,10 @@
-"""Times one clip and a batch of a TF-SepNet, float and INT8, in torch and onnxruntime.
+"""Time TF-SepNet on one clip and on a batch, float and INT8, in torch and onnxruntime.
 
     python -m benchmarks.latency [--model_name_or_path FOLDER] [--threads 1 2] [--repeats 30] [--compiled]
 
-All forms are timed in turns. The INT8 forms have grids that were set on noise: their speed and size are those of any
-INT8 model of this network, their decisions are worth nothing. From log-mel to logits, except for `waveform`, which
-has the front end in its file.
+The forms take turns. They run from log-mel to logits, except `waveform`, whose file includes the front end. The INT8
+forms are calibrated on noise: their speed and size are those of any INT8 model of this network, their predictions are
+meaningless.
 """
 
 import argparse
@@ -14,19 +14,20 @@ import platform
 import statistics
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnxruntime
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from benchmarks.timing import time_interleaved
 from modeling_tfsepnet import TFSepNetConfig, TFSepNetFeatureExtractor, TFSepNetForAudioClassification
 from modeling_tfsepnet.quantization_tfsepnet import (
     TFSepNetInt8Config,
-    TFSepNetInt8Conv,
     make_int8,
     replace_convolutions,
 )
@@ -42,7 +43,7 @@ log = logging.getLogger("benchmarks").info
 
 @torch.no_grad()
 def nearest_int8(model: TFSepNetForAudioClassification, windows: torch.Tensor) -> TFSepNetForAudioClassification:
-    """An INT8 copy whose weights are rounded to nearest and whose ranges are those of some windows."""
+    """Return an INT8 copy of `model` with weights rounded to nearest and ranges calibrated on `windows`."""
     folded = fold(model)
     ranges: dict[str, tuple[float, float]] = {}
     for name, layer in layers(folded).items():
@@ -54,15 +55,21 @@ def nearest_int8(model: TFSepNetForAudioClassification, windows: torch.Tensor) -
     folded(windows)
     int8 = TFSepNetForAudioClassification(TFSepNetConfig(**model.config.to_dict())).eval()
     replace_convolutions(int8, make_int8)
-    for name, source in layers(folded).items():
-        layer: TFSepNetInt8Conv = int8.get_submodule(name)
-        layer.weight_scale.copy_(source.weight.abs().amax(dim=(1, 2, 3)) / 127)
-        layer.weight.copy_((source.weight / layer.weight_scale.view(-1, 1, 1, 1)).round())
-        layer.bias_scale.copy_(source.bias.abs().max() / 32767)
-        layer.bias.copy_((source.bias / layer.bias_scale).round())
+    for name, layer in layers(folded).items():
         low, high = min(ranges[name][0], 0.0), max(ranges[name][1], 0.0)
-        layer.input_scale.fill_((high - low) / 255)
-        layer.input_zero_point.fill_(round(-low / float(layer.input_scale)))
+        weight_scale = layer.weight.abs().amax(dim=(1, 2, 3)) / 127
+        bias_scale = layer.bias.abs().max() / 32767
+        input_scale = (high - low) / 255
+        state = {
+            "weight": (layer.weight / weight_scale.view(-1, 1, 1, 1)).round(),
+            "weight_scale": weight_scale,
+            "bias": (layer.bias / bias_scale).round(),
+            "bias_scale": bias_scale,
+            "input_scale": torch.tensor(input_scale),
+            "input_zero_point": torch.tensor(round(-low / input_scale)),
+        }
+        target = int8.get_submodule(name)
+        target.load_state_dict(target.state_dict() | state)
     int8.config.quantization_config = TFSepNetInt8Config()
     return int8
 
@@ -70,7 +77,7 @@ def nearest_int8(model: TFSepNetForAudioClassification, windows: torch.Tensor) -
 def make_forms(
     model: TFSepNetForAudioClassification, folder: Path, threads: int, compiled: bool
 ) -> tuple[dict[str, Callable[[int], object]], dict[str, int]]:
-    """What runs a number of clips, and the bytes that are stored, by the name of the form."""
+    """Return, for each form, a function that runs a number of clips, and the size of its file in bytes."""
     generator = torch.Generator().manual_seed(0)
     waveform = 0.1 * torch.randn(BATCH_SIZE, 32_000, generator=generator)
     extractor = TFSepNetFeatureExtractor()
@@ -85,13 +92,14 @@ def make_forms(
         forms[name] = run_torch(network, windows)
         if compiled:
             forms[f"{name}, compiled"] = run_torch(torch.compile(network), windows)
-    for name, network, form, options in (
+    exports: list[tuple[str, TFSepNetForAudioClassification, Literal["qdq", "weights"], dict[str, str]]] = [
         ("onnxruntime float", model, "qdq", {}),
         ("onnxruntime INT8 weights", int8, "weights", {}),
         ("onnxruntime INT8 QDQ", int8, "qdq", {}),
         ("onnxruntime INT8 QDQ, as float", int8, "qdq", {"session.disable_quant_qdq": "1"}),
         ("onnxruntime INT8 waveform", int8, "weights", {}),
-    ):
+    ]
+    for name, network, form, options in exports:
         path = folder / f"{name}.onnx"
         from_waveform = name.endswith("waveform")
         export_onnx(network, path, form, extractor, from_waveform)
@@ -100,7 +108,9 @@ def make_forms(
     return forms, sizes
 
 
-def run_torch(network: nn.Module, windows: torch.Tensor) -> Callable[[int], object]:
+def run_torch(
+    network: Callable[[torch.Tensor], SequenceClassifierOutput], windows: torch.Tensor
+) -> Callable[[int], object]:
     @torch.no_grad()
     def call(clips: int) -> object:
         return network(windows[:clips]).logits
@@ -119,12 +129,16 @@ def run_onnx(path: Path, values: np.ndarray, threads: int, options: dict[str, st
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model_name_or_path", help="Float TF-SepNet; without it, random weights.")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="Numbers of threads to time with.")
-    parser.add_argument("--repeats", type=int, default=30, help="Rounds for one clip; a tenth of them for batches.")
-    parser.add_argument("--compiled", action="store_true", help="Time torch.compile too; takes minutes to start.")
+    parser.add_argument("--model_name_or_path", help="Float TF-SepNet; random weights by default.")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="Thread counts to time with.")
+    parser.add_argument(
+        "--repeats", type=int, default=30, help="Timing rounds for one clip; a tenth of them for batches."
+    )
+    parser.add_argument(
+        "--compiled", action="store_true", help="Also time torch.compile, which takes minutes to start."
+    )
     parser.add_argument("--out", type=Path, default=Path("build/latency.json"), help="JSON file to write.")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -133,7 +147,7 @@ def main() -> None:
     else:
         model = TFSepNetForAudioClassification(TFSepNetConfig()).eval()
     if getattr(model.config, "quantization_config", None) is not None:
-        parser.error(f"{args.model_name_or_path} is quantized already: give the float model.")
+        parser.error(f"{args.model_name_or_path} is already quantized: pass the float model.")
     log(COLUMNS.format("form", "threads", "1 clip ms", f"clips/s of {BATCH_SIZE}", "bytes"))
     rows = []
     for threads in args.threads:
@@ -141,8 +155,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             forms, sizes = make_forms(model, Path(folder), threads, args.compiled)
             one, many = (
-                time_interleaved({name: lambda call=call, n=n: call(n) for name, call in forms.items()}, repeats)
-                for n, repeats in ((1, args.repeats), (BATCH_SIZE, max(1, args.repeats // 10)))
+                time_interleaved({name: partial(call, clips) for name, call in forms.items()}, repeats)
+                for clips, repeats in ((1, args.repeats), (BATCH_SIZE, max(1, args.repeats // 10)))
             )
         for name in forms:
             row = {
@@ -154,13 +168,13 @@ def main() -> None:
                 "one_clip_fastest_ms": 1e3 * min(one[name]),
             }
             rows.append(row)
-            figures = (f"{row['one_clip_ms']:.2f}", f"{row['clips_per_second']:.0f}", row["bytes"] or "-")
-            log(COLUMNS.format(name, threads, *figures))
+            values = (f"{row['one_clip_ms']:.2f}", f"{row['clips_per_second']:.0f}", row["bytes"] or "-")
+            log(COLUMNS.format(name, threads, *values))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     machine = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__}
     machine["onnxruntime"] = onnxruntime.__version__
     args.out.write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
-    log("Written to %s", args.out)
+    log("Results written to %s.", args.out)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The stages that are timed, as this project runs them.
+"""The timed stages, as this project runs them.
 
-A stage is a function that takes [`~benchmarks.inputs.Inputs`], prepares what is done once, and returns the callable to
-time. `STAGES` names them in order, with their threads. Another implementation is a folder with a `stages.py` that
-defines functions of the same names, as many of them as it has.
+A stage is a function that takes [`~benchmarks.inputs.Inputs`], does the one-time preparation and returns the callable
+to time. `STAGES` lists them in order. Another implementation is a folder with a `stages.py` that defines functions of
+the same names, all or some of them.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import datasets
 import torch
 
 from benchmarks.inputs import RATE, Inputs, write_recordings
-from dataset_script import cache_waveforms
+from dataset_script import SCENES, cache_waveforms
 from modeling_beats import BeatsConfig, BeatsFeatureExtractor, BeatsForAudioClassification
 from modeling_tfsepnet import TFSepNetConfig, TFSepNetFeatureExtractor, TFSepNetForAudioClassification
 from train.classification.arguments import SceneTrainingArguments
@@ -26,15 +26,15 @@ Call = Callable[[], object]
 
 STAGES = {
     "log_mel": "log-mel of 64 clips",
-    "impulse_responses": "impulse responses for a batch of 256 clips, of which 3 in 4 are of device a",
+    "impulse_responses": "impulse responses for a batch of 256 clips, 3 in 4 from device a",
     "forward": "forward pass of 64 clips",
     "forward_compiled": "forward pass of 64 clips, with torch.compile",
     "one_clip": "forward pass of 1 clip",
     "train_step": "training step of 256 clips, with augmentation and distillation",
-    "train_step_compiled": "training step of 256 clips, with torch.compile and bf16 where the processor has it",
-    "epoch": "an epoch of recipe S1 on 1024 recordings of 44.1 kHz, resampled in an earlier epoch, to a checkpoint",
-    "beats_filter_banks": "filter banks of 16 clips for BEATs",
-    "beats_logits": "teacher logits of 16 clips by BEATs of base size, from waveforms",
+    "train_step_compiled": "training step of 256 clips, with torch.compile and bf16 if the processor supports it",
+    "epoch": "one epoch of recipe s1 on 1024 cached recordings, including the checkpoint",
+    "beats_filter_banks": "BEATs filter banks of 16 clips",
+    "beats_logits": "logits of 16 clips by BEATs (base size), from waveforms",
 }
 
 
@@ -138,7 +138,7 @@ def beats_filter_banks(inputs: Inputs) -> Call:
 
 def beats_logits(inputs: Inputs) -> Call:
     extractor = BeatsFeatureExtractor()
-    model = BeatsForAudioClassification(BeatsConfig(num_labels=10)).eval()
+    model = BeatsForAudioClassification(BeatsConfig(id2label=dict(enumerate(SCENES)))).eval()
     waveform = inputs.waveform[:16, ::2].contiguous()
 
     @torch.no_grad()

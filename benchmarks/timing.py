@@ -1,29 +1,31 @@
-"""Interleaved timing, peak memory and the machine's own rates."""
+"""Interleaved timing, peak memory, and the rates of the machine."""
 
 import ctypes
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 
-def time_interleaved(callables: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Times callables in turns, so that a slow spell of the machine hits all of them.
+def time_interleaved(callables: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Time callables in turn, so that a slow phase of the machine affects all of them.
 
-    Each is called once beforehand: compilers and caches warm up outside the measurement.
+    Each is called once beforehand, so that compilers and caches warm up outside the measurement.
 
     Args:
-        callables: Name of an implementation, and what to call.
-        repeats: Rounds; in each, every callable is called once.
+        callables (`Mapping[str, Callable]`): Callable of each implementation, by name.
+        repeats (`int`): Number of rounds; each round calls every callable once.
 
     Returns:
-        Seconds of every call, by name.
+        `dict[str, list[float]]`: Seconds of every call, by name.
     """
     for call in callables.values():
         call()
@@ -38,18 +40,17 @@ def time_interleaved(callables: dict[str, Callable[[], object]], repeats: int) -
 
 
 def median_ratio(ours: list[float], other: list[float]) -> float:
-    """How many times faster `ours` is: the median over rounds of the ratio within a round."""
+    """Return how many times faster `ours` is: the median over the rounds of the ratio within a round."""
     return statistics.median(b / a for a, b in zip(ours, other, strict=True))
 
 
 def peak_memory(call: Callable[[], object]) -> int | None:
-    """Bytes by which a call raises the process's resident memory at its peak, or None where Linux does not tell."""
+    """Return the bytes by which a call raises the peak resident memory of the process, `None` if not on Linux."""
     status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     try:
         gc.collect()
-        ctypes.CDLL("libc.so.6").malloc_trim(
-            0
-        )  # memory that earlier calls left with the allocator would hide this one
+        # Memory that the allocator kept from earlier calls would hide this one.
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
         reset.write_text("5")
         before = _resident(status, "VmRSS")
         call()
@@ -64,13 +65,15 @@ def _resident(status: Path, field: str) -> int:
 
 
 class TrafficCounter(TorchDispatchMode):
-    """Sums the bytes that operators read and write, as if no cache were between them; views are free."""
+    """Counter of the bytes that operators read and write, as if there were no cache; views are free."""
 
     def __init__(self) -> None:
         super().__init__()
         self.bytes = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, func: OpOverload, types: tuple[type, ...], args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> object:
         output = func(*args, **(kwargs or {}))
         if not func.is_view and "empty" not in func.name():
             tensors = [leaf for leaf in tree_leaves((args, kwargs, output)) if isinstance(leaf, torch.Tensor)]
@@ -79,14 +82,14 @@ class TrafficCounter(TorchDispatchMode):
 
 
 def count_work(call: Callable[[], object]) -> tuple[int, int]:
-    """Floating point operations (of matrix products and convolutions) and bytes moved by one call, run eagerly."""
+    """Return the floating-point operations (matrix products and convolutions) and bytes moved by one eager call."""
     with FlopCounterMode(display=False) as flops, TrafficCounter() as traffic:
         call()
     return flops.get_total_flops(), traffic.bytes
 
 
 def machine_rates() -> dict[str, float]:
-    """The machine's measured copy bandwidth (bytes/s, read and written) and float32 matrix rate (operations/s)."""
+    """Measure the copy bandwidth (bytes/s, read plus written) and the float32 matrix rate (operations/s)."""
     source = torch.randn(32 * 2**20)
     target = torch.empty_like(source)
     a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)

@@ -1,8 +1,8 @@
-"""A stage of one implementation in a process of its own, with an allocator of its own."""
+"""Workers: a stage of one implementation in its own process, with its own allocator."""
 
 import contextlib
 import gc
-import importlib.util
+import importlib
 import multiprocessing
 import sys
 from multiprocessing.connection import Connection
@@ -19,27 +19,27 @@ from train.common.process import keep_freed_memory
 
 
 def load_other(folder: Path) -> ModuleType:
-    """Imports `stages.py` of another implementation's folder, which may import its neighbours."""
-    path = folder / "stages.py"
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} has no stages.py with functions named like those of benchmarks/stages.py.")
+    """Import the `stages.py` in the folder of another implementation, which may import its neighbours.
+
+    Raises:
+        FileNotFoundError: If the folder has no `stages.py`.
+    """
+    if not (folder / "stages.py").is_file():
+        raise FileNotFoundError(f"{folder} has no stages.py: define functions named as in benchmarks/stages.py there.")
     sys.path.insert(0, str(folder))
-    spec = importlib.util.spec_from_file_location("other_stages", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("stages")
 
 
 class Worker:
-    """Prepares a stage in a new process; a call of the worker is a call of the stage.
+    """Process that has prepared a stage; calling the worker calls the stage.
 
     Args:
         stage (`str`): Name of the stage.
-        folder (`Path`, *optional*): Of another implementation; this project without it.
-        threads (`int`): Threads of torch.
-        keep_memory (`bool`): Whether freed memory is kept, as the training scripts do.
+        folder (`Path` or `None`): Folder of another implementation; `None` for this project.
+        threads (`int`): Number of threads of torch.
+        keep_memory (`bool`): Whether the allocator keeps freed memory, as in the training scripts.
         scratch (`Path`): Folder for recordings and caches.
-        impulse_responses (`Path`, *optional*): Folder of WAV files.
+        impulse_responses (`Path` or `None`): Folder of WAV files; `None` to generate some.
     """
 
     def __init__(
@@ -59,30 +59,34 @@ class Worker:
         )
         self.process.start()
         other_end.close()
-        self.receive()  # what is prepared, such as recordings, is written by one process at a time
+        self.receive()  # wait until it is prepared: only one process at a time may write the recordings
 
     def ask(self, question: str) -> Any:
-        """Returns the answer to `call` (nothing), `memory` (bytes) or `work` (operations and bytes)."""
-        with contextlib.suppress(BrokenPipeError):  # it is told below why a process has ended
+        """Return the answer to `call` (`None`), `memory` (bytes) or `work` (operations and bytes)."""
+        with contextlib.suppress(BrokenPipeError):  # receive() reports why the process ended
             self.connection.send(question)
         return self.receive()
 
     def receive(self) -> Any:
-        """Returns what the process sends next."""
+        """Return the next object that the process sends.
+
+        Raises:
+            RuntimeError: If the process has ended.
+        """
         try:
             return self.connection.recv()
         except (EOFError, ConnectionResetError):
             self.process.join()
             raise RuntimeError(
-                f"The process of {self.process.name} has ended with exit code {self.process.exitcode}; -9 is that of "
-                "one for which memory did not suffice."
+                f"The process of {self.process.name} ended with exit code {self.process.exitcode} (-9 usually means "
+                "that it ran out of memory)."
             ) from None
 
     def __call__(self) -> None:
         self.ask("call")
 
     def close(self) -> None:
-        """Ends the process."""
+        """End the process."""
         self.connection.close()
         self.process.join()
 
@@ -96,7 +100,7 @@ def serve(
     scratch: Path,
     impulse_responses: Path | None,
 ) -> None:
-    """Answers the questions of a [`Worker`] until it closes the connection."""
+    """Answer the questions of a [`Worker`] until it closes the connection."""
     if keep_memory:
         keep_freed_memory()
     torch.set_num_threads(threads)

@@ -16,7 +16,7 @@ def test_ratio_is_taken_within_rounds():
 def test_calls_take_turns():
     order = []
     seconds = time_interleaved({name: lambda name=name: order.append(name) for name in "ab"}, repeats=2)
-    assert order == list("ababab")  # the first round warms up
+    assert order == list("ababab")  # the first round is the warm-up
     assert {name: len(values) for name, values in seconds.items()} == {"a": 2, "b": 2}
 
 
@@ -46,6 +46,6 @@ def test_command_times_both_implementations(tmp_path):
     one_clip, filter_banks = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert {name: len(seconds) for name, seconds in one_clip["seconds"].items()} == {"ours": 2, "other": 2}
     assert one_clip["ratio"] > 0
-    # Nearly all operations of the network are those of its convolutions: 29.2 million, each a product and a sum.
+    # The convolutions dominate: 29.2 million multiply-accumulates of two operations each.
     assert 55e6 < one_clip["operations"] < 60e6
     assert filter_banks["ratio"] is None

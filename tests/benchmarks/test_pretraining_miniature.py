@@ -12,7 +12,7 @@ from modeling_beats import BeatsModel
 
 @pytest.fixture
 def recordings(tmp_path):
-    """Three folds of two classes, in folders as ESC-10 has them."""
+    """Folder of two classes with three folds each, laid out like ESC-10."""
     for number, name in enumerate(("dog", "rain")):
         (tmp_path / "audio" / name).mkdir(parents=True)
         for fold in (1, 2, 3):
@@ -22,19 +22,19 @@ def recordings(tmp_path):
     return tmp_path / "audio"
 
 
-def test_last_fold_is_kept_from_training(recordings, tmp_path):
-    parts, unlabelled = load_esc10(recordings, tmp_path / "work")
-    assert [(name, len(clips), labels.tolist()) for name, (clips, labels) in parts.items()] == [
+def test_last_fold_is_held_out(recordings, tmp_path):
+    splits, unlabelled = load_esc10(recordings, tmp_path / "work")
+    assert [(name, len(clips), labels.tolist()) for name, (clips, labels) in splits.items()] == [
         ("train", 8, [0] * 4 + [1] * 4),
         ("test", 4, [0, 0, 1, 1]),
     ]
-    assert parts["test"][0].shape == (4, 80_000)
+    assert splits["test"][0].shape == (4, 80_000)
     assert {path.name[0] for path in (tmp_path / "work" / "unlabelled").iterdir()} == {"1", "2"}
     assert unlabelled == str(tmp_path / "work" / "unlabelled")
 
 
 def test_whole_comparison(recordings, tmp_path, monkeypatch):
-    """Pre-training, and both networks judged; the random one has none of the pre-trained weights."""
+    """Pre-train and evaluate both networks; the random one shares no weights with the pre-trained one."""
     folder = tmp_path / "work"
     options = ["--audio", str(recordings), "--work_dir", str(folder), "--seeds", "3", "--steps", "1", "--frozen_only"]
     monkeypatch.setattr(sys, "argv", ["miniature", *options])
