@@ -215,7 +215,8 @@ class TFSepNetFeatureExtractor(SequenceFeatureExtractor):
             "attention_mask": mask.to(device=features[0].device, dtype=torch.long),
         }
         if return_tensors is None or TensorType(return_tensors) is not TensorType.PYTORCH:
-            output = {name: value.cpu().numpy() for name, value in output.items()}
+            arrays = {name: value.cpu().numpy() for name, value in output.items()}
+            return BatchFeature(arrays, tensor_type=return_tensors)
         return BatchFeature(output, tensor_type=return_tensors)
 
 

@@ -75,6 +75,7 @@ class TFSepNetConvUnit(nn.Module):
         # With fixed statistics the normalisation is a scale and a shift per channel: folding them into the convolution
         # costs a few thousand operations and saves a pass over its output.
         convolution, norm = self.convolution, self.normalization
+        assert norm.running_mean is not None and norm.running_var is not None
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
         weight, bias = convolution.weight * scale.view(-1, 1, 1, 1), norm.bias - norm.running_mean * scale
         return convolution._conv_forward(hidden_state, weight, bias).relu_()
@@ -190,8 +191,8 @@ class TFSepNetPreTrainedModel(PreTrainedModel):
     config_class = TFSepNetConfig
     base_model_prefix = "tfsepnet"
     main_input_name = "input_values"
-    input_modalities = ("audio",)
-    _no_split_modules = ("TFSepNetBlock",)
+    input_modalities = "audio"
+    _no_split_modules = ["TFSepNetBlock"]  # noqa: RUF012 - transformers expects a list or a set
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -200,12 +201,8 @@ class TFSepNetPreTrainedModel(PreTrainedModel):
             if module.bias is not None:
                 bound = 1 / math.sqrt(module.weight[0].numel())
                 init.uniform_(module.bias, -bound, bound)
-        elif isinstance(module, nn.BatchNorm2d):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-            init.zeros_(module.running_mean)
-            init.ones_(module.running_var)
-            init.zeros_(module.num_batches_tracked)
+        else:
+            super()._init_weights(module)
 
 
 def check_shapes(input_values: torch.Tensor, attention_mask: torch.Tensor | None) -> None:
@@ -309,7 +306,7 @@ class TFSepNetModel(TFSepNetPreTrainedModel):
         """
         check_shapes(input_values, attention_mask)
         if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
+            output_hidden_states = bool(self.config.output_hidden_states)
         batch_size = input_values.shape[0]
         hidden_states = [
             state.unflatten(0, (batch_size, -1))
@@ -333,6 +330,7 @@ class TFSepNetForAudioClassification(TFSepNetPreTrainedModel):
 
     def __init__(self, config: TFSepNetConfig) -> None:
         super().__init__(config)
+        assert config.num_labels is not None
         self.num_labels = config.num_labels
         self.tfsepnet = TFSepNetModel(config)
         self.classifier = nn.Conv2d(int(2.5 * config.base_channels), config.num_labels, 1)

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from transformers import AudioClassificationPipeline, BatchFeature
 
+from .feature_extraction_tfsepnet import TFSepNetFeatureExtractor
+
 
 class SceneClassificationPipeline(AudioClassificationPipeline):
     """`pipeline("audio-classification")` without the ffmpeg program and without torchaudio.
@@ -24,15 +26,20 @@ class SceneClassificationPipeline(AudioClassificationPipeline):
         ValueError: The bytes are no audio file, or the audio is empty or not finite.
     """
 
+    feature_extractor: TFSepNetFeatureExtractor
     replaced_class: type = AudioClassificationPipeline
     """What transformers knew the task by before, and what other models are left to."""
 
-    def __new__(cls, model: Any = None, *args: Any, **kwargs: Any) -> AudioClassificationPipeline:
+    def __new__(  # type: ignore[misc]  # returns the pipeline that fits the model, which may be of another class
+        cls, model: Any = None, *args: Any, **kwargs: Any
+    ) -> AudioClassificationPipeline:
         """Gives way to another model's own pipeline, or else to the class that this one replaced."""
         right_class = cls if model is None else getattr(model, "pipeline_class", cls.replaced_class)
         return super().__new__(cls) if right_class is cls else right_class(model, *args, **kwargs)
 
-    def __call__(self, inputs: Any, **kwargs: Any) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
+    def __call__(  # type: ignore[override]  # the parent's annotations leave out lists of inputs
+        self, inputs: Any, **kwargs: Any
+    ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
         """Classifies one input, or each of several (`top_k`, `function_to_apply`, `batch_size` as in the parent)."""
         if isinstance(inputs, Path):
             inputs = str(inputs)
@@ -40,7 +47,7 @@ class SceneClassificationPipeline(AudioClassificationPipeline):
             inputs = list(inputs)  # a column of a dataset
         return super().__call__(inputs, **kwargs)
 
-    def preprocess(self, inputs: Any) -> BatchFeature:
+    def preprocess(self, inputs: Any) -> BatchFeature:  # type: ignore[override]  # annotated for plain dicts only
         """Turns one input into the model's input."""
         audio, sampling_rate = self.read(inputs)
         features = self.feature_extractor([audio], sampling_rate=sampling_rate, return_tensors="pt")

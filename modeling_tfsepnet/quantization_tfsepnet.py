@@ -1,6 +1,7 @@
 """INT8 TF-SepNet: what it takes to load and run a quantized model folder, on torch and transformers alone."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ class TFSepNetInt8Config(QuantizationConfigMixin):
         activation_symmetric: bool | None = None,
         **kwargs: Any,
     ) -> None:
-        self.quant_method = METHOD
+        self.quant_method = METHOD  # type: ignore[assignment]  # annotated with transformers' own methods only
         self.calibration_clips = calibration_clips
         self.activation_algorithm = activation_algorithm
         self.activation_symmetric = activation_symmetric
@@ -56,6 +57,13 @@ class TFSepNetInt8Conv(nn.Module):
             rounding, and its contribution added after the convolution, in float. After a residual norm all channels
             that a ReLU has silenced share one such value; rounded, it would add the same error to all of them.
     """
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    bias_scale: torch.Tensor
+    input_scale: torch.Tensor
+    input_zero_point: torch.Tensor
+    smoothing: torch.Tensor | None
 
     def __init__(self, convolution: nn.Conv2d, relu: bool, smooth: bool, centred: bool) -> None:
         super().__init__()
@@ -109,12 +117,13 @@ def finish_output(
 ) -> torch.Tensor:
     """Adds what the convolution makes of the `level`, and rectifies."""
     if level is not None:
+        assert smoothing is not None  # centred layers are smoothed too
         gain = (weight.flatten(1) * smoothing.reciprocal()).sum(dim=1)
         output = torch.addcmul(output, level, gain.view(1, -1, 1, 1))
     return output.relu_() if relu else output
 
 
-def replace_convolutions(model: nn.Module, make: Any) -> None:
+def replace_convolutions(model: nn.Module, make: Callable[[nn.Module, bool, bool], nn.Module]) -> None:
     """Replaces every convolution unit and the classifier of a TF-SepNet by `make(unit, smooth, centred)`."""
     for name, module in list(model.named_modules()):
         # By name, as a model that came as remote code has classes of its own.
@@ -129,7 +138,9 @@ def replace_convolutions(model: nn.Module, make: Any) -> None:
 def make_int8(unit: nn.Module, smooth: bool, centred: bool) -> TFSepNetInt8Conv:
     """An empty INT8 layer of a unit's shape."""
     relu = not isinstance(unit, nn.Conv2d)
-    return TFSepNetInt8Conv(unit.convolution if relu else unit, relu, smooth, centred)
+    convolution = unit.convolution if relu else unit
+    assert isinstance(convolution, nn.Conv2d)
+    return TFSepNetInt8Conv(convolution, relu, smooth, centred)
 
 
 class TFSepNetInt8Quantizer(HfQuantizer):
@@ -168,8 +179,10 @@ def check_layer(name: str, layer: TFSepNetInt8Conv) -> None:
             "this folder was not written by INCQuantizer."
         )
     scales = [layer.weight_scale, layer.bias_scale.view(1), layer.input_scale.view(1)]
-    scales = torch.cat(scales if layer.smoothing is None else [*scales, layer.smoothing]).detach()
-    if not math.isfinite(float(scales.sum())) or float(scales.min()) <= 0:
+    if layer.smoothing is not None:
+        scales.append(layer.smoothing)
+    values = torch.cat(scales).detach()
+    if not math.isfinite(float(values.sum())) or float(values.min()) <= 0:
         raise ValueError(f"{name} has a scale that is not a positive number: the folder is damaged, quantize again.")
 
 
