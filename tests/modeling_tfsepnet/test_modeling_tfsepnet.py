@@ -27,7 +27,7 @@ def tiny_config(**kwargs):
 
 @pytest.fixture
 def model():
-    """A small network whose running statistics are not the initial ones."""
+    """A small network whose running statistics differ from the initial ones."""
     torch.manual_seed(0)
     model = TFSepNetForAudioClassification(tiny_config())
     with torch.no_grad():
@@ -56,12 +56,12 @@ class TestReference:
         tensors, _, model = load_case(shared, name)
         with torch.no_grad():
             logits = model(tensors["input"]).logits
-            logits_with_grad_path = copy.deepcopy(model).double()(tensors["input"].double()).logits
+            logits_float64 = copy.deepcopy(model).double()(tensors["input"].double()).logits
         torch.testing.assert_close(logits, tensors["logits"], atol=1e-5, rtol=0)
-        torch.testing.assert_close(logits_with_grad_path, tensors["logits_float64"], atol=1e-9, rtol=0)
+        torch.testing.assert_close(logits_float64, tensors["logits_float64"], atol=1e-9, rtol=0)
 
     @pytest.mark.parametrize("name", CASES)
-    def test_metadata_is_found_in_the_shapes(self, shared, name):
+    def test_configuration_is_inferred_from_the_shapes(self, shared, name):
         _, metadata, model = load_case(shared, name)
         for ours, theirs in [("depth", "depth"), ("base_channels", "base_channels"), ("kernel_size", "kernel_size")]:
             assert getattr(model.config, ours) == int(metadata[theirs])
@@ -69,7 +69,7 @@ class TestReference:
 
     @pytest.mark.parametrize("name", CASES)
     def test_every_stage(self, shared, name):
-        """The output of the stem and of each layer of the reference's flat list, by its mean, deviation and range."""
+        """Outputs of the stem and of each layer in the reference's flat list agree in mean, deviation and range."""
         tensors, _, model = load_case(shared, name)
         stages = []
 
@@ -114,7 +114,7 @@ class TestReference:
 
 
 class TestArithmetic:
-    def test_residual_norm_is_its_formula(self):
+    def test_residual_norm_matches_its_formula(self):
         x = torch.randn(2, 5, 7, 3, dtype=torch.float64) + 2
         mean = x.mean(dim=(1, 3), keepdim=True)
         variance = x.var(dim=(1, 3), keepdim=True, unbiased=True)
@@ -155,15 +155,15 @@ class TestArithmetic:
 
 
 class TestBatches:
-    def test_batch_mates_do_not_matter(self, model, inputs):
+    def test_other_clips_in_the_batch_do_not_matter(self, model, inputs):
         mask = torch.tensor([[1, 1], [1, 0], [1, 1]])
         with torch.no_grad():
             together = model(inputs, attention_mask=mask).logits
             alone = torch.cat([model(inputs[i : i + 1, : mask[i].sum()]).logits for i in range(3)])
             inputs[1, 1] = 1e3
-            padded_otherwise = model(inputs, attention_mask=mask).logits
+            with_other_padding = model(inputs, attention_mask=mask).logits
         torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
-        torch.testing.assert_close(together, padded_otherwise, atol=0, rtol=0)
+        torch.testing.assert_close(together, with_other_padding, atol=0, rtol=0)
 
     def test_windows_are_averaged(self, model, inputs):
         with torch.no_grad():
@@ -189,7 +189,7 @@ class TestContract:
         for model_class in (TFSepNetModel, TFSepNetForAudioClassification):
             assert list(inspect.signature(model_class.forward).parameters)[:2] == ["self", "input_values"]
 
-    def test_initialisation_is_pytorchs(self):
+    def test_initialisation_follows_pytorch(self):
         torch.manual_seed(0)
         model = TFSepNetForAudioClassification(TFSepNetConfig())
         for module in model.modules():
@@ -204,7 +204,7 @@ class TestContract:
                 assert (module.running_mean == 0).all()
                 assert (module.running_var == 1).all()
 
-    def test_seed_decides_the_weights(self):
+    def test_seed_determines_the_weights(self):
         torch.manual_seed(3)
         first = TFSepNetForAudioClassification(tiny_config())
         torch.manual_seed(3)
@@ -229,7 +229,7 @@ class TestContract:
         with torch.no_grad():
             assert torch.equal(backbone(inputs).pooler_output, model.tfsepnet(inputs).pooler_output)
 
-    def test_another_head_is_initialised(self, model, tmp_path):
+    def test_new_head_is_initialised(self, model, tmp_path):
         model.save_pretrained(tmp_path)
         loaded = TFSepNetForAudioClassification.from_pretrained(tmp_path, num_labels=4, ignore_mismatched_sizes=True)
         assert loaded.classifier.weight.shape == (4, 20, 1, 1)
