@@ -1,3 +1,4 @@
+import inspect
 import shutil
 
 import datasets
@@ -15,7 +16,13 @@ from transformers import (
     pipeline,
 )
 
-from modeling_tfsepnet import SceneClassificationPipeline, TFSepNetConfig, TFSepNetForAudioClassification
+from modeling_beats import BeatsAudioClassificationPipeline, pipeline_beats
+from modeling_tfsepnet import (
+    SceneClassificationPipeline,
+    TFSepNetConfig,
+    TFSepNetForAudioClassification,
+    pipeline_tfsepnet,
+)
 from modeling_tfsepnet.feature_extraction_tfsepnet import TFSepNetFeatureExtractor
 from tests.clean_process import run_in_clean_process
 
@@ -192,6 +199,26 @@ def test_file_without_samples(classifier, tmp_path):
 def test_saved_pipeline_loads(classifier, noise, tmp_path):
     classifier.save_pretrained(tmp_path)
     assert classifier(noise) == pipeline("audio-classification", model=str(tmp_path))(noise)
+
+
+PIPELINES = (SceneClassificationPipeline, BeatsAudioClassificationPipeline)
+MODULES = (pipeline_tfsepnet, pipeline_beats)
+
+
+@pytest.mark.parametrize(
+    ("owners", "name"),
+    [
+        (PIPELINES, "__new__"),
+        (PIPELINES, "__call__"),
+        (PIPELINES, "read"),
+        (MODULES, "read_bytes"),
+        (MODULES, "decode"),
+    ],
+)
+def test_both_model_folders_read_audio_alike(owners, name):
+    """Each folder must work by itself on the Hub, so this code exists twice."""
+    ours, theirs = (inspect.getsource(getattr(owner, name)) for owner in owners)
+    assert ours == theirs
 
 
 class TestRemoteCode:
