@@ -1,6 +1,6 @@
 """TF-SepNet for acoustic scene classification: configuration, feature extractor, model and pipeline.
 
-Importing this package makes the `Auto` classes and `pipeline("audio-classification")` of transformers know TF-SepNet.
+Importing this package registers TF-SepNet with transformers' `Auto` classes and `pipeline("audio-classification")`.
 """
 
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification
@@ -18,14 +18,14 @@ AutoFeatureExtractor.register(TFSepNetConfig, TFSepNetFeatureExtractor)
 AutoModel.register(TFSepNetConfig, TFSepNetModel)
 AutoModelForAudioClassification.register(TFSepNetConfig, TFSepNetForAudioClassification)
 
-# Saved folders carry this code, so that they load where the package is not installed.
+# Saved model folders include this code, so that they load where the package is not installed.
 TFSepNetConfig.register_for_auto_class()
 TFSepNetFeatureExtractor.register_for_auto_class()
 TFSepNetModel.register_for_auto_class("AutoModel")
 TFSepNetForAudioClassification.register_for_auto_class("AutoModelForAudioClassification")
 
-# transformers has one pipeline for each task. This one leaves all other models to the one that it replaces, which is
-# known by its class or only by its name.
+# transformers has one pipeline class per task. Ours passes all other models on to the class that it replaces: its
+# parent, where transformers has registered only a name.
 task = PIPELINE_REGISTRY.supported_tasks["audio-classification"]
 if isinstance(task["impl"], type):
     SceneClassificationPipeline.replaced_class = task["impl"]

@@ -17,42 +17,41 @@ SCENES = (
     "street_traffic",
     "tram",
 )
-"""The ten scenes of TAU Urban Acoustic Scenes, in the official (alphabetical) order of their indices."""
+"""The ten classes of TAU Urban Acoustic Scenes, in the official (alphabetical) order of their labels."""
 
 
 class TFSepNetConfig(PreTrainedConfig):
     r"""Configuration of [`TFSepNetModel`] and [`TFSepNetForAudioClassification`].
 
-    The defaults are TF-SepNet-64 of Cai et al., *Data-Efficient Acoustic Scene Classification with Self-Supervised
-    Teachers* (DCASE 2024 Task 1), Table 2, with the residual normalisation that its section 3.2 names.
+    The defaults are those of TF-SepNet-64 in Cai et al., *Data-Efficient Acoustic Scene Classification with
+    Self-Supervised Teachers* (DCASE 2024 Task 1), Table 2, with the residual normalisation of section 3.2.
 
     Args:
         base_channels (`int`, *optional*, defaults to 64):
-            Width C of the network. The stem has C/2 and 2C channels, the four stages C, 1.5C, 2C and 2.5C. A multiple
-            of 4, so that every block can be split into equal halves.
+            Width C of the network. The stem has C/2 and 2C channels, the four stages C, 1.5C, 2C and 2.5C. Must be a
+            multiple of 4, so that every block splits into equal halves.
         depth (`int`, *optional*, defaults to 17):
-            17, or 16 for the variant without the last max-pooling.
+            Number of layers after the stem: 17, or 16 for the variant without the last max-pooling.
         kernel_size (`int`, *optional*, defaults to 3):
-            Size of the one-dimensional depthwise kernels, in frequency bins and in frames. Odd.
+            Size of the one-dimensional depthwise kernels, in frequency bins and in frames. Must be odd.
         dropout (`float`, *optional*, defaults to 0.1):
-            Dropout probability after the pointwise convolutions, in training.
+            Dropout probability after the pointwise convolutions of the paths.
         residual_norm_scale (`float`, *optional*, defaults to 0.1):
-            Weight lambda of the identity path of the residual normalisation.
+            Weight lambda of the identity path in the residual normalisation.
         residual_norm_eps (`float`, *optional*, defaults to 1e-5):
-            Added to the variance in the residual normalisation.
+            Constant added to the variance in the residual normalisation.
         num_mel_bins (`int`, *optional*, defaults to 512):
-            Mel bands of the input that the network is made for. It takes any number; this one is used for counting
-            operations and for example inputs.
+            Number of mel bands of the input. The network accepts any number; this one is used to count operations and
+            to create example inputs.
         num_frames (`int`, *optional*, defaults to 64):
-            Frames of a one-second window, used like `num_mel_bins`.
+            Number of frames of a one-second window, used like `num_mel_bins`.
         num_labels (`int`, *optional*, defaults to 10):
-            Number of classes. Without `id2label` and `num_labels` the labels are TAU's ten scenes.
+            Number of classes. Without `id2label` and `num_labels`, the classes are TAU's ten scenes.
 
     Raises:
-        ValueError: `depth`, `base_channels`, `kernel_size` or `dropout` is out of range.
+        ValueError: If `depth`, `base_channels`, `kernel_size` or `dropout` is out of range.
 
     Example:
-
     ```python
     >>> from modeling_tfsepnet import TFSepNetConfig, TFSepNetForAudioClassification
 
@@ -74,26 +73,26 @@ class TFSepNetConfig(PreTrainedConfig):
     num_frames: int = 64
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Checks the values, and fills in TAU's labels where none are given."""
+        """Check the values, and set the classes to TAU's scenes if none are given."""
         if self.depth not in (16, 17):
-            raise ValueError(f"depth is {self.depth}, but TF-SepNet has depth 16 or 17.")
+            raise ValueError(f"depth is {self.depth}, but must be 16 or 17.")
         if self.base_channels < 4 or self.base_channels % 4:
-            raise ValueError(f"base_channels is {self.base_channels}, but has to be a positive multiple of 4.")
+            raise ValueError(f"base_channels is {self.base_channels}, but must be a positive multiple of 4.")
         if self.kernel_size < 1 or self.kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size is {self.kernel_size}, but has to be odd.")
+            raise ValueError(f"kernel_size is {self.kernel_size}, but must be odd and positive.")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}, but has to be at least 0 and below 1.")
+            raise ValueError(f"dropout is {self.dropout}, but must be at least 0 and less than 1.")
         if self.id2label is None and kwargs.get("num_labels") is None:
             self.id2label = dict(enumerate(SCENES))
             self.label2id = {scene: index for index, scene in enumerate(SCENES)}
-        # `transformers.pipeline` runs remote code wherever it sees this entry, even if this package is installed and
-        # has registered its pipeline. So only the copy of this file that came with the weights keeps it.
+        # `transformers.pipeline` runs remote code wherever it finds this entry, even if this package is installed and
+        # has registered its pipeline. Only the copy of this file in a model folder keeps the entry.
         if not __name__.startswith("transformers_modules"):
             kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """The configuration as stored in `config.json`, with the pipeline class that belongs to the model."""
+        """Return the configuration as stored in `config.json`, with the pipeline class of the model."""
         output = super().to_dict()
         output["custom_pipelines"] = {
             "audio-classification": {

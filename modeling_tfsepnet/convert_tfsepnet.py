@@ -1,9 +1,9 @@
-"""Converts checkpoints of the report's public code to model folders.
+"""Convert checkpoints of the report's public code to model folders.
 
     python -m modeling_tfsepnet.convert_tfsepnet checkpoint.ckpt model_folder
 
-The public code (github.com/yqcai888/easy_dcase_task1) saves PyTorch Lightning checkpoints, whose network lies below
-`backbone.`; bare state dicts of the network, as `.pt` or `.safetensors`, are taken as well.
+The public code (github.com/yqcai888/easy_dcase_task1) saves PyTorch Lightning checkpoints, in which the names of the
+network's parameters begin with `backbone.`. Plain state dicts of the network (`.pt` or `.safetensors`) work as well.
 """
 
 import argparse
@@ -23,8 +23,8 @@ from .modeling_tfsepnet import TFSepNetForAudioClassification
 
 logger = logging.getLogger(__name__)
 
-# Position of the blocks in the public code's flat list of layers, and where they stand here: (stage, block). The
-# norms and poolings between them have no parameters; without the third pooling the last three move up by one.
+# Index of each block in the public code's flat list of layers, and its (stage, block) here, by depth. The norms and
+# poolings between the blocks have no parameters; without the third pooling, the last three blocks move up by one.
 BLOCKS = {
     17: {1: (0, 0), 2: (0, 1), 5: (1, 0), 6: (1, 1), 9: (2, 0), 10: (2, 1), 13: (3, 0), 14: (3, 1), 15: (3, 2)},
     16: {1: (0, 0), 2: (0, 1), 5: (1, 0), 6: (1, 1), 9: (2, 0), 10: (2, 1), 12: (3, 0), 13: (3, 1), 14: (3, 2)},
@@ -39,11 +39,17 @@ UNITS = {
 
 
 def load_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
-    """Reads the network's state dict, under the public code's names, without running any code of the file.
+    """Load the network's state dict with the public code's names, without running any code in the file.
+
+    Args:
+        path (`str` or `Path`): Lightning checkpoint, or a state dict as `.pt` or `.safetensors`.
+
+    Returns:
+        `dict[str, torch.Tensor]`: The state dict, without the prefix `backbone.`.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is no checkpoint of tensors, or holds no TF-SepNet.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file is not a checkpoint of tensors or not of a TF-SepNet.
     """
     path = Path(path)
     if not path.is_file():
@@ -55,24 +61,26 @@ def load_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
             state_dict = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is not a readable checkpoint: {error}") from None
-    except Exception as error:  # torch.load reports refused pickles by its own exception type
-        raise ValueError(f"{path} holds more than tensors and was refused; save its state dict alone.") from error
+    except Exception as error:  # torch.load rejects pickles with an exception type of its own
+        raise ValueError(
+            f"{path} contains more than tensors and was not loaded: save the state dict alone."
+        ) from error
     if isinstance(state_dict, dict) and isinstance(state_dict.get("state_dict"), dict):
         state_dict = state_dict["state_dict"]
     if not isinstance(state_dict, dict) or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
-        raise ValueError(f"{path} is not a state dict: it has to map names to tensors.")
+        raise ValueError(f"{path} is not a state dict: it must map names to tensors.")
     if any(key.startswith("backbone.") for key in state_dict):
-        # The rest of a Lightning module (teachers, augmentations) is not part of the network.
+        # Other parts of the Lightning module (teachers, augmentations) do not belong to the network.
         state_dict = {
             key.removeprefix("backbone."): value for key, value in state_dict.items() if key.startswith("backbone.")
         }
     if "conv_layers.0._conv.weight" not in state_dict:
-        raise ValueError(f"{path} holds no TF-SepNet: the key conv_layers.0._conv.weight is missing.")
+        raise ValueError(f"{path} is not a TF-SepNet checkpoint: the key conv_layers.0._conv.weight is missing.")
     return state_dict
 
 
 def convert_key(key: str, depth: int) -> str | None:
-    """Name here of a parameter of the public code, or None if it has none."""
+    """Return the name in this package of a parameter of the public code, or None if there is no such parameter."""
     if key.startswith("classifier.conv."):
         return key.replace("classifier.conv.", "classifier.")
     match = re.fullmatch(r"(conv_layers|middle_layers)\.(\d+)\.(?:(\w+?)\.)?_(conv|bn)\.(\w+)", key)
@@ -89,9 +97,16 @@ def convert_key(key: str, depth: int) -> str | None:
 
 
 def infer_config(state_dict: dict[str, torch.Tensor], **kwargs: Any) -> TFSepNetConfig:
-    """Configuration that the shapes and names of a state dict imply; `kwargs` go to [`TFSepNetConfig`].
+    """Infer the configuration from the names and shapes of a state dict.
 
-    The labels of a ten-class network are taken to be TAU's scenes, those of any other are numbered.
+    A network with ten classes gets the names of TAU's scenes; with any other number, the classes are numbered.
+
+    Args:
+        state_dict (`dict[str, torch.Tensor]`): State dict with the public code's names, as from [`load_checkpoint`].
+        **kwargs: Further arguments of [`TFSepNetConfig`].
+
+    Returns:
+        [`TFSepNetConfig`]: The configuration.
     """
     num_labels = state_dict["classifier.conv.weight"].shape[0] if "classifier.conv.weight" in state_dict else 10
     kernels = [value.shape[2] for key, value in state_dict.items() if key.endswith("freq_dw_conv._conv.weight")]
@@ -108,14 +123,17 @@ def infer_config(state_dict: dict[str, torch.Tensor], **kwargs: Any) -> TFSepNet
 def convert_state_dict(
     state_dict: dict[str, torch.Tensor], config: TFSepNetConfig | None = None
 ) -> TFSepNetForAudioClassification:
-    """Builds the model that a state dict of the public code describes, in eval mode.
+    """Convert a state dict of the public code to a model in eval mode.
 
     Args:
-        state_dict (`dict[str, torch.Tensor]`): Under the public code's names, without the prefix `backbone.`.
-        config ([`TFSepNetConfig`], *optional*): Defaults to what [`infer_config`] finds.
+        state_dict (`dict[str, torch.Tensor]`): State dict with the public code's names, as from [`load_checkpoint`].
+        config ([`TFSepNetConfig`], *optional*): Defaults to the result of [`infer_config`].
+
+    Returns:
+        [`TFSepNetForAudioClassification`]: The model.
 
     Raises:
-        ValueError: A key is unknown or missing, or a shape does not fit; the message names it.
+        ValueError: If a key is unknown or missing, or a tensor has the wrong shape.
     """
     config = infer_config(state_dict) if config is None else config
     model = TFSepNetForAudioClassification(config).eval()
@@ -124,25 +142,25 @@ def convert_state_dict(
     for key, value in state_dict.items():
         name = convert_key(key, config.depth)
         if name not in expected:
-            raise ValueError(f"The checkpoint's key {key} belongs to no layer of a TF-SepNet of depth {config.depth}.")
+            raise ValueError(f"The checkpoint's key {key} is not a parameter of a TF-SepNet of depth {config.depth}.")
         if value.shape != expected[name].shape:
             raise ValueError(
                 f"The checkpoint's {key} has shape {tuple(value.shape)}, but TF-SepNet-{config.base_channels} of "
-                f"depth {config.depth} needs {tuple(expected[name].shape)}."
+                f"depth {config.depth} requires {tuple(expected[name].shape)}."
             )
         converted[name] = value
     missing = [name for name in expected if name not in converted]
     if missing:
-        raise ValueError(f"The checkpoint lacks {len(missing)} tensors, the first for {missing[0]}.")
+        raise ValueError(f"The checkpoint lacks {len(missing)} of the model's tensors, the first is {missing[0]}.")
     model.load_state_dict(converted)
     return model
 
 
 def main() -> None:
-    """Command line: checkpoint in, model folder out."""
+    """Convert the checkpoint named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, help="Lightning .ckpt, or a state dict as .pt or .safetensors.")
-    parser.add_argument("output", type=Path, help="Model folder to write.")
+    parser.add_argument("checkpoint", type=Path, help="Lightning checkpoint, or a state dict as .pt or .safetensors.")
+    parser.add_argument("output", type=Path, help="Folder to save the model in.")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
@@ -152,7 +170,7 @@ def main() -> None:
     model.save_pretrained(args.output)
     TFSepNetFeatureExtractor(feature_size=model.config.num_mel_bins).save_pretrained(args.output)
     logger.info(
-        "Wrote TF-SepNet-%d (%d parameters) to %s", model.config.base_channels, model.num_parameters(), args.output
+        "Saved TF-SepNet-%d (%d parameters) to %s", model.config.base_channels, model.num_parameters(), args.output
     )
 
 

@@ -1,4 +1,4 @@
-"""TF-SepNet: time-frequency separable convolutions for acoustic scenes, with at most 128,000 parameters."""
+"""TF-SepNet: a network of time-frequency separable convolutions for acoustic scene classification."""
 
 import math
 
@@ -14,14 +14,15 @@ from .pipeline_tfsepnet import SceneClassificationPipeline
 from .quantization_tfsepnet import TFSepNetInt8Config  # noqa: F401 - registers INT8 models with transformers
 
 
-# Windows that pass through the network together where no gradients are wanted.
+# Number of windows that are processed together when no gradients are needed.
 WINDOWS_PER_CHUNK = 8
 
 
 class TFSepNetConv2d(nn.Conv2d):
-    """Convolution that computes several outputs per channel as so many depthwise convolutions.
+    """Grouped convolution that runs as one depthwise convolution per output of a group.
 
-    Processors have fast kernels for one output per channel only: 1.5 times as fast for the second convolution.
+    CPUs have fast kernels only for depthwise convolutions with one output per channel; for the second convolution of
+    the stem this is 1.5 times as fast.
     """
 
     def _conv_forward(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -38,19 +39,19 @@ class TFSepNetConv2d(nn.Conv2d):
 
 
 def channels_last(rows: torch.Tensor) -> torch.Tensor:
-    """Views (batch, frequency, time, channels) as (batch, channels, frequency, time)."""
+    """View (batch, frequency, time, channels) as (batch, channels, frequency, time)."""
     return rows.permute(0, 3, 1, 2)
 
 
 class TFSepNetConvUnit(nn.Module):
-    """Convolution without bias, batch normalisation, ReLU.
+    """Convolution without bias, batch normalisation and ReLU.
 
     Args:
-        in_channels (`int`): Input channels.
-        out_channels (`int`): Output channels.
-        kernel_size (`tuple[int, int]`): Extent over (frequency, time), odd; the padding keeps the size at stride 1.
-        stride (`int`, *optional*, defaults to 1): Stride over both axes.
-        groups (`int`, *optional*, defaults to 1): Channel groups.
+        in_channels (`int`): Number of input channels.
+        out_channels (`int`): Number of output channels.
+        kernel_size (`tuple[int, int]`): Odd kernel size (frequency, time); the padding preserves the size at stride 1.
+        stride (`int`, *optional*, defaults to 1): Stride along both axes.
+        groups (`int`, *optional*, defaults to 1): Number of channel groups.
     """
 
     def __init__(
@@ -69,21 +70,23 @@ class TFSepNetConvUnit(nn.Module):
         self.normalization = nn.BatchNorm2d(out_channels)
 
     def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
-        """Maps (batch, in_channels, frequency, time) to (batch, out_channels, frequency / stride, time / stride)."""
+        """Map (batch, in_channels, frequency, time) to (batch, out_channels, frequency / stride, time / stride)."""
         if self.training:
             return self.normalization(self.convolution(hidden_state)).relu_()
-        # With fixed statistics the normalisation is a scale and a shift per channel: folding them into the convolution
+        # With fixed statistics the normalisation is a scale and a shift per channel. Folding them into the convolution
         # costs a few thousand operations and saves a pass over its output.
         convolution, norm = self.convolution, self.normalization
+        assert norm.running_mean is not None and norm.running_var is not None
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
         weight, bias = convolution.weight * scale.view(-1, 1, 1, 1), norm.bias - norm.running_mean * scale
         return convolution._conv_forward(hidden_state, weight, bias).relu_()
 
 
 class TFSepNetResidualNorm(nn.Module):
-    """`scale * x + (x - mean) / sqrt(variance + eps)`, per clip and frequency bin (report, section 3.2).
+    """Residual normalisation `scale * x + (x - mean) / sqrt(variance + eps)` (report, section 3.2).
 
-    Mean and unbiased variance are taken over channels and time. There are no parameters and no running statistics.
+    The mean and the unbiased variance of each window and frequency bin are taken over channels and time. There are no
+    parameters and no running statistics.
     """
 
     def __init__(self, scale: float, eps: float) -> None:
@@ -92,10 +95,10 @@ class TFSepNetResidualNorm(nn.Module):
         self.eps = eps
 
     def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
-        """Maps (batch, channels, frequency, time) to the same shape."""
-        rows = hidden_state.permute(0, 2, 3, 1).flatten(2)  # a view, as activations are kept channels last
+        """Normalise a tensor (batch, channels, frequency, time)."""
+        rows = hidden_state.permute(0, 2, 3, 1).flatten(2)  # a view, as activations are channels last
         count = rows.shape[2]
-        # A layer norm divides by the biased deviation: (count - 1) / count turns one variance into the other.
+        # Layer norm divides by the biased standard deviation; (count - 1) / count is the ratio of the two variances.
         bias_correction = (count - 1) / count
         gain = rows.new_full((count,), math.sqrt(bias_correction))
         normalised = nn.functional.layer_norm(rows, (count,), gain, eps=self.eps * bias_correction)
@@ -104,13 +107,13 @@ class TFSepNetResidualNorm(nn.Module):
 
 
 class TFSepNetPath(nn.Module):
-    """One half of a block: what a depthwise convolution along one axis finds, averaged over that axis.
+    """One half of a block: a residual path with a depthwise convolution along one axis and a mean over that axis.
 
     Args:
-        channels (`int`): Channels of the half block.
-        kernel_size (`int`): Extent along `axis`.
+        channels (`int`): Number of channels of the path.
+        kernel_size (`int`): Kernel size along `axis`.
         axis (`int`): 2 for the frequency path, 3 for the time path.
-        dropout (`float`): Dropout probability of the correction.
+        dropout (`float`): Dropout probability of the correction that the path adds.
     """
 
     def __init__(self, channels: int, kernel_size: int, axis: int, dropout: float) -> None:
@@ -122,19 +125,19 @@ class TFSepNetPath(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
-        """Maps (batch, channels, frequency, time) to the same shape; the correction is constant along `axis`."""
-        # The mean as a sum divided afterwards, so that its gradient is spread over the axis without being written.
+        """Add a correction that is constant along `axis` to a tensor (batch, channels, frequency, time)."""
+        # Dividing a sum, unlike `mean`, lets autograd expand the gradient along the axis without copying it.
         rows = self.depthwise(hidden_state).permute(0, 2, 3, 1)
         correction = rows.sum(dim=self.axis - 1, keepdim=True) / rows.shape[self.axis - 1]
         return hidden_state + self.dropout(self.pointwise(channels_last(correction)))
 
 
 class TFSepNetBlock(nn.Module):
-    """Time-frequency separable convolutions (report, section 3.2): transition, shuffle, one path per half.
+    """Block of time-frequency separable convolutions (report, section 3.2).
 
-    A pointwise convolution unit changes the width where `in_channels` and `out_channels` differ. The channels are then
-    shuffled (the two halves interleaved); the first half goes through the frequency path, the second through the
-    time path.
+    If `in_channels` and `out_channels` differ, a pointwise convolution unit (the transition) changes the width first.
+    The channels are then shuffled, so that the two halves interleave. The first half of the shuffled channels goes
+    through the frequency path, the second through the time path.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, dropout: float) -> None:
@@ -147,15 +150,15 @@ class TFSepNetBlock(nn.Module):
         self.time_path = TFSepNetPath(half, kernel_size, axis=3, dropout=dropout)
 
     def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
-        """Maps (batch, in_channels, frequency, time) to (batch, out_channels, frequency, time)."""
+        """Map (batch, in_channels, frequency, time) to (batch, out_channels, frequency, time)."""
         frequency, time = self.shuffle(self.transition(hidden_state))
         return torch.cat([self.frequency_path(frequency), self.time_path(time)], dim=1)
 
     @staticmethod
     def shuffle(hidden_state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the two halves of the shuffled channels, each written once, to memory of its own."""
+        """Return the two halves of the shuffled channels, copied only once, each to its own memory."""
         shuffled = hidden_state.permute(0, 2, 3, 1).unflatten(3, (2, -1)).transpose(3, 4)
-        if shuffled.shape[3] % 2:  # a pair of channels is parted
+        if shuffled.shape[3] % 2:  # the boundary between the halves splits a pair
             frequency, time = shuffled.flatten(3).chunk(2, dim=3)
         else:
             frequency, time = (half.flatten(3) for half in shuffled.chunk(2, dim=3))
@@ -163,7 +166,7 @@ class TFSepNetBlock(nn.Module):
 
 
 class TFSepNetStage(nn.Module):
-    """Blocks of one width: max-pooling where `downsample`, then `num_blocks` blocks, then the residual norm."""
+    """Stage of max-pooling (if `downsample`), `num_blocks` blocks of the same width, and a residual norm."""
 
     def __init__(
         self, config: TFSepNetConfig, in_channels: int, out_channels: int, num_blocks: int, downsample: bool
@@ -177,7 +180,7 @@ class TFSepNetStage(nn.Module):
         self.normalization = TFSepNetResidualNorm(config.residual_norm_scale, config.residual_norm_eps)
 
     def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
-        """Maps (batch, in_channels, frequency, time) to (batch, out_channels, frequency, time), halved if pooled."""
+        """Map (batch, in_channels, frequency, time) to (batch, out_channels, frequency, time), halved if pooled."""
         hidden_state = self.pooling(hidden_state)
         for block in self.blocks:
             hidden_state = block(hidden_state)
@@ -185,13 +188,13 @@ class TFSepNetStage(nn.Module):
 
 
 class TFSepNetPreTrainedModel(PreTrainedModel):
-    """What the models share: configuration, names, and initialisation (PyTorch's defaults, as in the public code)."""
+    """Base class that sets the configuration, names and initialisation (PyTorch's defaults, as in the public code)."""
 
     config_class = TFSepNetConfig
     base_model_prefix = "tfsepnet"
     main_input_name = "input_values"
-    input_modalities = ("audio",)
-    _no_split_modules = ("TFSepNetBlock",)
+    input_modalities = "audio"
+    _no_split_modules = ["TFSepNetBlock"]  # noqa: RUF012 - transformers expects a list or a set
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -200,30 +203,26 @@ class TFSepNetPreTrainedModel(PreTrainedModel):
             if module.bias is not None:
                 bound = 1 / math.sqrt(module.weight[0].numel())
                 init.uniform_(module.bias, -bound, bound)
-        elif isinstance(module, nn.BatchNorm2d):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-            init.zeros_(module.running_mean)
-            init.ones_(module.running_var)
-            init.zeros_(module.num_batches_tracked)
+        else:
+            super()._init_weights(module)
 
 
 def check_shapes(input_values: torch.Tensor, attention_mask: torch.Tensor | None) -> None:
-    """Refuses inputs that are not (batch, windows, mel bins, frames) with a mask (batch, windows)."""
+    """Raise an error unless the input is (batch, windows, mel bins, frames) and the mask (batch, windows)."""
     if input_values.ndim != 4:
         raise ValueError(
-            f"input_values has shape {tuple(input_values.shape)}, but has to be (batch, windows, mel bins, frames); "
-            "a clip of one second has one window."
+            f"input_values has shape {tuple(input_values.shape)}, but must be (batch, windows, mel bins, frames); a "
+            "one-second clip has one window."
         )
     if attention_mask is not None and attention_mask.shape != input_values.shape[:2]:
         raise ValueError(
-            f"attention_mask has shape {tuple(attention_mask.shape)}, but has to be (batch, windows), here "
+            f"attention_mask has shape {tuple(attention_mask.shape)}, but must be (batch, windows), here "
             f"{tuple(input_values.shape[:2])}."
         )
 
 
 def mean_over_windows(values: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-    """Average of (batch, windows, channels) over the windows that the mask (batch, windows; 1 = real) keeps."""
+    """Average values (batch, windows, channels) over the windows whose mask (batch, windows) is 1."""
     if attention_mask is None:
         return values.mean(dim=1)
     weight = attention_mask.to(values.dtype)
@@ -233,8 +232,8 @@ def mean_over_windows(values: torch.Tensor, attention_mask: torch.Tensor | None)
 class TFSepNetModel(TFSepNetPreTrainedModel):
     """TF-SepNet without its classifier (report, Table 2).
 
-    Two strided convolutions, then four stages of time-frequency separable blocks. The residual norm stands after the
-    convolutions and after every stage, before the pooling: five times, at depth 16 as at depth 17.
+    The stem, two strided convolutions, is followed by four stages of time-frequency separable blocks. A residual norm
+    follows the stem and every stage, before the next pooling: five in all, for both depths.
     """
 
     def __init__(self, config: TFSepNetConfig) -> None:
@@ -255,23 +254,30 @@ class TFSepNetModel(TFSepNetPreTrainedModel):
         self.post_init()
 
     def encode(self, windows: torch.Tensor, every_stage: bool) -> list[torch.Tensor]:
-        """Maps log-mel windows (windows, mel_bins, frames) to the outputs of the stem and the stages, or of the last.
+        """Encode log-mel windows (windows, mel bins, frames).
 
-        Without gradients the windows are processed a few at a time: the working set then stays in the processor's
-        cache, which is twice as fast as one pass over a large batch, and memory does not grow with the batch.
+        Without gradients, a few windows are processed at a time: the activations then fit into the CPU cache, which is
+        twice as fast as one pass over a large batch, and memory use does not grow with the batch.
+
+        Args:
+            windows (`torch.Tensor` of shape `(windows, mel_bins, frames)`): Log-mel energies.
+            every_stage (`bool`): Whether to return the output of the stem and of every stage, or only the last one.
+
+        Returns:
+            `list[torch.Tensor]`: The outputs, each of shape `(windows, channels, frequency, time)`.
         """
         if torch.is_grad_enabled() or torch.compiler.is_exporting() or len(windows) <= WINDOWS_PER_CHUNK:
             return self.encode_together(windows, every_stage)
         return self.encode_by_chunks(windows, every_stage)
 
-    @torch.compiler.disable(recursive=False)  # compiled once for a chunk, not for as many as there are
+    @torch.compiler.disable(recursive=False)  # compile one chunk, not every number of chunks
     def encode_by_chunks(self, windows: torch.Tensor, every_stage: bool) -> list[torch.Tensor]:
-        """[`~TFSepNetModel.encode`] for more windows than fit into the cache."""
+        """Encode windows in chunks that fit into the cache."""
         chunks = [self.encode_together(chunk, every_stage) for chunk in windows.split(WINDOWS_PER_CHUNK)]
         return [torch.cat(states) for states in zip(*chunks, strict=True)]
 
     def encode_together(self, windows: torch.Tensor, every_stage: bool) -> list[torch.Tensor]:
-        """[`~TFSepNetModel.encode`] in one pass."""
+        """Encode windows in one pass."""
         hidden_state = channels_last(windows.unsqueeze(-1))
         hidden_states = []
         for stage in (self.stem, *self.stages):
@@ -286,30 +292,31 @@ class TFSepNetModel(TFSepNetPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
     ) -> BaseModelOutputWithPooling:
-        """Encodes log-mel windows.
+        """Encode log-mel windows.
 
         Args:
             input_values (`torch.Tensor` of shape `(batch, windows, mel_bins, frames)`):
-                Normalised log-mel energies of one-second windows, as [`TFSepNetFeatureExtractor`] makes them. At least
-                17 mel bins and 17 frames, so that something is left after the poolings.
+                Normalised log-mel energies of one-second windows from [`TFSepNetFeatureExtractor`]. At least 17 mel
+                bins and 17 frames, or the poolings leave nothing.
             attention_mask (`torch.Tensor` of shape `(batch, windows)`, *optional*):
-                1 for windows of the clip, 0 for padding.
+                1 for real windows, 0 for padding.
             output_hidden_states (`bool`, *optional*):
                 Whether to return the output of the stem and of every stage.
             return_dict (`bool`, *optional*):
-                Whether to return a [`~transformers.utils.ModelOutput`] rather than a tuple.
+                Whether to return a [`~transformers.utils.ModelOutput`] instead of a tuple.
 
         Returns:
-            `last_hidden_state` of shape `(batch, windows, 2.5 * base_channels, mel_bins / 32, frames / 32)` at depth
-            17, `pooler_output` of shape `(batch, 2.5 * base_channels)`, its mean over frequency, time and real
-            windows, and `hidden_states`, five tensors `(batch, windows, channels, frequency, time)`.
+            [`~transformers.modeling_outputs.BaseModelOutputWithPooling`]: `last_hidden_state` of shape
+            `(batch, windows, 2.5 * base_channels, mel_bins / 32, frames / 32)` at depth 17; `pooler_output` of shape
+            `(batch, 2.5 * base_channels)`, its mean over frequency, time and real windows; and, if requested,
+            `hidden_states`, five tensors of shape `(batch, windows, channels, frequency, time)`.
 
         Raises:
-            ValueError: `input_values` or `attention_mask` has the wrong shape.
+            ValueError: If `input_values` or `attention_mask` has the wrong shape.
         """
         check_shapes(input_values, attention_mask)
         if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
+            output_hidden_states = bool(self.config.output_hidden_states)
         batch_size = input_values.shape[0]
         hidden_states = [
             state.unflatten(0, (batch_size, -1))
@@ -323,16 +330,17 @@ class TFSepNetModel(TFSepNetPreTrainedModel):
 
 
 class TFSepNetForAudioClassification(TFSepNetPreTrainedModel):
-    """TF-SepNet with its classifier: a pointwise convolution, then the mean over frequency and time.
+    """TF-SepNet with its classifier, a pointwise convolution followed by the mean over frequency and time.
 
-    A clip of several windows gets the mean of its windows' logits.
+    The logits of a clip are the mean of the logits of its windows.
     """
 
     pipeline_class = SceneClassificationPipeline
-    """What `transformers.pipeline(..., pipeline_class=…)` needs to read audio files without further programs."""
+    """Pipeline class that reads audio files without ffmpeg; see its `__new__`."""
 
     def __init__(self, config: TFSepNetConfig) -> None:
         super().__init__(config)
+        assert config.num_labels is not None
         self.num_labels = config.num_labels
         self.tfsepnet = TFSepNetModel(config)
         self.classifier = nn.Conv2d(int(2.5 * config.base_channels), config.num_labels, 1)
@@ -346,25 +354,26 @@ class TFSepNetForAudioClassification(TFSepNetPreTrainedModel):
         labels: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
     ) -> SequenceClassifierOutput:
-        """Classifies clips.
+        """Classify clips.
 
         Args:
             input_values (`torch.Tensor` of shape `(batch, windows, mel_bins, frames)`):
-                Normalised log-mel energies of one-second windows, as [`TFSepNetFeatureExtractor`] makes them.
+                Normalised log-mel energies of one-second windows from [`TFSepNetFeatureExtractor`].
             attention_mask (`torch.Tensor` of shape `(batch, windows)`, *optional*):
-                1 for windows of the clip, 0 for padding.
+                1 for real windows, 0 for padding.
             labels (`torch.Tensor` of shape `(batch,)`, *optional*):
-                Class indices, for a cross-entropy loss.
+                Labels for computing the cross-entropy loss.
             output_hidden_states (`bool`, *optional*):
                 Whether to return the output of the stem and of every stage.
             return_dict (`bool`, *optional*):
-                Whether to return a [`~transformers.utils.ModelOutput`] rather than a tuple.
+                Whether to return a [`~transformers.utils.ModelOutput`] instead of a tuple.
 
         Returns:
-            `logits` of shape `(batch, num_labels)`, `loss` if there are labels, `hidden_states` if asked for.
+            [`~transformers.modeling_outputs.SequenceClassifierOutput`]: `logits` of shape `(batch, num_labels)`;
+            `loss`, if labels are given; and `hidden_states`, if requested.
 
         Raises:
-            ValueError: `input_values` or `attention_mask` has the wrong shape.
+            ValueError: If `input_values` or `attention_mask` has the wrong shape.
         """
         outputs = self.tfsepnet(input_values, attention_mask, output_hidden_states)
         batch_size = input_values.shape[0]

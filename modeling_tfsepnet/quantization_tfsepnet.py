@@ -1,6 +1,7 @@
-"""INT8 TF-SepNet: what it takes to load and run a quantized model folder, on torch and transformers alone."""
+"""Loading and running of quantized (INT8) TF-SepNet model folders with torch and transformers only."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,12 +20,17 @@ METHOD = "tfsepnet_int8"
 
 
 class TFSepNetInt8Config(QuantizationConfigMixin):
-    """Marks a model folder as INT8 and tells how it was made.
+    """Configuration that marks a model folder as INT8 and records how it was quantized.
 
     Args:
-        calibration_clips (`int`, *optional*): Number of clips that the activation ranges come from.
-        activation_algorithm (`str`, *optional*): Neural Compressor's estimate of the ranges, `"kl"` or `"minmax"`.
-        activation_symmetric (`bool`, *optional*): Whether the ranges are symmetric about zero.
+        calibration_clips (`int`, *optional*):
+            Number of clips that the activation ranges were calibrated on.
+        activation_algorithm (`str`, *optional*):
+            Neural Compressor's algorithm for the activation ranges, `"kl"` or `"minmax"`.
+        activation_symmetric (`bool`, *optional*):
+            Whether the activation ranges are symmetric about zero.
+        **kwargs:
+            Further entries of a stored `quantization_config`, which are ignored.
     """
 
     def __init__(
@@ -34,28 +40,40 @@ class TFSepNetInt8Config(QuantizationConfigMixin):
         activation_symmetric: bool | None = None,
         **kwargs: Any,
     ) -> None:
-        self.quant_method = METHOD
+        self.quant_method = METHOD  # type: ignore[assignment]  # annotated with transformers' own methods only
         self.calibration_clips = calibration_clips
         self.activation_algorithm = activation_algorithm
         self.activation_symmetric = activation_symmetric
 
 
 class TFSepNetInt8Conv(nn.Module):
-    """Convolution of 8-bit inputs and weights, the batch norm folded in, then perhaps ReLU.
+    """Convolution with 8-bit inputs and weights and a folded batch norm, with an optional ReLU.
 
-    The state is everything the integer arithmetic needs: `weight` (int8, out channels first), `weight_scale` (float32,
-    one per output channel), `bias` (int16) and its `bias_scale`, `input_scale` (float32) and `input_zero_point`
-    (uint8), and with `smooth` one `smoothing` factor (float32) per input channel. An integer `q` of the input stands
-    for `(q - input_zero_point) * input_scale * smoothing`, one of the weights for `q * weight_scale / smoothing`.
+    The state contains everything that integer arithmetic needs: `weight` (int8, output channels first), `weight_scale`
+    (float32, one per output channel), `bias` (int16) and its `bias_scale`, `input_scale` (float32) and
+    `input_zero_point` (uint8), and, if `smooth`, one `smoothing` factor (float32) per input channel. An input integer
+    `q` represents `(q - input_zero_point) * input_scale * smoothing`, a weight integer `q` represents
+    `q * weight_scale / smoothing`.
 
     Args:
-        convolution (`nn.Conv2d`): The float layer; its geometry is taken.
-        relu (`bool`): Whether a ReLU follows.
-        smooth (`bool`): Whether the input's channels have factors of their own.
-        centred (`bool`): Whether the smallest value of each clip's frequency bin is subtracted from the input before
-            rounding, and its contribution added after the convolution, in float. After a residual norm all channels
-            that a ReLU has silenced share one such value; rounded, it would add the same error to all of them.
+        convolution (`nn.Conv2d`):
+            Float layer that sets the shape, stride, padding and groups.
+        relu (`bool`):
+            Whether a ReLU follows.
+        smooth (`bool`):
+            Whether each input channel has its own smoothing factor.
+        centred (`bool`):
+            Whether the minimum of each window and frequency bin is subtracted from the input before rounding, and its
+            contribution added after the convolution, in float. After a residual norm, all channels that a ReLU has set
+            to zero share this minimum; rounding it would add the same error to all of them.
     """
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    bias_scale: torch.Tensor
+    input_scale: torch.Tensor
+    input_zero_point: torch.Tensor
+    smoothing: torch.Tensor | None
 
     def __init__(self, convolution: nn.Conv2d, relu: bool, smooth: bool, centred: bool) -> None:
         super().__init__()
@@ -64,7 +82,7 @@ class TFSepNetInt8Conv(nn.Module):
         self.centred = centred
         out_channels = convolution.out_channels
         self.register_buffer("weight", torch.zeros(convolution.weight.shape, dtype=torch.int8))
-        # A parameter, as transformers takes a model's dtype from its first floating-point one.
+        # This scale is a parameter because transformers takes a model's dtype from its first floating-point parameter.
         self.weight_scale = nn.Parameter(torch.ones(out_channels), requires_grad=False)
         self.register_buffer("bias", torch.zeros(out_channels, dtype=torch.int16))
         self.register_buffer("bias_scale", torch.ones(()))
@@ -73,10 +91,10 @@ class TFSepNetInt8Conv(nn.Module):
         self.register_buffer("smoothing", torch.ones(convolution.in_channels) if smooth else None)
 
     def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
-        """Maps (batch, in_channels, frequency, time) to (batch, out_channels, frequency, time), in float32.
+        """Map (batch, in_channels, frequency, time) to (batch, out_channels, frequency, time), in float32.
 
-        The integers are multiplied as the floats that they stand for, which gives what integer arithmetic gives up to
-        the rounding of float32, on any device.
+        The integers are multiplied as the floats that they represent, which equals integer arithmetic up to float32
+        rounding and works on any device.
         """
         weight = self.weight.to(torch.float32) * self.weight_scale.view(-1, 1, 1, 1)
         bias = self.bias.to(torch.float32) * self.bias_scale
@@ -92,7 +110,7 @@ class TFSepNetInt8Conv(nn.Module):
 def prepare_input(
     hidden_state: torch.Tensor, level: torch.Tensor | None, smoothing: torch.Tensor | None
 ) -> torch.Tensor:
-    """What is rounded: the input above its `level`, divided by the channels' factors."""
+    """Subtract `level` from the input of a layer and divide it by the smoothing factors, ready for rounding."""
     if level is not None:
         hidden_state = hidden_state - level
     if smoothing is not None:
@@ -107,17 +125,18 @@ def finish_output(
     smoothing: torch.Tensor | None,
     relu: bool,
 ) -> torch.Tensor:
-    """Adds what the convolution makes of the `level`, and rectifies."""
+    """Add the contribution of the subtracted `level` to the output of a layer, and apply the ReLU."""
     if level is not None:
+        assert smoothing is not None  # centred layers are smoothed too
         gain = (weight.flatten(1) * smoothing.reciprocal()).sum(dim=1)
         output = torch.addcmul(output, level, gain.view(1, -1, 1, 1))
     return output.relu_() if relu else output
 
 
-def replace_convolutions(model: nn.Module, make: Any) -> None:
-    """Replaces every convolution unit and the classifier of a TF-SepNet by `make(unit, smooth, centred)`."""
+def replace_convolutions(model: nn.Module, make: Callable[[nn.Module, bool, bool], nn.Module]) -> None:
+    """Replace every convolution unit and the classifier of a TF-SepNet by `make(unit, smooth, centred)`."""
     for name, module in list(model.named_modules()):
-        # By name, as a model that came as remote code has classes of its own.
+        # Compare names, as a model loaded as remote code has its own copy of the class.
         if type(module).__name__ != "TFSepNetConvUnit" and name != "classifier":
             continue
         centred = name == "classifier" or name.endswith(".transition")
@@ -127,18 +146,20 @@ def replace_convolutions(model: nn.Module, make: Any) -> None:
 
 
 def make_int8(unit: nn.Module, smooth: bool, centred: bool) -> TFSepNetInt8Conv:
-    """An empty INT8 layer of a unit's shape."""
+    """Create an INT8 layer of a unit's shape, to be filled with integers and scales."""
     relu = not isinstance(unit, nn.Conv2d)
-    return TFSepNetInt8Conv(unit.convolution if relu else unit, relu, smooth, centred)
+    convolution = unit.convolution if relu else unit
+    assert isinstance(convolution, nn.Conv2d)
+    return TFSepNetInt8Conv(convolution, relu, smooth, centred)
 
 
 class TFSepNetInt8Quantizer(HfQuantizer):
-    """Lets `from_pretrained` load INT8 model folders. Making them needs calibration: see [`INCQuantizer`]."""
+    """Quantizer with which `from_pretrained` loads INT8 model folders, as written by [`INCQuantizer`]."""
 
     requires_calibration = True
 
     def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """Keeps scales in float32 whatever is asked for: other widths would change every integer's value."""
+        """Return float32 whatever the requested dtype, as lower precision would change the scales."""
         return torch.float32
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
@@ -151,29 +172,31 @@ class TFSepNetInt8Quantizer(HfQuantizer):
         return model
 
     def is_serializable(self) -> bool:
-        """INT8 models can be saved again."""
+        """Return whether the model can be saved, which it always can."""
         return True
 
     @property
     def is_trainable(self) -> bool:
-        """Integers have no gradients."""
+        """Whether the model can be trained; integers have no gradients."""
         return False
 
 
 def check_layer(name: str, layer: TFSepNetInt8Conv) -> None:
-    """Refuses a layer whose state is not that of a quantized convolution."""
+    """Raise an error if the state of a layer is not that of a quantized convolution."""
     if layer.weight.dtype != torch.int8 or layer.bias.dtype != torch.int16:
         raise ValueError(
-            f"{name} holds weights of {layer.weight.dtype} and biases of {layer.bias.dtype}, not int8 and int16: "
-            "this folder was not written by INCQuantizer."
+            f"{name} has {layer.weight.dtype} weights and {layer.bias.dtype} biases instead of int8 and int16: load a "
+            "folder written by INCQuantizer."
         )
     scales = [layer.weight_scale, layer.bias_scale.view(1), layer.input_scale.view(1)]
-    scales = torch.cat(scales if layer.smoothing is None else [*scales, layer.smoothing]).detach()
-    if not math.isfinite(float(scales.sum())) or float(scales.min()) <= 0:
-        raise ValueError(f"{name} has a scale that is not a positive number: the folder is damaged, quantize again.")
+    if layer.smoothing is not None:
+        scales.append(layer.smoothing)
+    values = torch.cat(scales).detach()
+    if not math.isfinite(float(values.sum())) or float(values.min()) <= 0:
+        raise ValueError(f"{name} has a scale that is not a positive number: quantize the model again.")
 
 
-if METHOD not in AUTO_QUANTIZER_MAPPING:  # the package and the copy beside a model's weights may both be imported
+if METHOD not in AUTO_QUANTIZER_MAPPING:  # the package and a remote-code copy of it may both be imported
     register_quantization_config(METHOD)(TFSepNetInt8Config)
     register_quantizer(METHOD)(TFSepNetInt8Quantizer)
 

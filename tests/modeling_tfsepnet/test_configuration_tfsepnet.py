@@ -22,18 +22,18 @@ def test_defaults_are_tfsepnet_64():
         (65, 30_740_608, 33_345_088),
     ],
 )
-def test_operations_of_other_lengths(frames, depth_17, depth_16):
-    """Counted with torchinfo 1.8.0 on the public code; 65 frames break the limit."""
+def test_operations_for_other_numbers_of_frames(frames, depth_17, depth_16):
+    """Expected counts are torchinfo 1.8.0's for the public code; 65 frames exceed the limit."""
     assert count_complexity(TFSepNetConfig(), num_frames=frames).macs == depth_17
     assert count_complexity(TFSepNetConfig(depth=16), num_frames=frames).macs == depth_16
 
 
 @pytest.mark.parametrize(("width", "depth", "parameters"), [(32, 16, 34_634), (16, 17, 10_122)])
-def test_parameters_of_other_widths(width, depth, parameters):
+def test_parameters_for_other_widths(width, depth, parameters):
     assert count_complexity(TFSepNetConfig(base_channels=width, depth=depth)).parameters == parameters
 
 
-def test_labels_are_the_scenes_unless_told_otherwise():
+def test_labels_default_to_the_scenes():
     assert list(TFSepNetConfig().id2label.values()) == list(SCENES)
     assert TFSepNetConfig().label2id["tram"] == 9
     assert TFSepNetConfig(num_labels=3).id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}

@@ -18,7 +18,7 @@ def model(request):
 
 @pytest.fixture
 def public_state_dict(model):
-    """The model's weights under the names of the public code."""
+    """The model's weights with the names of the public code."""
     names = [f"conv_layers.{index}" for index in (0, 1)]
     names += [f"middle_layers.{index}.{unit}" for index in BLOCKS[model.config.depth] for unit in UNITS]
     layers = [f"_conv.{name}" for name in ("weight",)]
@@ -31,7 +31,7 @@ def public_state_dict(model):
     return {key: ours[name] for key in keys if (name := convert_key(key, model.config.depth)) in ours}
 
 
-def test_names_cover_the_network(model, public_state_dict):
+def test_all_parameters_have_a_public_name(model, public_state_dict):
     assert len(public_state_dict) == len(model.state_dict()) == 254
 
 
@@ -46,7 +46,7 @@ def test_files(model, public_state_dict, tmp_path, kind):
     path = tmp_path / f"checkpoint.{'ckpt' if kind == 'lightning' else kind}"
     if kind == "lightning":
         state_dict = {f"backbone.{key}": value for key, value in public_state_dict.items()}
-        state_dict["mel.window"] = torch.ones(3)  # other parts of a training module are not the network's
+        state_dict["mel.window"] = torch.ones(3)  # a part of the training module that is not of the network
         torch.save({"epoch": 149, "state_dict": state_dict, "hyper_parameters": {"lr": 0.004}}, path)
     elif kind == "pt":
         torch.save(public_state_dict, path)
@@ -74,10 +74,10 @@ def test_wrong_shape_is_named(public_state_dict):
 
 
 class Payload:
-    """Anything but tensors: what a pickle could smuggle in."""
+    """An object other than a tensor, which a pickle could hide."""
 
 
-def test_bad_files_are_refused(tmp_path):
+def test_bad_files_are_rejected(tmp_path):
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
         load_checkpoint(tmp_path / "absent.ckpt")
     (tmp_path / "text.ckpt").write_text("not a checkpoint")
@@ -86,13 +86,13 @@ def test_bad_files_are_refused(tmp_path):
         with pytest.raises(ValueError, match=name):
             load_checkpoint(tmp_path / name)
     torch.save({"state_dict": {"backbone.x": Payload()}}, tmp_path / "pickle.ckpt")
-    with pytest.raises(ValueError, match="refused"):
+    with pytest.raises(ValueError, match="more than tensors"):
         load_checkpoint(tmp_path / "pickle.ckpt")
     torch.save([torch.ones(1)], tmp_path / "list.pt")
     with pytest.raises(ValueError, match="not a state dict"):
         load_checkpoint(tmp_path / "list.pt")
     torch.save({"weight": torch.ones(1)}, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match="no TF-SepNet"):
+    with pytest.raises(ValueError, match="not a TF-SepNet checkpoint"):
         load_checkpoint(tmp_path / "other.pt")
 
 
@@ -110,7 +110,7 @@ def test_command_line(model, public_state_dict, tmp_path, monkeypatch, capsys):
 
 
 def test_trained_network_on_real_recordings(shared):
-    """A network trained on TAU 2022 by the report's authors gives the logits it gives in their code."""
+    """The logits of a network that the report's authors trained on TAU 2022 equal those of their code."""
     model = convert_state_dict(load_checkpoint(shared / "real" / "tfsepnet64_trained.safetensors"))
     extractor = TFSepNetFeatureExtractor()
     facts = json.loads((shared / "real" / "tfsepnet64_trained.json").read_text())

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoModel, AutoModelForAudioClassification
 
 from modeling_tfsepnet import TFSepNetConfig, TFSepNetForAudioClassification, TFSepNetModel
-from modeling_tfsepnet.convert_tfsepnet import convert_state_dict
+from modeling_tfsepnet.convert_tfsepnet import convert_key, convert_state_dict, infer_config
 from modeling_tfsepnet.modeling_tfsepnet import (
     WINDOWS_PER_CHUNK,
     TFSepNetBlock,
@@ -18,16 +18,13 @@ from modeling_tfsepnet.modeling_tfsepnet import (
 )
 
 
-CASES = ["model_c64_d17", "model_c32_d16", "model_c16_d17_mel128"]
-
-
 def tiny_config(**kwargs):
     return TFSepNetConfig(base_channels=8, num_mel_bins=32, **kwargs)
 
 
 @pytest.fixture
 def model():
-    """A small network whose running statistics are not the initial ones."""
+    """A small network whose running statistics differ from the initial ones."""
     torch.manual_seed(0)
     model = TFSepNetForAudioClassification(tiny_config())
     with torch.no_grad():
@@ -40,66 +37,131 @@ def inputs():
     return torch.randn(3, 2, 32, 64, generator=torch.Generator().manual_seed(1))
 
 
-def load_case(shared, name):
-    path = shared / "reference" / "tfsepnet_golden" / f"{name}.safetensors"
-    tensors = load_file(path)
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-    prefix = "state_dict."
-    state_dict = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-    return tensors, metadata, convert_state_dict(state_dict)
+def split_state_dict(tensors):
+    """Separate the weights of the public code's network from the other tensors of a file."""
+    state_dict = {key: tensors.pop(key) for key in list(tensors) if key.startswith("state_dict.")}
+    return {key.removeprefix("state_dict."): value for key, value in state_dict.items()}
 
 
 class TestReference:
-    @pytest.mark.parametrize("name", CASES)
-    def test_logits(self, shared, name):
-        tensors, _, model = load_case(shared, name)
+    """Networks of the public code with random weights; the two large ones are not distributed."""
+
+    @pytest.fixture(
+        params=["golden/model_c16_d17_mel128", "reference/model_c32_d16", "reference/model_c64_d17"], autouse=True
+    )
+    def case(self, request):
+        folder, _, name = request.param.partition("/")
+        path = request.getfixturevalue(folder) / f"{name}.safetensors"
+        self.tensors = load_file(path)
+        self.model = convert_state_dict(split_state_dict(self.tensors))
+        with safe_open(path, "pt") as file:
+            self.metadata = file.metadata()
+
+    def test_logits(self):
         with torch.no_grad():
-            logits = model(tensors["input"]).logits
-            logits_with_grad_path = copy.deepcopy(model).double()(tensors["input"].double()).logits
-        torch.testing.assert_close(logits, tensors["logits"], atol=1e-5, rtol=0)
-        torch.testing.assert_close(logits_with_grad_path, tensors["logits_float64"], atol=1e-9, rtol=0)
+            logits = self.model(self.tensors["input"]).logits
+        logits_float64 = copy.deepcopy(self.model).double()(self.tensors["input"].double()).logits
+        torch.testing.assert_close(logits, self.tensors["logits"], atol=1e-5, rtol=0)
+        torch.testing.assert_close(logits_float64, self.tensors["logits_float64"], atol=1e-9, rtol=0)
 
-    @pytest.mark.parametrize("name", CASES)
-    def test_metadata_is_found_in_the_shapes(self, shared, name):
-        _, metadata, model = load_case(shared, name)
-        for ours, theirs in [("depth", "depth"), ("base_channels", "base_channels"), ("kernel_size", "kernel_size")]:
-            assert getattr(model.config, ours) == int(metadata[theirs])
-        assert model.config.num_labels == int(metadata["num_classes"])
+    def test_configuration_is_inferred_from_the_shapes(self):
+        for name in ("depth", "base_channels", "kernel_size"):
+            assert getattr(self.model.config, name) == int(self.metadata[name])
+        assert self.model.config.num_labels == int(self.metadata["num_classes"])
 
-    @pytest.mark.parametrize("name", CASES)
-    def test_every_stage(self, shared, name):
-        """The output of the stem and of each layer of the reference's flat list, by its mean, deviation and range."""
-        tensors, _, model = load_case(shared, name)
+    def test_every_stage(self):
+        """Outputs of the stem and of each layer in the reference's flat list agree in mean, deviation and range."""
         stages = []
 
         def record(module, inputs, output):
             stages.append(output)
 
-        model.tfsepnet.stem[1].register_forward_hook(record)
-        for module in model.modules():
+        self.model.tfsepnet.stem[1].register_forward_hook(record)
+        for module in self.model.modules():
             if isinstance(module, (TFSepNetResidualNorm, TFSepNetBlock, nn.MaxPool2d)):
                 module.register_forward_hook(record)
         with torch.no_grad():
-            model(tensors["input"])
-        assert len(stages) == len(tensors["stage_stats"])
-        for stage, stats in zip(stages, tensors["stage_stats"], strict=True):
+            self.model(self.tensors["input"])
+        assert len(stages) == len(self.tensors["stage_stats"])
+        for stage, stats in zip(stages, self.tensors["stage_stats"], strict=True):
             ours = torch.stack([stage.mean(), stage.std(), stage.min(), stage.max()])
             torch.testing.assert_close(ours, stats.to(ours), atol=1e-4, rtol=0)
         for index, stage in enumerate(stages):
-            if f"stage.{index:02d}" in tensors:
-                torch.testing.assert_close(stage, tensors[f"stage.{index:02d}"], atol=1e-5, rtol=0)
+            if f"stage.{index:02d}" in self.tensors:
+                torch.testing.assert_close(stage, self.tensors[f"stage.{index:02d}"], atol=1e-5, rtol=0)
 
-    def test_residual_norm(self, shared):
-        tensors = load_file(shared / "reference" / "tfsepnet_golden" / "layers.safetensors")
+
+class TestReferenceTraining:
+    """Training steps of the public code on a mixed batch, without dropout, in double precision.
+
+    The distributed inputs and gradients are in single precision, hence the tolerances.
+    """
+
+    @pytest.fixture(autouse=True)
+    def step(self, golden):
+        self.tensors = load_file(golden / "train_step.safetensors")
+        state_dict = split_state_dict(self.tensors)
+        self.model = convert_state_dict(state_dict, infer_config(state_dict, dropout=0.0)).double().train()
+
+    def mix(self, values):
+        lam, perm = self.tensors["lam"], self.tensors["perm"]
+        return lam * values + (1 - lam) * values[perm]
+
+    def logits_and_loss(self):
+        """Compute the loss of the report's equations with temperature 2 and lambda 0.02."""
+        logits = self.model(self.mix(self.tensors["input"].double())).logits
+        label_loss = nn.functional.cross_entropy(logits, self.mix(nn.functional.one_hot(self.tensors["labels"], 10)))
+        student, teacher = (
+            (values / 2).log_softmax(dim=1) for values in (logits, self.mix(self.tensors["teacher_logits"]))
+        )
+        kd_loss = 4 * nn.functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
+        return logits, 0.02 * label_loss + 0.98 * kd_loss
+
+    def converted(self, prefix):
+        """Return the tensors whose names begin with a prefix, by the names of this package."""
+        names = [name for name in self.tensors if name.startswith(prefix)]
+        return {convert_key(name.removeprefix(prefix), 17): self.tensors[name] for name in names}
+
+    def test_gradients_and_statistics(self):
+        logits, loss = self.logits_and_loss()
+        loss.backward()
+        torch.testing.assert_close(logits.detach(), self.tensors["train_logits"], atol=1e-6, rtol=0)
+        torch.testing.assert_close(loss.detach(), self.tensors["report.loss"], atol=1e-7, rtol=0)
+        gradients = self.converted("report.grad.")
+        parameters = dict(self.model.named_parameters())
+        assert gradients.keys() == parameters.keys()
+        for name, gradient in gradients.items():
+            error = (parameters[name].grad - gradient).abs().max() / gradient.abs().max()
+            assert error < 1e-5, name
+        statistics = self.converted("after.")
+        buffers = dict(self.model.named_buffers())
+        assert statistics.keys() == buffers.keys()
+        for name, value in statistics.items():
+            assert (buffers[name] - value).abs().max() < 1e-7, name
+
+    def test_losses_of_four_adam_steps(self):
+        optimizer = torch.optim.Adam(self.model.parameters(), lr=0.004)
+        losses = []
+        for _ in range(4):
+            optimizer.zero_grad()
+            _, loss = self.logits_and_loss()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        assert losses == pytest.approx(self.tensors["report.adam_losses"].tolist(), abs=1e-6)
+
+
+class TestArithmetic:
+    def test_residual_norm(self, golden):
+        tensors = load_file(golden / "layers.safetensors")
         cases = [key for key in tensors if key.startswith("res_norm.") and key.endswith(".input")]
         assert cases
         for key in cases:
             output = TFSepNetResidualNorm(0.1, 1e-5)(tensors[key])
             torch.testing.assert_close(output, tensors[key.replace("input", "output")], atol=1e-5, rtol=0)
 
-    def test_shuffle(self, shared):
-        tensors = load_file(shared / "reference" / "tfsepnet_golden" / "layers.safetensors")
+    def test_shuffle(self, golden):
+        tensors = load_file(golden / "layers.safetensors")
         cases = [key for key in tensors if key.startswith("shuffle.") and key.endswith(".input")]
         assert cases
         for key in cases:
@@ -112,9 +174,7 @@ class TestReference:
         expected = torch.nn.functional.channel_shuffle(hidden_state, 2)
         assert torch.equal(torch.cat(TFSepNetBlock.shuffle(hidden_state), dim=1), expected)
 
-
-class TestArithmetic:
-    def test_residual_norm_is_its_formula(self):
+    def test_residual_norm_matches_its_formula(self):
         x = torch.randn(2, 5, 7, 3, dtype=torch.float64) + 2
         mean = x.mean(dim=(1, 3), keepdim=True)
         variance = x.var(dim=(1, 3), keepdim=True, unbiased=True)
@@ -155,15 +215,15 @@ class TestArithmetic:
 
 
 class TestBatches:
-    def test_batch_mates_do_not_matter(self, model, inputs):
+    def test_other_clips_in_the_batch_do_not_matter(self, model, inputs):
         mask = torch.tensor([[1, 1], [1, 0], [1, 1]])
         with torch.no_grad():
             together = model(inputs, attention_mask=mask).logits
             alone = torch.cat([model(inputs[i : i + 1, : mask[i].sum()]).logits for i in range(3)])
             inputs[1, 1] = 1e3
-            padded_otherwise = model(inputs, attention_mask=mask).logits
+            with_other_padding = model(inputs, attention_mask=mask).logits
         torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
-        torch.testing.assert_close(together, padded_otherwise, atol=0, rtol=0)
+        torch.testing.assert_close(together, with_other_padding, atol=0, rtol=0)
 
     def test_windows_are_averaged(self, model, inputs):
         with torch.no_grad():
@@ -189,7 +249,7 @@ class TestContract:
         for model_class in (TFSepNetModel, TFSepNetForAudioClassification):
             assert list(inspect.signature(model_class.forward).parameters)[:2] == ["self", "input_values"]
 
-    def test_initialisation_is_pytorchs(self):
+    def test_initialisation_follows_pytorch(self):
         torch.manual_seed(0)
         model = TFSepNetForAudioClassification(TFSepNetConfig())
         for module in model.modules():
@@ -204,7 +264,7 @@ class TestContract:
                 assert (module.running_mean == 0).all()
                 assert (module.running_var == 1).all()
 
-    def test_seed_decides_the_weights(self):
+    def test_seed_determines_the_weights(self):
         torch.manual_seed(3)
         first = TFSepNetForAudioClassification(tiny_config())
         torch.manual_seed(3)
@@ -229,7 +289,7 @@ class TestContract:
         with torch.no_grad():
             assert torch.equal(backbone(inputs).pooler_output, model.tfsepnet(inputs).pooler_output)
 
-    def test_another_head_is_initialised(self, model, tmp_path):
+    def test_new_head_is_initialised(self, model, tmp_path):
         model.save_pretrained(tmp_path)
         loaded = TFSepNetForAudioClassification.from_pretrained(tmp_path, num_labels=4, ignore_mismatched_sizes=True)
         assert loaded.classifier.weight.shape == (4, 20, 1, 1)

@@ -1,3 +1,4 @@
+import inspect
 import shutil
 
 import datasets
@@ -15,7 +16,13 @@ from transformers import (
     pipeline,
 )
 
-from modeling_tfsepnet import SceneClassificationPipeline, TFSepNetConfig, TFSepNetForAudioClassification
+from modeling_beats import BeatsAudioClassificationPipeline, pipeline_beats
+from modeling_tfsepnet import (
+    SceneClassificationPipeline,
+    TFSepNetConfig,
+    TFSepNetForAudioClassification,
+    pipeline_tfsepnet,
+)
 from modeling_tfsepnet.feature_extraction_tfsepnet import TFSepNetFeatureExtractor
 from tests.clean_process import run_in_clean_process
 
@@ -25,7 +32,7 @@ RATE = 32_000
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A saved model, small and random, with its feature extractor."""
+    """A model folder with a small random network and its feature extractor."""
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
     model = TFSepNetForAudioClassification(TFSepNetConfig(base_channels=8))
@@ -60,11 +67,11 @@ def scores(results):
     return {result["label"]: result["score"] for result in results}
 
 
-def test_is_used_for_this_model(classifier):
+def test_is_used_for_tfsepnet(classifier):
     assert type(classifier) is SceneClassificationPipeline
 
 
-def test_other_models_are_served_as_before(noise):
+def test_other_models_keep_their_pipeline(noise):
     config = ASTConfig(
         hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, num_mel_bins=16, max_length=32
     )
@@ -78,7 +85,7 @@ def test_other_models_are_served_as_before(noise):
     assert ours(noise[:16_000]) == theirs(noise[:16_000])
 
 
-def test_scores_are_the_models_softmax(classifier, noise):
+def test_scores_are_the_softmax_of_the_logits(classifier, noise):
     inputs = classifier.feature_extractor(noise, sampling_rate=RATE, return_tensors="pt")
     with torch.no_grad():
         expected = classifier.model(**inputs).logits.softmax(dim=-1)[0]
@@ -88,7 +95,7 @@ def test_scores_are_the_models_softmax(classifier, noise):
         assert results[label] == pytest.approx(expected[index].item(), abs=1e-6)
 
 
-def test_kinds_of_input_agree(classifier, noise, files):
+def test_input_types_agree(classifier, noise, files):
     expected = scores(classifier(noise, top_k=None))
     wav = (files / "a.wav").read_bytes()
     for other in (
@@ -108,7 +115,7 @@ def test_kinds_of_input_agree(classifier, noise, files):
     assert scores(classifier(str(files / "a.ogg"), top_k=None)) == pytest.approx(expected, abs=0.1)
 
 
-def test_dicts_of_any_rate(classifier, noise):
+def test_dicts_with_any_sampling_rate(classifier, noise):
     tone = {rate: np.sin(2 * np.pi * 500 * np.arange(rate) / rate).astype(np.float32) for rate in (RATE, 44_100)}
     expected = scores(classifier({"array": tone[RATE], "sampling_rate": RATE}, top_k=None))
     assert scores(classifier({"array": tone[44_100], "sampling_rate": 44_100}, top_k=None)) == pytest.approx(
@@ -146,7 +153,7 @@ def test_dataset_column(classifier, noise, files):
         assert scores(result) == pytest.approx(expected, abs=1e-4)
 
 
-def test_long_file_is_heard_to_its_end(classifier, noise, tmp_path):
+def test_long_files_are_classified_to_the_end(classifier, noise, tmp_path):
     silence_then_noise = np.concatenate([np.zeros(9 * RATE, dtype=np.float32), noise])
     soundfile.write(tmp_path / "end.wav", silence_then_noise, RATE)
     soundfile.write(tmp_path / "silence.wav", np.zeros(10 * RATE), RATE)
@@ -165,7 +172,7 @@ BAD_INPUTS = {
     "bytes of something else": (b"\x00" * 100, ValueError, "not an audio file"),
     "empty bytes": (b"", ValueError, "not an audio file"),
     "dict without rate": ({"array": np.zeros(9)}, ValueError, "sampling_rate"),
-    "dict of nothing": ({}, ValueError, "needs"),
+    "empty dict": ({}, ValueError, "needs"),
     "dict of None": ({"bytes": None, "path": None}, ValueError, "needs"),
     "dict with rate zero": ({"array": np.zeros(9), "sampling_rate": 0}, ValueError, "sampling_rate"),
     "dict with empty array": ({"array": np.zeros(0), "sampling_rate": RATE}, ValueError, "empty"),
@@ -194,8 +201,28 @@ def test_saved_pipeline_loads(classifier, noise, tmp_path):
     assert classifier(noise) == pipeline("audio-classification", model=str(tmp_path))(noise)
 
 
+PIPELINES = (SceneClassificationPipeline, BeatsAudioClassificationPipeline)
+MODULES = (pipeline_tfsepnet, pipeline_beats)
+
+
+@pytest.mark.parametrize(
+    ("owners", "name"),
+    [
+        (PIPELINES, "__new__"),
+        (PIPELINES, "__call__"),
+        (PIPELINES, "read"),
+        (MODULES, "read_bytes"),
+        (MODULES, "decode"),
+    ],
+)
+def test_both_model_folders_read_audio_alike(owners, name):
+    """Each folder must work by itself on the Hub, so this code exists twice."""
+    ours, theirs = (inspect.getsource(getattr(owner, name)) for owner in owners)
+    assert ours == theirs
+
+
 class TestRemoteCode:
-    """The saved folder alone, in another process and folder, without this package, ffmpeg or torchaudio."""
+    """A model folder works by itself, in another process and place, without this package, ffmpeg or torchaudio."""
 
     CODE = """
 import soundfile, torch
@@ -218,7 +245,7 @@ report({
 })
 """
 
-    def test_folder_alone(self, folder, classifier, noise, files, tmp_path):
+    def test_folder_works_by_itself(self, folder, classifier, noise, files, tmp_path):
         source = tmp_path / "elsewhere"
         shutil.copytree(folder, source)
         code = f"MODEL = {str(source)!r}\nWAV = {str(files / 'a.wav')!r}\n" + self.CODE
@@ -233,7 +260,7 @@ report({
         assert report["scores"] == report["again"] == classifier(str(files / "a.wav"), top_k=None)
 
     def test_auto_classes_of_the_package(self, folder):
-        """With the package imported no remote code runs, even where it is trusted."""
+        """If the package is imported, no remote code runs, even if it is trusted."""
         for trust in (None, True):
             assert (
                 type(AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=trust)) is TFSepNetFeatureExtractor
