@@ -1,145 +1,200 @@
-"""Size and cost of a model folder, and the limits of DCASE 2024 Task 1."""
+"""Size and cost of a model, counted once for results, cards, gates and submissions, and the challenge's limits."""
 
 import json
-import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedModel
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from dataset_script.errors import InputError
-from modeling_tfsepnet import TFSepNetConfig, TFSepNetForAudioClassification
+from modeling_tfsepnet import TFSepNetConfig
 from modeling_tfsepnet.complexity import MAX_MACS, MAX_PARAMETER_BYTES, count_complexity
 
 
-def complexity(model: PreTrainedModel) -> dict[str, int]:
-    """Return the parameters of a model and, for TF-SepNet, its multiply-accumulates for one second (DCASE's count)."""
-    if isinstance(model, TFSepNetForAudioClassification):
-        return count_complexity(model.config)._asdict()
-    return {"parameters": model.num_parameters()}
+BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I8": 1, "I16": 2, "I32": 4}
+"""Bytes of a parameter, by the name that safetensors has for its type."""
 
+FORMATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
-FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+SCALES = ("weight_scale", "bias_scale", "input_scale", "input_zero_point", "smoothing")
+"""Tensors of an INT8 model that say what its integers mean; the challenge does not count them as parameters."""
 
-INTEGERS = {"I8": 1, "I16": 2, "I32": 4}
-"""Bytes of a parameter, by the name that safetensors has for its type; unsigned integers are zero points."""
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+"""Tensors that are saved with a float model, but are not parameters."""
 
 
 @dataclass(frozen=True)
 class ModelComplexity:
-    """What a model takes.
+    """What a model costs.
+
+    The rule is that of DCASE 2024 Task 1. `parameters` are those of the network as it is trained, whatever its number
+    format; their bytes are those of the stored weights and biases, without running statistics and without the scales
+    of INT8. A multiply-accumulate operation is counted as torchinfo does, see
+    [`~modeling_tfsepnet.complexity.count_complexity`].
+
+    The official script sums over `model.parameters()` and sees modules only. For float models it prints the same
+    numbers; of an INT8 model, whose integers are buffers and whose convolutions are functions, it sees the weights'
+    scales and no operation. So `official_bytes` and `official_macs` stand beside the counts, which are the larger.
 
     Attributes:
-        number_format: "INT8", "float32", "float16" or "bfloat16".
-        parameters: Their number.
-        parameter_bytes: Bytes of all parameters as they are stored; in INT8 those of weights and biases, whose scales
-            and zero points the challenge does not count.
-        file_bytes: Size of the files with the weights.
-        macs: Multiply-accumulate operations for one second, as the challenge counts them; None for a teacher.
+        number_format (`str`): "INT8", "float32", "float16" or "bfloat16".
+        parameters (`int`): Weights and biases of the network.
+        parameter_bytes (`int`): Bytes of the weights and biases as stored.
+        scale_bytes (`int`): Bytes of scales, zero points and smoothing factors; 0 for float models.
+        macs (`int` or `None`): Multiply-accumulate operations for one second of audio; None for a teacher.
+        official_bytes (`int`): Bytes of parameters that the challenge's script prints.
+        official_macs (`int` or `None`): Operations that the challenge's script prints.
     """
 
     number_format: str
     parameters: int
     parameter_bytes: int
-    file_bytes: int
+    scale_bytes: int
     macs: int | None
+    official_bytes: int
+    official_macs: int | None
 
-    def excesses(self) -> list[str]:
-        """Return a sentence for every limit that the network exceeds as INT8, the format it is submitted in."""
+    def as_results(self) -> dict[str, int]:
+        """Return the counts that go into `results.json`."""
+        counts = {"parameters": self.parameters, "parameter_bytes": self.parameter_bytes, "macs": self.macs}
+        return {name: count for name, count in counts.items() if count is not None}
+
+    def excesses(self, as_stored: bool = False) -> list[str]:
+        """Return a sentence for every limit of the challenge that the network exceeds; none for a teacher.
+
+        Args:
+            as_stored (`bool`, *optional*, defaults to `False`): Count the bytes as they are stored, rather than as
+                INT8, the format that students are submitted in.
+        """
         if self.macs is None:
             return []
         sentences = []
-        in_int8 = self.parameter_bytes if self.number_format == "INT8" else self.parameters
-        if in_int8 > MAX_PARAMETER_BYTES:
+        stored = as_stored or self.number_format == "INT8"
+        size = self.parameter_bytes if stored else self.parameters
+        if size > MAX_PARAMETER_BYTES:
+            number_format = self.number_format if stored else "INT8"
             sentences.append(
-                f"As INT8 its parameters take {in_int8:,} bytes, over the limit of {MAX_PARAMETER_BYTES:,}."
+                f"As {number_format} its parameters take {size:,} bytes, over the limit of {MAX_PARAMETER_BYTES:,}."
             )
         if self.macs > MAX_MACS:
             sentences.append(f"It takes {self.macs:,} MACs for one second, over the limit of {MAX_MACS:,}.")
         return sentences
 
 
-def measure_model(model_dir: str | Path) -> ModelComplexity:
-    """Measure a model folder, from its configuration and the headers of its weights; nothing is loaded.
+def measure_model(model: PreTrainedModel) -> ModelComplexity:
+    """Return the complexity of a model in memory."""
+    names = {8: "F64", 4: "F32", 2: "F16", 1: "I8"}
+    tensors = []
+    for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, Tensor):  # torch's dynamically quantized layers keep other things there too
+            continue
+        kind = names[tensor.element_size()] if tensor.is_floating_point() else f"I{8 * tensor.element_size()}"
+        tensors.append((name, "BF16" if "bfloat16" in str(tensor.dtype) else kind, tensor.numel()))
+    return _count(model.config, model.num_parameters(), tensors)
+
+
+def measure_folder(model_dir: str | Path) -> ModelComplexity:
+    """Return the complexity of a model folder, from its configuration and the headers of its weights.
+
+    Args:
+        model_dir (`str` or `Path`): Folder of a TF-SepNet or BEATs.
 
     Raises:
-        FileNotFoundError: If the folder holds no model.
-        InputError: If it is neither a TF-SepNet nor a BEATs.
+        FileNotFoundError: If the folder is not a model folder.
+        InputError: If the model is neither a TF-SepNet nor a BEATs, or its files are damaged.
     """
     config = read_config(model_dir)
-    files = sorted(Path(model_dir).glob("*.safetensors"))
-    if not files:
-        raise FileNotFoundError(f"{model_dir} holds no *.safetensors: give a finished model folder.")
+    tensors = list(_stored_tensors(weight_files(model_dir)))
     if config["model_type"] == "tfsepnet":
-        network = count_complexity(TFSepNetConfig.from_pretrained(model_dir))
-        parameters, macs = network.parameters, network.macs
-    else:
-        parameters, macs = _stored_values(files, FLOATS)[0], None
-    if is_quantized(config):
-        number_format, parameter_bytes = "INT8", _stored_values(files, INTEGERS)[1]
-    else:
-        values, stored = _stored_values(files, FLOATS)
-        width = round(stored / values)
-        number_format = config.get("dtype") or config.get("torch_dtype") or {4: "float32", 2: "float16"}[width]
-        parameter_bytes = parameters * width
-    return ModelComplexity(
-        number_format, parameters, parameter_bytes, sum(file.stat().st_size for file in files), macs
-    )
+        return _count(TFSepNetConfig.from_pretrained(model_dir), 0, tensors)
+    parameters = sum(size for name, _, size in tensors if not name.endswith(STATISTICS))
+    return _count(PreTrainedConfig(), parameters, tensors)
 
 
-def check_limits(complexity: ModelComplexity, model_dir: str | Path, allow_over_limit: bool = False) -> None:
-    """Raise `InputError` if a student exceeds a limit of the challenge, unless that is allowed."""
-    if (excesses := complexity.excesses()) and not allow_over_limit:
-        raise InputError(
-            f"{model_dir} exceeds a limit of the challenge: {' '.join(excesses).rstrip('.')}; pass --allow_over_limit "
-            "for a card that says so."
-        )
+def _count(config: PreTrainedConfig, parameters: int, tensors: Iterable[tuple[str, str, int]]) -> ModelComplexity:
+    """Count tensors of `(name, safetensors type, values)`; `parameters` is used for networks other than TF-SepNet."""
+    macs = None
+    if isinstance(config, TFSepNetConfig):
+        parameters, macs = count_complexity(config)
+    tensors = [(name, kind, size) for name, kind, size in tensors if not name.endswith(STATISTICS)]
+    sizes = {False: 0, True: 0}
+    for name, kind, size in tensors:
+        sizes[name.rpartition(".")[2] in SCALES] += size * BYTES.get(kind, 1)
+    quantized = getattr(config, "quantization_config", None) is not None
+    if quantized:
+        official = sum(size * BYTES[kind] for name, kind, size in tensors if name.endswith("weight_scale"))
+        return ModelComplexity("INT8", parameters, sizes[False], sizes[True], macs, official, 0)
+    number_format = FORMATS[max(tensors, key=lambda tensor: tensor[2])[1]]
+    return ModelComplexity(number_format, parameters, sizes[False], 0, macs, sizes[False], macs)
 
 
-def read_config(model_dir: str | Path) -> dict:
+def check_limits(
+    complexity: ModelComplexity,
+    name: str | Path,
+    as_stored: bool = False,
+    advice: str = "use a smaller network",
+) -> None:
+    """Raise `InputError` if a student exceeds a limit of the challenge.
+
+    Args:
+        complexity (`ModelComplexity`): Of the student.
+        name (`str` or `Path`): What the message calls it.
+        as_stored (`bool`, *optional*, defaults to `False`): As for [`ModelComplexity.excesses`].
+        advice (`str`, *optional*, defaults to `"use a smaller network"`): How to fix it.
+    """
+    if excesses := complexity.excesses(as_stored):
+        raise InputError(f"{name} exceeds a limit of the challenge: {' '.join(excesses).rstrip('.')}; {advice}.")
+
+
+def read_config(model_dir: str | Path) -> dict[str, Any]:
     """Return the `config.json` of a model folder.
 
     Raises:
-        FileNotFoundError: If the folder holds no model.
-        InputError: If it is neither a TF-SepNet nor a BEATs.
+        FileNotFoundError: If the folder is not a model folder.
+        InputError: If the model is neither a TF-SepNet nor a BEATs, or the file is damaged.
     """
     path = Path(model_dir) / "config.json"
     if not path.is_file():
         inner = Path(model_dir) / "model"  # where train/quantize.py puts it
         folder = inner if (inner / "config.json").is_file() else "a finished model folder"
-        raise FileNotFoundError(f"{model_dir} holds no config.json: give {folder}.")
+        raise FileNotFoundError(f"{model_dir} contains no config.json: use {folder}.")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path} is damaged ({error}): finish the run that makes it, or download it again.") from None
-    if config.get("model_type") not in ("tfsepnet", "beats"):
+    if not isinstance(config, Mapping) or config.get("model_type") not in ("tfsepnet", "beats"):
+        kind = config.get("model_type") if isinstance(config, Mapping) else None
         raise InputError(
-            f"{model_dir} is a {config.get('model_type')} model: cards are made for tfsepnet (students) and beats "
-            "(teachers)."
+            f"{model_dir} is a {kind} model: cards are made for tfsepnet (students) and beats (teachers)."
         )
-    return config
+    return dict(config)
 
 
-def is_quantized(config: dict) -> bool:
-    """Return whether a `config.json` is that of an INT8 model."""
-    return config.get("quantization_config") is not None
+def weight_files(model_dir: str | Path) -> list[Path]:
+    """Return the files with the weights of a model folder.
+
+    Raises:
+        FileNotFoundError: If there are none.
+    """
+    files = sorted(Path(model_dir).glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"{model_dir} contains no *.safetensors: use a finished model folder.")
+    return files
 
 
-def _stored_values(files: list[Path], types: dict[str, int]) -> tuple[int, int]:
-    """Return the number of values of some types in safetensors files, and their bytes."""
-    values = stored = 0
+def _stored_tensors(files: Iterable[Path]) -> Iterable[tuple[str, str, int]]:
     for file in files:
         try:
             with safe_open(file, framework="numpy") as stream:
-                tensors = [stream.get_slice(name) for name in stream.keys()]  # noqa: SIM118 (no mapping)
+                for name in stream.keys():  # noqa: SIM118 (not a mapping)
+                    tensor = stream.get_slice(name)
+                    yield name, tensor.get_dtype(), prod(tensor.get_shape())
         except SafetensorError as error:
             raise InputError(
                 f"{file} is damaged ({error}): finish the run that makes it, or download it again."
             ) from None
-        for tensor in tensors:
-            if tensor.get_dtype() in types:
-                size = math.prod(tensor.get_shape())
-                values += size
-                stored += size * types[tensor.get_dtype()]
-    return values, stored

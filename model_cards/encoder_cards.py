@@ -1,13 +1,13 @@
 """Cards of BEATs encoders that do not know scenes: pre-trained ones, tokenizers, and those fine-tuned on AudioSet."""
 
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
 from dataset_script.errors import InputError
-from model_cards.complexity import measure_model, read_config
-from model_cards.results import RESULTS_FILE, SYNTHETIC, portable, read_json, results_path
+from model_cards.complexity import measure_folder, read_config
+from model_cards.corpora import SYNTHETIC
+from model_cards.results import RESULTS_FILE, RunResults
 from model_cards.tables import hyperparameter_table, markdown_table
 
 
@@ -31,16 +31,12 @@ KINDS = {
         FINE_TUNING,
     ),
 }
-"""What a network is, by its architecture, its task on the Hub, and what goes on from it."""
-
-
-def is_encoder(results: dict[str, Any]) -> bool:
-    """Return whether results are of train/pretrain_teacher.py or train/finetune_audioset.py."""
-    return "figures" in results or "map" in results.get("metrics", {})
+"""By architecture: what the network is, its task on the Hub, and the command that continues from it."""
 
 
 def make_encoder_card(
     model_dir: str | Path,
+    results: RunResults,
     repo_id: str | None = None,
     dataset_name: str | None = None,
     dataset_license: str | None = None,
@@ -49,26 +45,26 @@ def make_encoder_card(
 
     Args:
         model_dir (`str` or `Path`): Output folder of a finished run.
+        results (`RunResults`): Its results.
         repo_id (`str`, *optional*): Where the model will be on the Hub; defaults to the path of the folder.
-        dataset_name, dataset_license (`str`, *optional*): Of the audio; the run knows its folder only.
+        dataset_name (`str`, *optional*): Name of the audio; the run only knows its folder.
+        dataset_license (`str`, *optional*): Its licence.
 
     Raises:
         FileNotFoundError: If the folder is incomplete.
-        InputError: If it holds another kind of model, or synthetic clips would pass for other audio.
+        InputError: If it contains another kind of model, or synthetic clips could be mistaken for other audio.
     """
     model_dir = Path(model_dir)
-    results = portable(read_json(results_path(model_dir)))
-    config, arguments = read_config(model_dir), results["arguments"]
+    config, arguments = read_config(model_dir), results.arguments
     architecture = (config.get("architectures") or [None])[0]
     if architecture not in KINDS:
-        raise InputError(f"{model_dir} holds a {architecture}: give the folder of a model that train/ has made.")
+        raise InputError(f"{model_dir} contains a {architecture}: use the folder of a model that train/ has made.")
     description, task, next_step = KINDS[architecture]
     synthetic = str(arguments["dataset"]).startswith("demo")
     if synthetic and dataset_name is not None:
-        raise InputError(f"The audio is synthetic: it cannot be called {dataset_name!r}.")
-    license_ = SYNTHETIC.license if synthetic else dataset_license
-    figures = {**results.get("figures", {}), **results.get("metrics", {})}
-    rows = [[name, f"{value:.4g}"] for name, value in figures.items() if isinstance(value, int | float)]
+        raise InputError(f"The audio is synthetic: it cannot be published as {dataset_name!r}.")
+    metrics = {**results.content.get("figures", {}), **results.content.get("metrics", {})}
+    rows = [[name, f"{value:.4g}"] for name, value in metrics.items() if isinstance(value, int | float)]
     name = (repo_id or model_dir.resolve().name).split("/")[-1]
     card_data = ModelCardData(
         license="apache-2.0" if synthetic else dataset_license or "other",
@@ -86,10 +82,10 @@ def make_encoder_card(
         next_step=next_step,
         synthetic=synthetic,
         dataset=dataset_name or arguments["dataset"],
-        dataset_license=license_,
+        dataset_license=SYNTHETIC.license if synthetic else dataset_license,
         start=arguments.get("model_name_or_path"),
-        parameters=measure_model(model_dir).parameters,
-        figures=markdown_table(["figure, at the end of the run", "value"], rows),
+        parameters=measure_folder(model_dir).parameters,
+        metrics=markdown_table(["at the end of the run", "value"], rows),
         results=results,
         hyperparameters=hyperparameter_table(arguments),
         citations=(TEMPLATES / "citations.bib").read_text(encoding="utf-8").strip(),

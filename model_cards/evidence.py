@@ -1,110 +1,176 @@
-"""The results behind a card, read once and checked against each other."""
+"""The results behind a card: which corpus they are on, and whether they belong together."""
 
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from dataset_script.errors import InputError
-from model_cards.results import (
-    RESULTS_FILE,
-    Corpus,
-    configuration,
-    float_results,
-    identify_corpus,
-    load_results,
-    percentage,
-)
+from dataset_script.splits import subset_percentage
+from model_cards.corpora import SYNTHETIC, TAU, TAU_TEST_CLIPS, TAU_TRAINING_CLIPS, Corpus
+from model_cards.results import RESULTS_FILE, RunResults, check_results, configuration, float_results, load_results
 
 
 COUNTERPART_FILE = "results/counterpart.json"
 """Where the results of the other number format go in a repository."""
 
+NETWORK_COUNTS = ("parameters", "macs")
+"""Counts that are the same in every number format of a network."""
 
-@dataclass
+
+@dataclass(frozen=True)
 class Evidence:
     """The results behind a card.
 
     Attributes:
-        own: Of the model itself.
-        runs: Of all runs of its recipe, the own one too, under the path in the repository; smallest subset first.
-        counterpart: Of the same network in the other number format, if there are any.
-        corpus: What all of them are of.
+        own (`RunResults`): Of the model itself.
+        runs (`dict[str, RunResults]`): Of all runs of its recipe, its own included, by the path in the repository;
+            smallest subset first.
+        counterpart (`RunResults` or `None`): Of the same network in the other number format.
+        corpus (`Corpus`): What all of them are on.
     """
 
-    own: dict[str, Any]
-    runs: dict[str, dict[str, Any]]
-    counterpart: dict[str, Any] | None
+    own: RunResults
+    runs: dict[str, RunResults]
+    counterpart: RunResults | None
     corpus: Corpus
 
     @property
-    def by_subset(self) -> dict[str, list[dict[str, Any]]]:
+    def by_subset(self) -> dict[str, list[RunResults]]:
         """The runs of each configuration of the data, smallest subset first."""
-        subsets: dict[str, list[dict[str, Any]]] = {}
+        subsets: dict[str, list[RunResults]] = {}
         for run in self.runs.values():
-            subsets.setdefault(run["dataset"], []).append(run)
+            subsets.setdefault(run.dataset, []).append(run)
         return subsets
 
     @property
-    def training(self) -> dict[str, Any]:
-        """The results that tell how the weights came about: an INT8 model was trained as its float counterpart."""
-        return self.own if "recipe" in self.own or self.counterpart is None else self.counterpart
+    def training(self) -> RunResults:
+        """The results that tell how the model was trained: for an INT8 model those of its float counterpart."""
+        return self.own if self.own.recipe or self.counterpart is None else self.counterpart
+
+    @property
+    def files(self) -> dict[str, RunResults]:
+        """All results by their path in the repository."""
+        return self.runs | ({COUNTERPART_FILE: self.counterpart} if self.counterpart else {})
 
 
 def collect_evidence(
-    model_dir: str | Path,
+    own: RunResults,
     results: Iterable[str | Path] = (),
     counterpart: str | Path | None = None,
     dataset_name: str | None = None,
     dataset_license: str | None = None,
 ) -> Evidence:
-    """Read the results behind a card, and check that they belong together.
+    """Read the other results behind a card, and check that all belong together.
 
     Args:
-        model_dir (`str` or `Path`): The model folder, with its own `results.json`.
+        own (`RunResults`): Of the model.
         results (`Iterable[str | Path]`): Further runs of the same recipe.
-        counterpart (`str` or `Path`, *optional*): Results of the INT8 form of a float model, or the other way round;
-            for an INT8 model found without if they are where train/quantize.py found them.
-        dataset_name, dataset_license (`str`, *optional*): As for [`~model_cards.results.identify_corpus`].
+        counterpart (`str` or `Path`, *optional*): Results of the INT8 form of a float model, or the other way round.
+            For an INT8 model it defaults to the results of the float model that train/quantize.py was given, or else
+            to what it measured beside INT8.
+        dataset_name (`str`, *optional*): As for [`identify_corpus`].
+        dataset_license (`str`, *optional*): As for [`identify_corpus`].
 
     Raises:
         FileNotFoundError, InputError: If results are missing, wrong, or of different corpora, recipes or networks.
     """
-    own = load_results(model_dir)
+    check_results(own)
     corpus = identify_corpus(own, dataset_name, dataset_license)
 
-    def load(source: str | Path) -> dict[str, Any]:
-        run = load_results(source)
+    def check_match(run: RunResults) -> RunResults:
+        difference = ""
         try:
-            same_corpus = identify_corpus(run, dataset_name, dataset_license) == corpus
-        except ValueError:  # it cannot have the name that is given
-            same_corpus = False
-        if not same_corpus:
+            if identify_corpus(run, dataset_name, dataset_license) != corpus:
+                difference = "another corpus"
+        except InputError:  # it cannot have the name that is given
             difference = "another corpus"
-        elif run["complexity"] and own["complexity"] and run["complexity"] != own["complexity"]:
-            difference = "another network"
-        elif run.get("recipe", own.get("recipe")) != own.get("recipe", run.get("recipe")):
-            difference = "another recipe"
-        else:
-            return run
-        raise InputError(f"The results in {source} are of {difference} than those in {model_dir}: leave them out.")
+        if any(run.complexity.get(count, own_count) != own_count for count, own_count in _network(own).items()):
+            difference = difference or "another network"
+        if run.recipe and own.recipe and run.recipe != own.recipe:
+            difference = difference or "another recipe"
+        if difference:
+            raise InputError(
+                f"The results in {run.path} are of {difference} than those in {own.path.parent}: leave them out."
+            )
+        return run
 
-    if counterpart is None and "float" in own:
-        counterpart = float_results(model_dir)
-    other = load(counterpart) if counterpart is not None else None
-    if other is None and "float" in own:  # then what train/quantize.py measured beside INT8 has to do
-        other = {name: value for name, value in own.items() if name not in ("float", "int8")}
-        other["metrics"] = own["float"]
-    if other is not None and other["dataset"] != own["dataset"]:
+    if counterpart is not None:
+        other: RunResults | None = check_match(load_results(counterpart))
+    elif (other := float_results(own)) is not None:
+        check_results(other)
+        check_match(other)
+    elif own.is_int8:
+        content = {name: value for name, value in own.content.items() if name not in ("float", "int8", "complexity")}
+        other = RunResults(own.path, {**content, "metrics": own.content["float"]})
+    if other is not None and other.dataset != own.dataset:
         raise InputError(
-            f"The results in {counterpart} are on {other['dataset']}, those in {model_dir} on {own['dataset']}: float "
-            "and INT8 stand side by side on the same data only."
+            f"The results in {counterpart} are on {other.dataset}, those in {own.path.parent} on {own.dataset}: float "
+            "and INT8 are compared on the same data only."
         )
-    if other is not None:  # what quantization does not record
-        own["unseen_devices"] = own["unseen_devices"] or other["unseen_devices"]
-    runs = [own, *(load(source) for source in results if Path(source).resolve() != Path(model_dir).resolve())]
-    named: dict[str, dict[str, Any]] = {}
-    for run in sorted(runs, key=lambda run: percentage(run["dataset"])):
-        number = sum(other["dataset"] == run["dataset"] for other in named.values())
-        named[RESULTS_FILE if run is own else f"results/{configuration(run['dataset'])}-{number}.json"] = run
+    if other is not None and not own.unseen_devices:
+        own = replace(own, content={**own.content, "unseen_devices": other.unseen_devices})
+    runs = [own]
+    for source in results:
+        run = load_results(source)
+        if run.path.resolve() != own.path.resolve():
+            runs.append(check_match(run))
+    named: dict[str, RunResults] = {}
+    for run in sorted(runs, key=lambda run: subset_percentage(run.dataset)):
+        number = sum(earlier.dataset == run.dataset for earlier in named.values())
+        named[RESULTS_FILE if run is own else f"results/{configuration(run.dataset)}-{number}.json"] = run
     return Evidence(own, named, other, corpus)
+
+
+def _network(results: RunResults) -> dict[str, int]:
+    return {count: value for count, value in results.complexity.items() if count in NETWORK_COUNTS}
+
+
+def identify_corpus(
+    results: RunResults, dataset_name: str | None = None, dataset_license: str | None = None
+) -> Corpus:
+    """Identify the corpus of results; raise if they could be mistaken for another's.
+
+    Results on TAU are recognised by the published numbers of clips. Other recordings in the layout of TAU have to be
+    named.
+
+    Args:
+        results (`RunResults`): As of [`~model_cards.results.load_results`].
+        dataset_name (`str`, *optional*): Name of recordings that are not TAU.
+        dataset_license (`str`, *optional*): Their licence, such as `"cc-by-4.0"`.
+
+    Raises:
+        InputError: If clips of the demo corpus or other recordings could be mistaken for TAU.
+    """
+    config, metrics = results.dataset, results.metrics
+    if results.synthetic:
+        if not config.startswith("demo"):
+            demo = config.replace("split100", "demo").replace("split", "demo")
+            raise InputError(
+                f"The results claim to be on {config}, a subset of TAU, but the clips are synthetic: evaluate on "
+                f"--dataset {demo} instead."
+            )
+        if dataset_name is not None:
+            raise InputError(f"The clips are synthetic: their results cannot be published as {dataset_name!r}.")
+        return SYNTHETIC
+    clips = {name: scores["clips"] if scores else 0 for name, scores in metrics["class_wise"].items()}
+    held_out = results.arguments.get("validation_fraction", 0)
+    subset_clips = TAU_TRAINING_CLIPS.get(config)
+    training_clips = results.content.get("training_clips", subset_clips or 0)
+    if clips == TAU_TEST_CLIPS and (training_clips == subset_clips or held_out):
+        if dataset_name is not None:
+            raise InputError(f"The clips are those of TAU: their results cannot be published as {dataset_name!r}.")
+        return TAU
+    if dataset_name is not None and re.search(r"\btau", dataset_name, re.IGNORECASE):
+        raise InputError(
+            f"The {metrics['clips']:,} test clips are not the 29,680 of TAU: their results cannot be published as "
+            f"{dataset_name!r}."
+        )
+    if dataset_name is None or dataset_license is None:
+        raise InputError(
+            f"The results claim to be on {config}, but their {metrics['clips']:,} test clips are neither the 29,680 "
+            "of TAU nor synthetic: name the data with --dataset_name and --dataset_license of python -m "
+            "model_cards.push."
+        )
+    slug = re.sub(r"[^a-z0-9]+", "-", dataset_name.lower()).strip("-")
+    return Corpus(dataset_name, slug, dataset_license, "README.md#training-data-and-licence", "other")

@@ -1,4 +1,4 @@
-"""Pictures of results, each as PNG and SVG. Nothing here needs a display."""
+"""Plots of results, each as PNG and SVG, drawn without a display."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,12 +14,12 @@ BLUE, ORANGE, GREY = "#3b6ea5", "#d9822b", "#8a8a8a"
 
 
 def plot_confusion_matrix(confusion: Sequence[Sequence[int]], labels: Sequence[str], path: str | Path) -> None:
-    """Draw the share of each true class (row) that was taken for each class (column), in percent.
+    """Draw the confusion matrix: predictions (columns) in percent of each true class (rows).
 
     Args:
         confusion (array of shape `(classes, classes)`): Clips, by true and predicted class.
         labels (`Sequence[str]`): Names of the classes.
-        path (`str` or `Path`): Picture to write, without its ending.
+        path (`str` or `Path`): File to write, without its suffix.
     """
     counts = np.asarray(confusion, dtype=float)
     percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
@@ -33,8 +33,8 @@ def plot_confusion_matrix(confusion: Sequence[Sequence[int]], labels: Sequence[s
     names = [label.replace("_", " ") for label in labels]
     axes.set_xticks(range(len(names)), names, rotation=40, ha="right")
     axes.set_yticks(range(len(names)), names)
-    axes.set(xlabel="predicted", ylabel="true", title="Share of the true class, %")
-    save_picture(figure, path)
+    axes.set(xlabel="predicted", ylabel="true", title="percent of the true class")
+    save_figure(figure, path)
 
 
 def plot_groups(groups: Mapping[str, Mapping[str, Any] | None], path: str | Path, unseen: Sequence[str] = ()) -> None:
@@ -42,23 +42,23 @@ def plot_groups(groups: Mapping[str, Mapping[str, Any] | None], path: str | Path
 
     Args:
         groups (`Mapping`): `device_wise`, `class_wise` or `city_wise` of [`~train.evaluation.metrics.scene_metrics`].
-        path (`str` or `Path`): Picture to write, without its ending.
-        unseen (`Sequence[str]`, *optional*): Groups that training did not have, drawn in another colour.
+        path (`str` or `Path`): File to write, without its suffix.
+        unseen (`Sequence[str]`, *optional*): Groups that are not in the training data, drawn in another colour.
     """
-    groups = {name: figures for name, figures in groups.items() if figures is not None}
-    figure = Figure(figsize=(1.5 + 0.62 * len(groups), 3.6), layout="constrained")
+    scores = {name: group for name, group in groups.items() if group is not None}
+    figure = Figure(figsize=(1.5 + 0.62 * len(scores), 3.6), layout="constrained")
     axes = figure.subplots()
-    heights = [100 * figures["accuracy"] for figures in groups.values()]
-    bars = axes.bar(range(len(groups)), heights, color=[ORANGE if name in unseen else BLUE for name in groups])
+    heights = [100 * group["accuracy"] for group in scores.values()]
+    bars = axes.bar(range(len(scores)), heights, color=[ORANGE if name in unseen else BLUE for name in scores])
     axes.bar_label(bars, fmt="%.0f", padding=2, fontsize=9)
-    rotation = 40 if max(map(len, groups)) > 4 else 0
-    names = [name.replace("_", " ") for name in groups]
-    axes.set_xticks(range(len(groups)), names, rotation=rotation, ha="right" if rotation else "center")
+    rotation = 40 if max(map(len, scores)) > 4 else 0
+    names = [name.replace("_", " ") for name in scores]
+    axes.set_xticks(range(len(scores)), names, rotation=rotation, ha="right" if rotation else "center")
     axes.set(ylabel="accuracy, %", ylim=(0, 110))
-    if set(unseen) & set(groups):
+    if set(unseen) & set(scores):
         axes.set_title("orange: not in the training data", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
-    save_picture(figure, path)
+    save_figure(figure, path)
 
 
 def plot_learning_curve(log_history: Sequence[Mapping[str, float]], path: str | Path) -> None:
@@ -66,7 +66,7 @@ def plot_learning_curve(log_history: Sequence[Mapping[str, float]], path: str | 
 
     Args:
         log_history (`Sequence[Mapping]`): `trainer.state.log_history`.
-        path (`str` or `Path`): Picture to write, without its ending.
+        path (`str` or `Path`): File to write, without its suffix.
     """
     training = [entry for entry in log_history if "loss" in entry]
     evaluation = [entry for entry in log_history if "eval_macro_accuracy" in entry]
@@ -87,35 +87,38 @@ def plot_learning_curve(log_history: Sequence[Mapping[str, float]], path: str | 
             axes.legend()
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    save_picture(figure, path)
+    save_figure(figure, path)
 
 
 def plot_layers(decibels: Mapping[str, float], path: str | Path) -> None:
-    """Draw what each layer of an INT8 network costs: the further the bar reaches, the less.
+    """Draw what each layer of an INT8 network costs; a longer bar means a smaller error.
 
     Args:
         decibels (`Mapping[str, float]`): Signal-to-quantization-noise ratio of the logits with one layer in INT8, by
             its name, in the order of the layers.
-        path (`str` or `Path`): Picture to write, without its ending.
+        path (`str` or `Path`): File to write, without its suffix.
     """
     figure = Figure(figsize=(7, 0.19 * len(decibels) + 1), layout="constrained")
     axes = figure.subplots()
-    worst = min(decibels, key=decibels.get)
+    worst = min(decibels, key=lambda name: decibels[name])
     colors = [ORANGE if name == worst else BLUE for name in decibels]
     axes.barh(range(len(decibels)), list(decibels.values()), color=colors)
     axes.set_yticks(range(len(decibels)), [name.removeprefix("tfsepnet.") for name in decibels], fontsize=7)
     axes.set_ylim(len(decibels) - 0.4, -0.6)
-    axes.set(xlabel="SQNR of the logits with this layer alone in INT8, dB", title="What each layer costs")
+    axes.set(
+        xlabel="SQNR of the logits with this layer alone in INT8, dB",
+        title="Error by layer: longer is better",
+    )
     axes.spines[["top", "right"]].set_visible(False)
-    save_picture(figure, path)
+    save_figure(figure, path)
 
 
-def save_picture(figure: Figure, path: str | Path) -> None:
-    """Write a figure as PNG and as SVG, to the same bytes each time.
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Write a figure as PNG and SVG, with the same bytes every time.
 
     Args:
-        figure (`Figure`): What is drawn.
-        path (`str` or `Path`): Picture to write, without its ending.
+        figure (`Figure`): The figure.
+        path (`str` or `Path`): File to write, without its suffix.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,17 +1,19 @@
-"""The report's tables from results files: ours beside the published figures, as Markdown and as a plot."""
+"""The report's tables from results files: ours beside the published results, as Markdown and as a plot."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 
-from model_cards.plots import BLUE, GREY, ORANGE, save_picture
-from model_cards.results import PUBLISHED_ROWS, identify_corpus, published, published_row
-from model_cards.tables import markdown_table, mean_accuracy, mean_interval
+from dataset_script.errors import InputError
+from model_cards.evidence import identify_corpus
+from model_cards.plots import BLUE, GREY, ORANGE, save_figure
+from model_cards.published import PUBLISHED_ROWS, published, published_row
+from model_cards.results import RunResults
+from model_cards.tables import markdown_table, mean_interval, mean_metric
 
 
-Cells = Mapping[str, Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]]]
+Cells = Mapping[str, Mapping[str, Mapping[int, Sequence[RunResults]]]]
 """Results of finished runs: by system, number format and percentage of the training clips, one for each seed."""
 
 SUBSETS = (5, 10, 25, 50, 100)
@@ -20,19 +22,19 @@ COLORS = (BLUE, ORANGE, "#4f9d5d", "#9a5aa8", "#b5493b")
 
 
 def comparable(cells: Cells) -> bool:
-    """Return whether all results are on TAU, so that a difference from the published figures means something."""
+    """Return whether all results are on TAU, so that they are comparable with the published ones."""
     return all(_is_tau(run) for runs in _finished(cells) for run in runs)
 
 
-def _finished(cells: Cells) -> list[Sequence[Mapping[str, Any]]]:
-    """Return the runs of each cell that has some, one for each seed."""
+def _finished(cells: Cells) -> list[Sequence[RunResults]]:
+    """Return the runs of each cell that has any, one for each seed."""
     return [runs for formats in cells.values() for subsets in formats.values() for runs in subsets.values()]
 
 
-def _is_tau(run: Mapping[str, Any]) -> bool:
+def _is_tau(run: RunResults) -> bool:
     try:
-        return identify_corpus(dict(run)).kind == "tau"
-    except ValueError:
+        return identify_corpus(run).kind == "tau"
+    except InputError:
         return False
 
 
@@ -40,11 +42,11 @@ def report_table(number: int, cells: Cells) -> str:
     """Return a table of the report with a block of rows for each system.
 
     Accuracies are macro averages in percent, the mean over seeds, with the 95 % interval of the test recordings. The
-    difference is between figures of the same number format.
+    difference is between results in the same number format.
 
     Args:
         number (`int`): 1 (teachers, float32) or 3 (students, INT8).
-        cells (`Cells`): What there is, a run at least; the rest is left empty.
+        cells (`Cells`): The finished runs, at least one; other cells are left empty.
     """
     table = published()["teachers" if number == 1 else "student"]
     on_tau = comparable(cells)
@@ -54,28 +56,27 @@ def report_table(number: int, cells: Cells) -> str:
         rows.append([baseline["system"], "published", *_row({p: baseline[p] for p in SUBSETS})])
     for system, formats in cells.items():
         for number_format, subsets in formats.items():
-            macro = {percentage: 100 * mean_accuracy(runs) for percentage, runs in subsets.items()}
+            macro = {percentage: 100 * mean_metric(runs) for percentage, runs in subsets.items()}
             intervals = {percentage: bounds for percentage, runs in subsets.items() if (bounds := mean_interval(runs))}
             rows.append([TITLES[system], number_format, *_row(macro)])
             if intervals:
-                bounds = {p: f"{100 * low:.1f} to {100 * high:.1f}" for p, (low, high) in intervals.items()}
-                rows.append(["", "95 % interval", *(bounds.get(percentage, "") for percentage in SUBSETS), ""])
+                texts = {p: f"{100 * low:.1f} to {100 * high:.1f}" for p, (low, high) in intervals.items()}
+                rows.append(["", "95 % interval", *(texts.get(percentage, "") for percentage in SUBSETS), ""])
             if on_tau and number_format == table["number_format"]:
                 reference = published_row(system)
                 difference = {percentage: macro[percentage] - reference[percentage] for percentage in macro}
                 rows.append(["", "− published", *_row(difference, "+.1f")])
         rows.append([TITLES[system], f"published, {table['number_format']}", *_row(published_row(system))])
     seeds = [len(runs) for runs in _finished(cells)]
-    number = f"{max(seeds)} seed{'s' * (max(seeds) > 1)}"
+    runs_per_cell = f"{max(seeds)} seed{'s' * (max(seeds) > 1)}"
     if min(seeds) < max(seeds):
-        number = f"{min(seeds)} to {number}"
-    notes = [f"Macro-averaged accuracy in percent; our figures are means over {number}."]
+        runs_per_cell = f"{min(seeds)} to {runs_per_cell}"
+    notes = [f"Macro-averaged accuracy in percent; our results are means over {runs_per_cell}."]
     if not on_tau:
-        synthetic = any(run["synthetic"] for runs in _finished(cells) for run in runs)
-        data = "the **synthetic** demo corpus" if synthetic else "recordings that are not those of TAU"
+        synthetic = any(run.synthetic for runs in _finished(cells) for run in runs)
+        data = "the **synthetic** demo corpus" if synthetic else "recordings other than TAU"
         notes.append(
-            f"Ours are on {data}; the published figures are on TAU, so they cannot be compared and no difference is "
-            "given."
+            f"Ours are on {data}, the published results on TAU: they are not comparable, and no difference is given."
         )
     notes.append(f"Published: {table['source']}.")
     if any(system.startswith("ensemble") for system in cells):
@@ -85,18 +86,18 @@ def report_table(number: int, cells: Cells) -> str:
 
 
 def _row(values: Mapping[int, float], spec: str = ".1f") -> list[str]:
-    """Return the cells of all subsets, empty where there is no value, and the average if all are there."""
+    """Return the cells of all subsets, empty where there is no value, and the average if there is one for each."""
     cells = [format(values[percentage], spec) if percentage in values else "" for percentage in SUBSETS]
     return [*cells, "" if "" in cells else format(sum(values.values()) / len(SUBSETS), spec)]
 
 
 def plot_accuracy_by_fraction(table_number: int, cells: Cells, path: str | Path) -> None:
-    """Draw macro accuracy against the share of the training clips: ours solid with intervals, published dashed.
+    """Draw macro accuracy against the fraction of the training clips: ours solid with intervals, published dashed.
 
     Args:
         table_number (`int`): Of the report, 1 or 3.
         cells (`Cells`): As for [`report_table`].
-        path (`str` or `Path`): Picture to write, without its ending.
+        path (`str` or `Path`): File to write, without its suffix.
     """
     table = published()["teachers" if table_number == 1 else "student"]
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
@@ -109,9 +110,9 @@ def plot_accuracy_by_fraction(table_number: int, cells: Cells, path: str | Path)
         number_format = "INT8" if formats.get("INT8") else "float32"
         if not (subsets := formats.get(number_format)):
             continue
-        beside = 1.03 ** (number - (len(cells) - 1) / 2)  # intervals of the systems do not cover each other
+        beside = 1.03 ** (number - (len(cells) - 1) / 2)  # so that intervals do not cover each other
         places = [percentage * beside for percentage in subsets]
-        accuracy = [100 * mean_accuracy(runs) for runs in subsets.values()]
+        accuracy = [100 * mean_metric(runs) for runs in subsets.values()]
         axes.plot(places, accuracy, "o-", color=color, label=f"{TITLES[system]}, {number_format}")
         for place, bounds in zip(places, map(mean_interval, subsets.values()), strict=True):
             if bounds:
@@ -120,9 +121,9 @@ def plot_accuracy_by_fraction(table_number: int, cells: Cells, path: str | Path)
     axes.set_xscale("log")
     axes.set_xticks(SUBSETS, [str(percentage) for percentage in SUBSETS])
     axes.minorticks_off()
-    title = "" if comparable(cells) else "solid: not on TAU, not comparable with the published figures"
-    axes.set(xlabel="share of the training clips, %", ylabel="macro accuracy, %")
+    title = "" if comparable(cells) else "solid: not on TAU, not comparable with the published results"
+    axes.set(xlabel="training clips, %", ylabel="macro accuracy, %")
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    save_picture(figure, path)
+    save_figure(figure, path)

@@ -18,8 +18,8 @@ from accelerate import PartialState
 
 from dataset_script import cache_waveforms, is_synthetic
 from dataset_script.errors import InputError
-from model_cards.complexity import complexity
-from model_cards.results import RESULTS_FILE, load_results, portable, results_path
+from model_cards.complexity import measure_model
+from model_cards.results import RESULTS_FILE, find_results, portable
 from model_cards.tables import results_table
 from train.common.arguments import CommandParser, HubArguments, InferenceArguments, check_bootstrap
 from train.common.hub import check_repository, push_folder
@@ -34,28 +34,30 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class EvaluationArguments(HubArguments, InferenceArguments):
-    """`InferenceArguments`, how sure the figures are, and where the evaluated model is pushed."""
+    """`InferenceArguments`, the confidence intervals, and where the evaluated model is pushed."""
 
     bootstrap: int = field(default=1000, metadata={"help": "Resamples behind the confidence intervals; 0 is none."})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_bootstrap(self.bootstrap)
 
 
 def check_push(args: EvaluationArguments) -> None:
-    """Raise `InputError` if the evaluated model is to be pushed, but cannot have a card of these results."""
+    """Raise `InputError` if the evaluated model is to be pushed, but its card cannot state these results."""
     check_repository(args.push_to_hub, args.hub_model_id)
     if not args.push_to_hub:
         return
     folder = Path(args.model_name_or_path)
     if not folder.is_dir():
-        raise InputError(f"push_to_hub pushes a model folder of this machine, but {folder} is none.")
+        raise InputError(f"push_to_hub needs a local model folder, but {folder} is not one.")
     if args.split != "test":
-        raise InputError(f"Cards state results on the test split: leave out --split {args.split} to push.")
-    if results_path(folder).is_file() and (dataset := load_results(folder)["dataset"]) != portable(args.dataset):
+        raise InputError(f"Cards only state results on the test split: leave out --split {args.split} to push.")
+    results = find_results(folder)
+    if results is not None and results.dataset != portable(args.dataset):
         raise InputError(
-            f"{folder} has results on {dataset}, which its card states: evaluate on --dataset {dataset} to push."
+            f"{folder} has results on {results.dataset}, which its card states: evaluate on --dataset "
+            f"{results.dataset} to push."
         )
 
 
@@ -81,13 +83,13 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "synthetic": is_synthetic(clips),
         "metrics": metrics,
         "unseen_devices": unseen,
-        "complexity": complexity(model),
+        "complexity": measure_model(model).as_results(),
     }
     if PartialState().is_main_process:
         write_results(args.output_dir, results)
         logger.info("%s\nResults and plots are in %s.", results_table(results), args.output_dir)
         if args.push_to_hub:
-            if not results_path(args.model_name_or_path).is_file():
+            if find_results(args.model_name_or_path) is None:
                 shutil.copy(Path(args.output_dir) / RESULTS_FILE, args.model_name_or_path)
             push_folder(args, args.model_name_or_path)
     return results

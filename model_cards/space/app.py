@@ -1,58 +1,71 @@
-"""Demo of acoustic scene classifiers: a recording in, the probabilities of the scenes over time out.
+"""Demo of acoustic scene classifiers: the probabilities of the scenes in a recording over time.
 
     python model_cards/space/app.py outputs/demo float=outputs/s2 INT8=outputs/s2-int8/model
 
-Takes model folders or ids on the Hub, each perhaps with a name, as arguments or, separated by spaces, in the variable
-`SCENE_MODELS`. On the Hub this folder is a Space of its own, so it needs nothing of this project. Gradio is needed:
-pip install gradio.
+Takes model folders or Hub ids, each optionally with a name, as arguments or, separated by spaces, in the environment
+variable `SCENE_MODELS`. On the Hub this folder is a Space of its own, so it imports nothing of this project. It needs
+Gradio: pip install gradio.
 """
 
 import argparse
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from transformers import Pipeline, pipeline
+from transformers import pipeline
 
 
 LONGEST = 60.0
-"""Seconds of a recording that are looked at."""
+"""Seconds of a recording that are used."""
 
 
-def load_models(sources: Sequence[str]) -> dict[str, Pipeline]:
-    """Load the models, by their names: `"name=folder or id"`, or the folder or id alone.
+class SceneClassifier(Protocol):
+    """The pipeline of a TF-SepNet, which a model folder brings with it."""
+
+    model: Any
+    feature_extractor: Any
+
+    def read(self, inputs: Any) -> tuple[np.ndarray, int]:
+        """Return the samples of a recording and their rate in Hz."""
+        ...
+
+
+def load_models(sources: Sequence[str]) -> dict[str, SceneClassifier]:
+    """Load models by name from sources such as `"name=folder or id"`, or a folder or id alone.
+
+    Args:
+        sources (`Sequence[str]`): The models.
 
     Raises:
-        ValueError: If there is no model, two have the same name, or one cannot be loaded or is no TF-SepNet.
+        ValueError: If there is no model, two have the same name, or one cannot be loaded or is not a TF-SepNet.
     """
     if not sources:
-        raise ValueError("There is no model to show: give a model folder or an id on the Hub, such as outputs/demo.")
+        raise ValueError("There is no model: give a model folder or Hub id, such as outputs/demo.")
     named = [source.partition("=") if "=" in source else (source, "=", source) for source in sources]
-    models: dict[str, Pipeline] = {}
+    models: dict[str, SceneClassifier] = {}
     for name, _, model in named:
         if name in models:
             raise ValueError(f"Two models are called {name}: give each a name of its own.")
         try:
-            models[name] = pipeline("audio-classification", model=model, trust_remote_code=True)
+            loaded: Any = pipeline("audio-classification", model=model, trust_remote_code=True)
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0].rstrip(".")
-            raise ValueError(
-                f"{model} cannot be loaded ({reason}): give a model folder or an id on the Hub."
-            ) from error
-        if (kind := models[name].model.config.model_type) != "tfsepnet":
+            raise ValueError(f"{model} cannot be loaded ({reason}): give a model folder or Hub id.") from error
+        models[name] = loaded
+        if (kind := loaded.model.config.model_type) != "tfsepnet":
             raise ValueError(f"{name} is a {kind} model: this page shows TF-SepNets.")
     return models
 
 
-def classify(classifier: Pipeline, recording: Any) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
-    """Classify every second of a recording, and all of it.
+def classify(classifier: SceneClassifier, recording: Any) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
+    """Classify every second of a recording, and the whole of it.
 
     Args:
-        classifier (`Pipeline`): Of a TF-SepNet.
-        recording: What the pipeline takes, such as the path of a file; what exceeds `LONGEST` seconds is left out.
+        classifier (`SceneClassifier`): Of a TF-SepNet.
+        recording: What the pipeline takes, such as the path of a file; only its first `LONGEST` seconds are used.
 
     Returns:
         The probability of each scene for the whole recording, as the pipeline gives it; those of every second, of
@@ -73,7 +86,7 @@ def classify(classifier: Pipeline, recording: Any) -> tuple[dict[str, float], np
 
 
 def draw(probabilities: np.ndarray, spectrogram: np.ndarray, labels: Sequence[str]) -> Figure:
-    """Draw the spectrogram, and below it the probabilities of the scenes over time.
+    """Plot the spectrogram, and below it the probabilities of the scenes over time.
 
     Args:
         probabilities (`np.ndarray` of shape `(seconds, scenes)`): As of [`classify`].
@@ -94,15 +107,15 @@ def draw(probabilities: np.ndarray, spectrogram: np.ndarray, labels: Sequence[st
     return figure
 
 
-def respond(classifier: Pipeline, recording: Any) -> tuple[dict[str, float] | None, Figure | None]:
-    """Return the scores and the drawing of a recording; nothing while there is none."""
+def respond(classifier: SceneClassifier, recording: Any) -> tuple[dict[str, float] | None, Figure | None]:
+    """Return the scores and the plot of a recording, or nothing while there is none."""
     if recording is None:
         return None, None
     scores, probabilities, spectrogram = classify(classifier, recording)
     return scores, draw(probabilities, spectrogram, list(scores))
 
 
-def build(models: Mapping[str, Pipeline]) -> Any:
+def build(models: Mapping[str, SceneClassifier]) -> Any:
     """Return the page, a `gradio.Blocks`."""
     import gradio as gr
 
@@ -113,7 +126,7 @@ def build(models: Mapping[str, Pipeline]) -> Any:
             raise gr.Error(str(error), print_exception=False) from error
 
     with gr.Blocks(title="Acoustic scenes") as page:
-        gr.Markdown("# Acoustic scenes\nWhere was it recorded? Give a file, or record some seconds (up to 60).")
+        gr.Markdown("# Acoustic scenes\nWhere was this recorded? Upload a file or record a few seconds (up to 60).")
         with gr.Row():
             with gr.Column():
                 recording = gr.Audio(sources=["upload", "microphone"], type="filepath", label="Recording")
@@ -126,15 +139,15 @@ def build(models: Mapping[str, Pipeline]) -> Any:
 
 
 def main() -> None:
-    """Show the page of the models that the command line or `SCENE_MODELS` names."""
+    """Serve the page of the models in the command line or in `SCENE_MODELS`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", help="Model folder or Hub id, perhaps as name=folder.")
-    parser.add_argument("--port", type=int, help="Port of the page on this machine.")
+    parser.add_argument("models", nargs="*", help="Model folder or Hub id, optionally as name=folder.")
+    parser.add_argument("--port", type=int, help="Port of the page.")
     args = parser.parse_args()
     try:
         models = load_models(args.models or os.environ.get("SCENE_MODELS", "").split())
     except ValueError as error:
-        raise SystemExit(f"ValueError: {error}") from None
+        raise SystemExit(f"Error: {error}") from None
     try:
         page = build(models)
     except ImportError:

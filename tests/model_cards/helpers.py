@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from dataset_script.splits import DEVICES, SCENES
-from model_cards.complexity import complexity
-from model_cards.results import TAU_TEST_CLIPS, TAU_TRAINING_CLIPS
+from model_cards.complexity import measure_model
+from model_cards.corpora import TAU_TEST_CLIPS, TAU_TRAINING_CLIPS
 from modeling_beats import BeatsConfig, BeatsFeatureExtractor, BeatsForAudioClassification
 from modeling_tfsepnet import TFSepNetConfig, TFSepNetFeatureExtractor, TFSepNetForAudioClassification
 from train.common.models import label_maps
@@ -48,7 +48,7 @@ def make_results(model: torch.nn.Module, dataset: str = "demo10", seed: int = 0,
         "training_clips": TAU_TRAINING_CLIPS.get(dataset, 20),
         "metrics": metrics,
         "unseen_devices": ["s4", "s5", "s6"],
-        "complexity": complexity(model),
+        "complexity": measure_model(model).as_results(),
         **changes,
     }
 

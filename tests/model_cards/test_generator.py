@@ -13,9 +13,10 @@ from huggingface_hub import ModelCard, metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from safetensors.torch import load_file, save_file
 
-from model_cards.complexity import measure_model
+from model_cards.complexity import measure_folder
+from model_cards.corpora import TAU_TRAINING_CLIPS
 from model_cards.generator import write_card
-from model_cards.results import TAU_TRAINING_CLIPS, published
+from model_cards.published import published
 from modeling_beats import BeatsConfig, BeatsForPreTraining
 from modeling_tfsepnet import TFSepNetConfig, TFSepNetForAudioClassification
 from tests.model_cards.helpers import TINY_BEATS, make_results, make_student, make_teacher, save_results
@@ -149,7 +150,7 @@ def test_recordings_of_ones_own(student, tiny, tmp_path):
     other = save_results(tmp_path / "other", tiny, "demo10")
     edit(other, **results)
     card = write_card(student, [other], dataset_name="My recordings", dataset_license="cc-by-4.0")
-    assert "tells 2 classes of sound apart" in card.text
+    assert "classifies 2 classes of sound" in card.text
     assert not re.search("ten acoustic scenes|European|not in training", card.text)
     assert {result.dataset_config for result in card.data.eval_results} == {"recordings"}
     assert "`results/recordings-1.json`" in card.text and (student / "results/recordings-1.json").is_file()
@@ -195,10 +196,10 @@ def test_folder_of_train_quantize(student, tmp_path):
     as_int8(quantized / "model")
     metrics = make_results(TFSepNetForAudioClassification(TFSepNetConfig(base_channels=8)), seed=7)["metrics"]
     kept = {name: results[name] for name in ("dataset", "split", "synthetic", "provenance")}
-    content = {**kept, "float": results["metrics"], "int8": metrics, "size": {"parameters": 3066}}
+    content = {**kept, "float": results["metrics"], "int8": metrics, "complexity": {"parameters": 3066}}
     (quantized / "results.json").write_text(json.dumps(content))
     with pytest.raises(
-        FileNotFoundError, match=re.escape(f"{quantized} holds no config.json: give {quantized}/model.")
+        FileNotFoundError, match=re.escape(f"{quantized} contains no config.json: use {quantized}/model.")
     ):
         write_card(quantized)
     (quantized / "layers.png").write_bytes(b"a picture")
@@ -218,7 +219,7 @@ def test_folder_of_train_quantize(student, tmp_path):
     (quantized / "results.json").write_text(json.dumps(content))
     assert write_card(quantized / "model").text == card.text
 
-    content["size"] = {"parameters": 3066, "parameter_bytes": 3132}
+    content["complexity"] = {"parameters": 3066, "parameter_bytes": 3132}
     (quantized / "results.json").write_text(json.dumps(content))
     card = write_card(student, counterpart=quantized)
     assert tables(card.text)[3]["macro accuracy, %"][:2] == row[1::-1]
@@ -241,7 +242,7 @@ def test_teacher(tmp_path):
     assert "started from `checkpoints/BEATs`, with the encoder fine-tuned" in card.text
     assert "limits of DCASE 2024 Task 1 are for students" in card.text
     assert "arXiv 2212.09058" in card.text
-    assert measure_model(tmp_path / "teacher").macs is None
+    assert measure_folder(tmp_path / "teacher").macs is None
 
 
 class TestEncoder:
@@ -273,7 +274,7 @@ class TestEncoder:
         card = write_card(encoder)
         assert "**synthetic**" in card.text and "started from `outputs/first`" in card.text
         assert card.data.license == "apache-2.0"
-        with pytest.raises(ValueError, match="synthetic: it cannot be called 'AudioSet'"):
+        with pytest.raises(ValueError, match="synthetic: it cannot be published as 'AudioSet'"):
             write_card(encoder, dataset_name="AudioSet")
 
 
@@ -323,11 +324,11 @@ class TestRefusal:
     def test_demo_data_that_deny_being_synthetic(self, student):
         edit(student, dataset="split25", synthetic=False)
         self.refuse(student, "90 test clips are neither the 29,680 of TAU nor synthetic")
-        self.refuse(student, "cannot be called .* 'TAU 2022'", dataset_name="TAU 2022", dataset_license="cc0-1.0")
+        self.refuse(student, "cannot be published as 'TAU 2022'", dataset_name="TAU 2022", dataset_license="cc0-1.0")
 
     def test_licence_that_the_hub_does_not_know(self, student):
         edit(student, dataset="split5", synthetic=False)
-        self.refuse(student, "'CC BY 3.0': name it as", dataset_name="ESC-10", dataset_license="CC BY 3.0")
+        self.refuse(student, "'CC BY 3.0': use the Hub's name", dataset_name="ESC-10", dataset_license="CC BY 3.0")
 
     def test_demo_data_under_another_name(self, student):
         self.refuse(student, "synthetic", dataset_name="My recordings", dataset_license="cc0-1.0")
@@ -341,7 +342,7 @@ class TestRefusal:
 
     def test_mixed_corpora(self, student, tiny, tmp_path):
         tau = save_results(tmp_path / "tau", tiny, "split25")
-        self.refuse(student, f"{tau} are of another corpus", [tau])
+        self.refuse(student, f"{tau}/results.json are of another corpus", [tau])
         demo = save_results(tmp_path / "demo", tiny, "demo5")
         edit(student, dataset="split5", synthetic=False)
         named = {"dataset_name": "ESC-10", "dataset_license": "cc-by-3.0"}
@@ -375,7 +376,7 @@ class TestRefusal:
     @pytest.mark.parametrize("text", ["", "{", "[1]", "{}", '{"metrics": {"confusion_matrix": "x"}}'])
     def test_damaged_results(self, student, text):
         (student / "results.json").write_text(text)
-        self.refuse(student, "results.json is (damaged|no results file)")
+        self.refuse(student, "results.json is (damaged|not a results file)")
 
     def test_training_split(self, student):
         edit(student, split="train")

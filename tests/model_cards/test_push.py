@@ -53,7 +53,7 @@ def test_interrupted_push_and_back(student, smaller, tmp_path, monkeypatch):
     with hub_server() as hub:
         failed = push_command(hub, tmp_path, student, "user/scenes", "--results", smaller)
         assert failed.returncode == 1
-        assert "ConnectionError: The push to user/scenes failed" in failed.stderr
+        assert "Error: The push to user/scenes failed" in failed.stderr
         assert failed.stderr.strip().splitlines()[-1].endswith("and the same command finishes it.")
         before = content(student)
         assert "README.md" in before and hub.files("models", "user/scenes") == {}
@@ -126,7 +126,7 @@ def test_logits(tmp_path):
     write_logits(tmp_path / "logits", ["audio/0.wav"], np.eye(10)[:1], teacher="ssl", revision="1", synthetic=True)
     refused = push_command(SimpleNamespace(url="http://127.0.0.1:1"), tmp_path, tmp_path / "logits", "user/logits")
     assert refused.returncode == 1
-    assert refused.stderr.strip().splitlines()[-1].startswith("ConnectionError: The push to user/logits failed")
+    assert refused.stderr.strip().splitlines()[-1].startswith("Error: The push to user/logits failed")
     with hub_server() as hub:
         result = push_command(hub, tmp_path, tmp_path / "logits", "user/logits")
         assert result.returncode == 0, result.stderr

@@ -89,7 +89,7 @@ def test_a_teacher_is_refused(tmp_path):
 
 
 def test_no_model():
-    with pytest.raises(ValueError, match="no model to show"):
+    with pytest.raises(ValueError, match="There is no model"):
         app.load_models([])
 
 

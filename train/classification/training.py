@@ -12,7 +12,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from dataset_script import cache_waveforms, is_synthetic, load_scenes
 from dataset_script.errors import InputError
-from model_cards.complexity import complexity
+from model_cards.complexity import measure_model
 from model_cards.plots import plot_learning_curve
 from train.classification.arguments import DataArguments, SceneTrainingArguments, TeacherArguments
 from train.classification.data import SceneDataset, check_splits, split_by_location
@@ -133,7 +133,7 @@ def run_training(
         "training_clips": len(train),
         "metrics": metrics,
         "unseen_devices": unseen,
-        "complexity": complexity(model),
+        "complexity": measure_model(model).as_results(),
     }
     if args.should_save:
         plot_learning_curve(trainer.state.log_history, Path(args.output_dir) / "learning_curve")

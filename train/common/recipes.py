@@ -1,6 +1,5 @@
 """Recipes: YAML files with every hyperparameter of a system, and how they meet the command line."""
 
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -10,6 +9,7 @@ from typing import Any
 import yaml
 
 from dataset_script.errors import InputError, input_errors
+from dataset_script.splits import subset_percentage
 from train.common.arguments import CommandParser
 
 
@@ -55,12 +55,6 @@ def load_recipe(name: str, dataset: str | None = None) -> dict[str, Any]:
                 )
             recipe[argument] = value[percentage]
     return recipe
-
-
-def subset_percentage(dataset: str) -> int:
-    """Return the percentage of the training set in a configuration's name: 25 of `"split25"`; 100 if there is none."""
-    subset = re.fullmatch(r"(?:split|demo)(\d+)", dataset)
-    return int(subset[1]) if subset else 100
 
 
 def _as_command(arguments: Mapping[str, Any]) -> list[str]:

@@ -1,7 +1,8 @@
 """Submission files of DCASE 2024 Task 1."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ import yaml
 from dataset_script import SCENES, cache_waveforms
 from dataset_script.errors import InputError
 from dataset_script.files import atomic_path
-from model_cards.complexity import check_limits, measure_model
-from model_cards.results import float_results, load_results, percentage
-from modeling_tfsepnet.complexity import MAX_PARAMETER_BYTES
+from dataset_script.splits import subset_percentage
+from model_cards.complexity import check_limits, measure_folder
+from model_cards.results import RunResults, float_results, load_results
 from train.common.models import load_classifier
 from train.evaluation.inference import compute_logits
 
@@ -29,30 +30,43 @@ EVALUATION_CLIPS = 135_730
 TODO = "TODO"
 
 
-def read_models(models: list[str]) -> dict[int, tuple[str, dict[str, Any]]]:
-    """Return each model's folder and results, by the percentage of the training clips; smallest first.
+@dataclass(frozen=True)
+class SubmittedModel:
+    """A model of a submission.
+
+    Attributes:
+        folder (`str`): Model folder.
+        results (`RunResults`): Of the model as it is submitted.
+        training (`RunResults`): Of the run that trained it: for an INT8 model, those of its float model.
+    """
+
+    folder: str
+    results: RunResults
+    training: RunResults
+
+
+def read_models(folders: Sequence[str]) -> dict[int, SubmittedModel]:
+    """Return the models by the percentage of the training clips, smallest first.
+
+    Args:
+        folders (`Sequence[str]`): Model folders with their results.
 
     Raises:
         FileNotFoundError: If a folder is incomplete.
         InputError: If a model exceeds a limit, or two are of the same subset.
     """
-    chosen: dict[int, tuple[str, dict[str, Any]]] = {}
-    for folder in models:
-        complexity = measure_model(folder)
-        check_limits(complexity, folder)
-        if complexity.parameter_bytes > MAX_PARAMETER_BYTES:
-            raise InputError(
-                f"{folder} takes {complexity.parameter_bytes:,} bytes as {complexity.number_format}, over the limit "
-                f"of {MAX_PARAMETER_BYTES:,}: submit its INT8 form, made with train/quantize.py."
-            )
+    models: dict[int, SubmittedModel] = {}
+    for folder in folders:
+        advice = "submit its INT8 form, made with train/quantize.py, or a smaller network"
+        check_limits(measure_folder(folder), folder, as_stored=True, advice=advice)
         results = load_results(folder)
-        if "float" in results and (trained := float_results(folder)) is not None:  # which knows how it was trained
-            results = {**load_results(trained), **results}
-        subset = percentage(results["dataset"])
-        if subset in chosen:
-            raise InputError(f"{chosen[subset][0]} and {folder} are both of {subset} %: give one model for a subset.")
-        chosen[subset] = (folder, results)
-    return dict(sorted(chosen.items()))
+        subset = subset_percentage(results.dataset)
+        if subset in models:
+            raise InputError(
+                f"{models[subset].folder} and {folder} are both of {subset} %: give one model for each subset."
+            )
+        models[subset] = SubmittedModel(folder, results, float_results(results) or results)
+    return dict(sorted(models.items()))
 
 
 def read_about(path: str | None) -> dict[str, Any]:
@@ -91,7 +105,7 @@ def write_predictions(path: Path, filenames: list[str], logits: np.ndarray) -> N
 
 
 def metadata(
-    label: str, models: Mapping[int, tuple[str, dict[str, Any]]], about: Mapping[str, Any] | None = None
+    label: str, models: Mapping[int, SubmittedModel], about: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Return the content of the metadata file, filled from the runs.
 
@@ -100,16 +114,16 @@ def metadata(
         models (`Mapping`): As of [`read_models`].
         about (`Mapping`, *optional*): Values that replace or complete those found here, block by block.
     """
-    folder, results = next(iter(models.values()))
-    complexity = measure_model(folder)
-    arguments = results.get("arguments", {})
+    smallest = next(iter(models.values()))
+    complexity = measure_folder(smallest.folder)
+    arguments = smallest.training.arguments
     augmentation = {
         "mixup_alpha": "mixup",
         "freq_mixstyle_p": "freq-mixstyle",
         "impulse_response_p": "device impulse response",
     }
     used = [name for argument, name in augmentation.items() if arguments.get(argument)]
-    teachers = results.get("teachers")
+    teachers = smallest.training.teachers
     reduction = [
         *(["knowledge distillation"] if teachers else []),
         *(["precision_8 quantization"] if complexity.number_format == "INT8" else []),
@@ -154,7 +168,7 @@ def metadata(
         },
         "results": {
             "development_dataset": {
-                f"split_{subset}": development_results(results["metrics"]) for subset, (_, results) in models.items()
+                f"split_{subset}": development_results(model.results.metrics) for subset, model in models.items()
             }
         },
     }
@@ -196,7 +210,7 @@ def open_points(content: Any, path: str = "") -> list[str]:
 def write_submission(
     output_dir: str | Path,
     label: str,
-    models: Mapping[int, tuple[str, dict[str, Any]]],
+    models: Mapping[int, SubmittedModel],
     about: Mapping[str, Any],
     clips: datasets.Dataset,
     cache_dir: str | None = None,
@@ -221,13 +235,13 @@ def write_submission(
             f"{EVALUATION_CLIPS:,}",
             f"{len(clips):,}",
         )
-    if any(results["synthetic"] for _, results in models.values()):
+    if any(model.results.synthetic for model in models.values()):
         logger.warning("The models were trained and tested on synthetic clips: their results are not those of TAU.")
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    for subset, (model_dir, _) in models.items():
+    for subset, submitted in models.items():
         path = folder / f"{label}.output.split_{subset}.csv"
-        model, feature_extractor = load_classifier(model_dir, SCENES, trust_remote_code)
+        model, feature_extractor = load_classifier(submitted.folder, SCENES, trust_remote_code)
         waveforms = cache_waveforms(clips, feature_extractor.sampling_rate, cache_dir)
         logits = compute_logits(model, feature_extractor, waveforms, batch_size)
         write_predictions(path, list(clips["filename"]), logits)

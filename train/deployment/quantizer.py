@@ -3,21 +3,20 @@
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from optimum.configuration_utils import BaseConfig
 from optimum.quantization_base import OptimumQuantizer
-from safetensors import safe_open
 from torch import nn
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
 from dataset_script.errors import InputError
 from dataset_script.files import atomic_path
+from model_cards.complexity import check_limits, measure_folder
 from modeling_tfsepnet import TFSepNetForAudioClassification, TFSepNetInt8Config, TFSepNetInt8Conv
-from modeling_tfsepnet.complexity import MAX_MACS, MAX_PARAMETER_BYTES
 from modeling_tfsepnet.quantization_tfsepnet import TFSepNetInt8Quantizer, make_int8, replace_convolutions
 from train.deployment.finetuning import finetune
 from train.deployment.rounding import equalize, fold, layers, round_weights
@@ -25,9 +24,6 @@ from train.deployment.rounding import equalize, fold, layers, round_weights
 
 Metric = Callable[[np.ndarray, np.ndarray], float]
 """Takes logits (clips, classes) and labels (clips,); larger is better."""
-
-SCALES = ("weight_scale", "bias_scale", "input_scale", "input_zero_point", "smoothing")
-"""Tensors of an INT8 folder that tell what the integers stand for; the challenge's count of parameters has no such."""
 
 WINDOWS_PER_BATCH = 8
 
@@ -171,7 +167,7 @@ class INCQuantizer(OptimumQuantizer):
         """Upload a folder that [`~INCQuantizer.quantize`] wrote; `kwargs` go to `huggingface_hub.upload_folder`."""
         from huggingface_hub import HfApi
 
-        check_compliance(save_directory)
+        check_limits(measure_folder(save_directory), save_directory, as_stored=True)
         api = HfApi()
         api.create_repo(repo_id, exist_ok=True)
         return str(api.upload_folder(repo_id=repo_id, folder_path=str(save_directory), **kwargs))
@@ -350,90 +346,6 @@ def save_folder(model: nn.Module, feature_extractor: FeatureExtractionMixin, con
         model.save_pretrained(part)
         feature_extractor.save_pretrained(part)
         config.save_pretrained(part)
-
-
-class StoredSize(NamedTuple):
-    """What a saved folder holds, and what it costs to run.
-
-    Attributes:
-        parameters (`int`): Weights and biases.
-        parameter_bytes (`int`): Their bytes, at the width they are stored in.
-        scale_bytes (`int`): Bytes of scales, zero points and smoothing factors, which are no parameters.
-        macs (`int`): Multiplications of a second of audio by weights.
-    """
-
-    parameters: int
-    parameter_bytes: int
-    scale_bytes: int
-    macs: int
-
-
-def measure_folder(folder: str | Path) -> StoredSize:
-    """Count a saved model folder, float or INT8, by the challenge's rules.
-
-    Every stored tensor is a parameter at its stored width, except for `SCALES` and a batch norm's counter. A
-    convolution costs its output positions times its weights; a bias is what the sum starts from, and costs no more.
-
-    Raises:
-        FileNotFoundError: If the folder has no weights.
-    """
-    path = Path(folder) / "model.safetensors"
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no model.safetensors: give a saved model folder.")
-    parameters = parameter_bytes = scale_bytes = 0
-    with safe_open(path, framework="pt") as tensors:
-        for name in tensors.keys():  # noqa: SIM118 - not a mapping
-            tensor = tensors.get_tensor(name)
-            if name.rpartition(".")[2] in SCALES:
-                scale_bytes += tensor.nbytes
-            elif not name.endswith("num_batches_tracked"):
-                parameters += tensor.numel()
-                parameter_bytes += tensor.nbytes
-    model = AutoModelForAudioClassification.from_pretrained(folder)
-    return StoredSize(parameters, parameter_bytes, scale_bytes, count_macs(model))
-
-
-def count_macs(model: TFSepNetForAudioClassification) -> int:
-    """Multiplications by weights in one window, counted while the network runs."""
-    macs = 0
-
-    def count(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
-        nonlocal macs
-        kernel = module if hasattr(module, "weight") else module.convolution
-        macs += output[0, 0].numel() * kernel.weight.numel()
-
-    units = [
-        module
-        for module in model.modules()
-        if isinstance(module, TFSepNetInt8Conv) or type(module).__name__ == "TFSepNetConvUnit"
-    ]
-    if not isinstance(model.classifier, TFSepNetInt8Conv):
-        units.append(model.classifier)
-    hooks = [unit.register_forward_hook(count) for unit in units]
-    with torch.no_grad():
-        model.eval()(torch.zeros(1, 1, model.config.num_mel_bins, model.config.num_frames))
-    for hook in hooks:
-        hook.remove()
-    return macs
-
-
-def check_compliance(folder: str | Path) -> StoredSize:
-    """Return the size of a saved folder that keeps the limits of DCASE 2024 Task 1.
-
-    Raises:
-        InputError: If it has too many parameter bytes (128,000) or multiply-accumulates (30 million).
-    """
-    size = measure_folder(folder)
-    if size.parameter_bytes > MAX_PARAMETER_BYTES:
-        raise InputError(
-            f"{folder} is not compliant: its {size.parameters:,} parameters take {size.parameter_bytes:,} bytes as "
-            f"stored, and {MAX_PARAMETER_BYTES:,} are allowed."
-        )
-    if size.macs > MAX_MACS:
-        raise InputError(
-            f"{folder} is not compliant: it needs {size.macs:,} multiply-accumulates, and {MAX_MACS:,} are allowed."
-        )
-    return size
 
 
 def agreement(reference: torch.Tensor, logits: torch.Tensor) -> dict[str, float]:

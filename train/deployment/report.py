@@ -15,12 +15,13 @@ from torch.utils.data import DataLoader
 from dataset_script import cache_waveforms, is_synthetic
 from dataset_script.files import write_json
 from dataset_script.waveforms import FULL_SCALE
+from model_cards.complexity import check_limits, measure_folder
 from model_cards.plots import plot_layers
 from model_cards.results import RESULTS_FILE, provenance
 from model_cards.tables import quantization_table
 from train.classification.data import SceneDataset
 from train.deployment.arguments import QuantizationArguments
-from train.deployment.quantizer import INCQuantizer, agreement, check_compliance, layer_sqnr
+from train.deployment.quantizer import INCQuantizer, agreement, layer_sqnr
 from train.evaluation.inference import compute_logits
 from train.evaluation.scoring import score_logits, unseen_devices
 
@@ -99,6 +100,8 @@ def quantize_and_measure(
     windows = calibration["input_values"][:, 0]
     decibels = layer_sqnr(quantizer.folded, quantized.cpu(), windows[:: 1 + len(windows) // CLIPS_PER_STEP])
     plot_layers(decibels, output / "layers")
+    complexity = measure_folder(output / "model")
+    check_limits(complexity, output / "model", as_stored=True)
     results = {
         **run,
         "split": args.split,
@@ -109,7 +112,7 @@ def quantize_and_measure(
         **agreement(torch.from_numpy(logits["float"]), torch.from_numpy(logits["int8"])),
         "layer_sqnr_db": decibels,
         "latency_ms": measure_latency({"float": model.cpu(), "int8": quantized}, windows[:1].unsqueeze(1)),
-        "size": check_compliance(output / "model")._asdict(),
+        "complexity": complexity.as_results() | {"scale_bytes": complexity.scale_bytes},
         "provenance": provenance(),
     }
     (output / "results.md").write_text(quantization_table(results), encoding="utf-8")

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from model_cards.report_tables import Cells
-from model_cards.results import load_results
+from model_cards.results import RunResults, load_results
 from train.common.recipes import load_recipe
 
 
@@ -201,7 +201,7 @@ class Sweep:
 
 def collect(cells: dict[tuple[str, int], list[list[Step]]]) -> Cells:
     """Return the results of what is finished, for [`~model_cards.report_tables.report_table`]."""
-    results: dict[str, dict[str, dict[int, list]]] = {}
+    results: dict[str, dict[str, dict[int, list[RunResults]]]] = {}
     for (system, percentage), seeds in cells.items():
         formats = results.setdefault(system, {})
         for steps in seeds:

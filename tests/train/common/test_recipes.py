@@ -1,8 +1,9 @@
 import pytest
 import yaml
 
+from dataset_script.splits import subset_percentage
 from train.classification.arguments import DataArguments, SceneTrainingArguments, StudentArguments, TeacherArguments
-from train.common.recipes import is_recipe, load_recipe, parse_arguments, subset_percentage
+from train.common.recipes import is_recipe, load_recipe, parse_arguments
 
 
 STUDENTS = ["vanilla", "s1", "s2", "s3"]

@@ -97,7 +97,10 @@ def test_wrong_label(label):
 
 def test_float_that_is_too_large(tmp_path):
     folder = make_student(tmp_path / "float", base_channels=64, num_mel_bins=64)
-    with pytest.raises(ValueError, match=r"507,432 bytes as float32, over the limit of 128,000: submit its INT8 form"):
+    with pytest.raises(
+        ValueError,
+        match=r"As float32 its parameters take 507,432 bytes, over the limit of 128,000; submit its INT8 form",
+    ):
         challenge.read_models([str(folder)])
 
 

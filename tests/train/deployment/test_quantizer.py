@@ -12,7 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import ASTConfig, ASTForAudioClassification
 
-from modeling_tfsepnet import TFSepNetConfig, TFSepNetFeatureExtractor, TFSepNetForAudioClassification
+from dataset_script.errors import InputError
+from model_cards.complexity import check_limits, measure_folder, measure_model
+from modeling_tfsepnet import (
+    TFSepNetConfig,
+    TFSepNetFeatureExtractor,
+    TFSepNetForAudioClassification,
+    TFSepNetInt8Config,
+)
 from modeling_tfsepnet.quantization_tfsepnet import make_int8, replace_convolutions
 from tests.clean_process import run_in_clean_process
 from tests.hub_server import hub_environment, hub_server
@@ -21,10 +28,7 @@ from train.deployment.quantizer import (
     INCConfig,
     INCQuantizer,
     agreement,
-    check_compliance,
-    count_macs,
     layer_sqnr,
-    measure_folder,
     run,
     sqnr,
 )
@@ -136,29 +140,32 @@ def test_pushed_and_loaded_by_a_pipeline_in_a_clean_process(quantized, tmp_path)
 
 def test_size_and_cost_of_the_full_network():
     model = TFSepNetForAudioClassification(TFSepNetConfig()).eval()
+    trained = measure_model(model)
     replace_convolutions(model, make_int8)
-    stored = {
-        name: value for name, value in model.state_dict().items() if name.rpartition(".")[2] not in quantization.SCALES
-    }
+    stored = {name: value for name, value in model.state_dict().items() if name.endswith((".weight", ".bias"))}
     assert sum(value.numel() for value in stored.values()) == 124_138
-    assert sum(value.nbytes for value in stored.values()) == 126_868
-    assert count_macs(model) == 29_413_888
-    assert count_macs(TFSepNetForAudioClassification(TFSepNetConfig())) == 29_413_888
+    model.config.quantization_config = TFSepNetInt8Config()
+    size = measure_model(model)
+    assert size.parameter_bytes == sum(value.nbytes for value in stored.values()) == 126_868
+    assert (size.parameters, size.macs) == (trained.parameters, trained.macs) == (126_858, 29_419_648)
+    assert size.official_bytes == sum(parameter.nbytes for parameter in model.parameters())
 
 
 def test_gate_counts_what_is_stored(quantized, small, tmp_path):
     _, folder, *_ = quantized
-    size = check_compliance(folder)
+    size = measure_folder(folder)
     assert size.parameter_bytes == sum(
         value.nbytes
         for name, value in load_file(folder / "model.safetensors").items()
         if name.endswith((".weight", ".bias"))
     )
+    check_limits(size, folder, as_stored=True)
     TFSepNetForAudioClassification(TFSepNetConfig()).save_pretrained(tmp_path / "float")
-    with pytest.raises(ValueError, match=r"not compliant.*128,000"):
-        check_compliance(tmp_path / "float")
-    with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
-        measure_folder(tmp_path)
+    with pytest.raises(InputError, match=r"507,432 bytes, over the limit of 128,000"):
+        INCQuantizer.push_to_hub(None, tmp_path / "float", "user/float")
+    (tmp_path / "float" / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"\*\.safetensors"):
+        measure_folder(tmp_path / "float")
 
 
 def test_refuses_wrong_input(quantized, small, windows, tmp_path):

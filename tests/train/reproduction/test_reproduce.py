@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 from dataset_script import SCENES, load_scenes, read_logits
+from model_cards.corpora import TAU_TEST_CLIPS
+from model_cards.published import published
 from model_cards.report_tables import plot_accuracy_by_fraction, report_table
-from model_cards.results import TAU_TEST_CLIPS, published
+from model_cards.results import RunResults
 from train import evaluate_logits, predict_logits
 from train.distill import main as distill
 from train.evaluation.metrics import scene_metrics
@@ -176,7 +178,8 @@ def tau_results(dataset, seed):
     rng = np.random.default_rng(seed)
     truth = np.repeat(np.arange(10), list(TAU_TEST_CLIPS.values()))
     logits = rng.normal(size=(len(truth), 10)) + np.eye(10)[truth]
-    return {"dataset": dataset, "synthetic": False, "metrics": scene_metrics(logits, truth, SCENES, bootstrap=10)}
+    metrics = scene_metrics(logits, truth, SCENES, bootstrap=10)
+    return RunResults(Path("results.json"), {"dataset": dataset, "synthetic": False, "metrics": metrics})
 
 
 def test_number_of_seeds():
@@ -189,7 +192,7 @@ def test_difference_from_the_published_figures(tmp_path):
     subsets = {p: [tau_results(f"split{p}", seed) for seed in (p, p + 1)] for p in published()["splits"]}
     cells = {"s2": {"float32": {}, "INT8": subsets}}
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in report_table(3, cells).splitlines()]
-    ours = {p: np.mean([100 * run["metrics"]["macro_accuracy"] for run in runs]) for p, runs in subsets.items()}
+    ours = {p: np.mean([100 * run.metrics["macro_accuracy"] for run in runs]) for p, runs in subsets.items()}
     (theirs,) = (row for row in published()["student"]["rows"] if row["system"] == "S2")
     (row,) = (row for row in rows if row[1:2] == ["− published"])
     assert row[2:-1] == [f"{ours[p] - theirs[p]:+.1f}" for p in ours]
