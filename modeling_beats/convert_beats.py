@@ -198,6 +198,7 @@ def convert(checkpoint: dict[str, Any]) -> BeatsModel | BeatsForAudioClassificat
         ValueError: `cfg`, `model` and `label_dict` do not fit together; the message names the key.
     """
     config = convert_config(checkpoint)
+    model_class: type[BeatsModel | BeatsForAudioClassification | BeatsTokenizerModel]
     model_class = BeatsForAudioClassification if config.problem_type else BeatsModel
     if "quantize.embedding.weight" in checkpoint["model"]:
         model_class = BeatsTokenizerModel

@@ -185,9 +185,9 @@ class BeatsFeatureExtractor(SequenceFeatureExtractor):
         mask = (torch.arange(max(counts)) < torch.tensor(counts).unsqueeze(1)).to(waveform.device)
         input_values = self.fbank(waveform).masked_fill_(~mask.unsqueeze(2), self.padding_value)
         output = {"input_values": input_values, "attention_mask": mask.long()}
-        if return_tensors is None or TensorType(return_tensors) is not TensorType.PYTORCH:
-            output = {name: value.cpu().numpy() for name, value in output.items()}
-        return BatchFeature(output, tensor_type=return_tensors)
+        if return_tensors is not None and TensorType(return_tensors) is TensorType.PYTORCH:
+            return BatchFeature(output, tensor_type=return_tensors)
+        return BatchFeature({name: value.cpu().numpy() for name, value in output.items()}, tensor_type=return_tensors)
 
 
 def check_sampling_rate(sampling_rate: float | None, expected: int) -> float:

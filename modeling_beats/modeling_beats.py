@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,10 +36,10 @@ class BeatsModelOutput(ModelOutput):
             `True` for real patches, `False` for padding.
     """
 
-    last_hidden_state: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
-    patch_mask: torch.BoolTensor | None = None
+    last_hidden_state: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    patch_mask: torch.Tensor | None = None
 
 
 class BeatsPatchEmbeddings(nn.Module):
@@ -132,9 +133,10 @@ def encoder_linear(
     because transformers initialises the modules of custom models one by one, without those that only hold others.
     """
     linear = nn.Linear(in_features, out_features)
-    linear.init_std = config.initializer_range
+    std = config.initializer_range
     if config.deep_norm and deep_norm_gain is not None:
-        linear.init_std = deep_norm_gain * math.sqrt(2 / (in_features + out_features))
+        std = deep_norm_gain * math.sqrt(2 / (in_features + out_features))
+    linear.init_std = std  # type: ignore[assignment]  # modules take attributes of any type, whatever PyTorch annotates
     return linear
 
 
@@ -296,13 +298,13 @@ class ScaleGradient(torch.autograd.Function):
     """Identity whose gradient is multiplied by a number."""
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, hidden_states: torch.Tensor, scale: float) -> torch.Tensor:
+    def forward(ctx: Any, hidden_states: torch.Tensor, scale: float) -> torch.Tensor:
         """Returns the input."""
         ctx.scale = scale
         return hidden_states.view_as(hidden_states)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         """Returns the scaled gradient."""
         return gradient * ctx.scale, None
 
@@ -336,6 +338,7 @@ class BeatsEncoder(nn.Module):
             hidden_states = hidden_states.masked_fill(~patch_mask.unsqueeze(-1), 0.0)
         hidden_states = hidden_states + self.pos_conv_embed(hidden_states)
         if visible is not None:
+            assert patch_mask is not None
             hidden_states = hidden_states.take_along_dim(visible.unsqueeze(-1), dim=1)
             patch_mask = patch_mask.take_along_dim(visible, dim=1)
         if not self.config.layer_norm_first:
@@ -370,15 +373,23 @@ class BeatsEncoder(nn.Module):
 class BeatsPreTrainedModel(PreTrainedModel):
     """What the models share: configuration, names, initialisation, and the treatment of inputs and masks."""
 
+    config: BeatsConfig
     config_class = BeatsConfig
     base_model_prefix = "beats"
     main_input_name = "input_values"
-    input_modalities = ("audio",)
+    input_modalities = "audio"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = ("BeatsPatchEmbeddings", "BeatsPositionalConvEmbedding", "BeatsLayer")
-    # What a model of another task has beside the encoder, which alone is taken over.
-    _keys_to_ignore_on_load_unexpected = (r"^(predictor|label_head|classifier|quantize_layer|quantizer|estimator)\.",)
+    # transformers annotates both as list or set, but makes a set of either.
+    _no_split_modules = (  # type: ignore[assignment]
+        "BeatsPatchEmbeddings",
+        "BeatsPositionalConvEmbedding",
+        "BeatsLayer",
+    )
+    # Parameters of other tasks' heads: only the encoder of their folders is loaded.
+    _keys_to_ignore_on_load_unexpected = (  # type: ignore[assignment]
+        r"^(predictor|label_head|classifier|quantize_layer|quantizer|estimator)\.",
+    )
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -395,8 +406,8 @@ class BeatsPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, std=self.config.initializer_range)
-        elif hasattr(module, "init_std"):
-            init.normal_(module.weight, std=module.init_std)
+        elif isinstance(module, nn.Linear) and (std := getattr(module, "init_std", None)) is not None:
+            init.normal_(module.weight, std=std)
             init.zeros_(module.bias)
         elif isinstance(module, (nn.Conv2d, nn.Linear)):
             module.reset_parameters()  # guarded by transformers: loaded weights stay
@@ -528,6 +539,7 @@ class BeatsForAudioClassification(BeatsPreTrainedModel):
 
     def __init__(self, config: BeatsConfig) -> None:
         super().__init__(config)
+        assert config.num_labels is not None
         self.num_labels = config.num_labels
         self.beats = BeatsModel(config)
         self.dropout = nn.Dropout(config.classifier_dropout)

@@ -11,6 +11,8 @@ from transformers import AudioClassificationPipeline
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.pipelines.base import ChunkPipeline
 
+from .feature_extraction_beats import BeatsFeatureExtractor
+
 
 # Clips longer than AudioSet's ten seconds, of which the models are made, are classified in windows of this many frames
 # (a multiple of the patch size, so that no frame falls between two windows). Attention over an hour would not fit.
@@ -33,15 +35,20 @@ class BeatsAudioClassificationPipeline(ChunkPipeline, AudioClassificationPipelin
         ValueError: The bytes are no audio file, or the audio is empty, too short or not finite.
     """
 
+    feature_extractor: BeatsFeatureExtractor
     replaced_class: type = AudioClassificationPipeline
     """What transformers knew the task by before, and what other models are left to."""
 
-    def __new__(cls, model: Any = None, *args: Any, **kwargs: Any) -> AudioClassificationPipeline:
+    def __new__(  # type: ignore[misc]  # returns the pipeline that fits the model, which may be of another class
+        cls, model: Any = None, *args: Any, **kwargs: Any
+    ) -> AudioClassificationPipeline:
         """Gives way to another model's own pipeline, or else to the class that this one replaced."""
         right_class = cls if model is None else getattr(model, "pipeline_class", cls.replaced_class)
         return super().__new__(cls) if right_class is cls else right_class(model, *args, **kwargs)
 
-    def __call__(self, inputs: Any, **kwargs: Any) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
+    def __call__(  # type: ignore[override]  # the parent's annotations leave out lists of inputs
+        self, inputs: Any, **kwargs: Any
+    ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
         """Classifies one input, or each of several (`top_k`, `function_to_apply`, `batch_size` as in the parent)."""
         if isinstance(inputs, Path):
             inputs = str(inputs)
@@ -49,13 +56,18 @@ class BeatsAudioClassificationPipeline(ChunkPipeline, AudioClassificationPipelin
             inputs = list(inputs)  # a column of a dataset
         return super().__call__(inputs, **kwargs)
 
-    def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
-        if kwargs.get("function_to_apply") is None:
+    def _sanitize_parameters(
+        self, top_k: int | None = None, function_to_apply: str | None = None, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        preprocess, forward, postprocess = super()._sanitize_parameters(
+            top_k=top_k, function_to_apply=function_to_apply, **kwargs
+        )
+        if function_to_apply is None:
             postprocess.pop("function_to_apply", None)  # softmax in older transformers, also for several labels
         return preprocess, forward, postprocess
 
-    def preprocess(self, inputs: Any) -> Iterator[dict[str, Any]]:
+    # transformers annotates the next three methods for one window per input, not as a ChunkPipeline needs them.
+    def preprocess(self, inputs: Any) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         """Turns one input into the model's inputs, one for each window."""
         audio, sampling_rate = self.read(inputs)
         features = self.feature_extractor([audio], sampling_rate=sampling_rate, return_tensors="pt")
@@ -69,11 +81,11 @@ class BeatsAudioClassificationPipeline(ChunkPipeline, AudioClassificationPipelin
             window = features if len(starts) == 1 else {k: v[:, start : start + WINDOW] for k, v in features.items()}
             yield {**window, "is_last": start == starts[-1]}
 
-    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
+    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
         is_last = model_inputs.pop("is_last")
         return {"logits": self.model(**model_inputs).logits, "is_last": is_last}
 
-    def postprocess(
+    def postprocess(  # type: ignore[override]
         self, model_outputs: list[dict[str, Any]], top_k: int = 5, function_to_apply: str | None = None
     ) -> list[dict[str, Any]]:
         """Turns the logits of a clip's windows into its labels and scores."""

@@ -24,9 +24,9 @@ class BeatsForPreTrainingOutput(ModelOutput):
             `True` for the patches that were masked, none of which is padding.
     """
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    bool_masked_pos: torch.BoolTensor | None = None
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    bool_masked_pos: torch.Tensor | None = None
 
 
 def mask_patches(noise: torch.Tensor, mask_ratio: float, patch_mask: torch.Tensor | None = None) -> torch.Tensor:

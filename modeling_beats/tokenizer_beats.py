@@ -35,11 +35,11 @@ class BeatsTokenizerOutput(ModelOutput):
             Mean squared error between the normalised vectors of the encoder and their codes.
     """
 
-    loss: torch.FloatTensor | None = None
-    codes: torch.LongTensor | None = None
-    patch_mask: torch.BoolTensor | None = None
-    similarity: torch.FloatTensor | None = None
-    commitment_loss: torch.FloatTensor | None = None
+    loss: torch.Tensor | None = None
+    codes: torch.Tensor | None = None
+    patch_mask: torch.Tensor | None = None
+    similarity: torch.Tensor | None = None
+    commitment_loss: torch.Tensor | None = None
 
 
 def nearest_codes(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
@@ -96,6 +96,10 @@ class BeatsQuantizer(nn.Module):
     gradients of several batches are accumulated, set `accumulation_steps` to their number: the codes then move once
     for all of them, as for one large batch.
     """
+
+    codebook: torch.Tensor
+    cluster_size: torch.Tensor
+    initialized: torch.Tensor
 
     def __init__(self, config: BeatsConfig) -> None:
         super().__init__()
@@ -320,9 +324,10 @@ class BeatsForTokenizerTraining(BeatsTokenizerModel):
                     f"{tuple(estimate.shape)}."
                 )
             cosine = F.cosine_similarity(estimate.float(), targets.float(), dim=-1)
-            output.similarity = cosine.mean() if encoded.patch_mask is None else cosine[encoded.patch_mask].mean()
+            similarity = cosine.mean() if encoded.patch_mask is None else cosine[encoded.patch_mask].mean()
+            output.similarity = similarity
             output.commitment_loss = commitment_loss
-            output.loss = 1 - output.similarity + commitment_loss
+            output.loss = 1 - similarity + commitment_loss
         return output
 
 
