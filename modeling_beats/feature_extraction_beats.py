@@ -143,7 +143,6 @@ class BeatsFeatureExtractor(SequenceFeatureExtractor):
         sampling_rate: float | None = None,
         return_tensors: str | TensorType | None = None,
         device: str | torch.device | None = None,
-        **kwargs: Any,
     ) -> BatchFeature:
         """Prepares one clip or a batch of clips for the model.
 
@@ -168,8 +167,6 @@ class BeatsFeatureExtractor(SequenceFeatureExtractor):
             ValueError: `sampling_rate` is missing or no rate; a clip is empty, not finite, shorter than one patch of
                 the model (2800 samples at 16 kHz), or of the wrong shape.
         """
-        if kwargs:
-            raise TypeError(f"{type(self).__name__} got unknown arguments: {', '.join(sorted(kwargs))}.")
         sampling_rate = check_sampling_rate(sampling_rate, self.sampling_rate)
         clips = [to_mono(clip, f"Clip {index}") for index, clip in enumerate(to_clips(raw_speech))]
         clips = [resample(clip, sampling_rate, self.sampling_rate) for clip in clips]

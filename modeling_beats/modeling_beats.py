@@ -114,14 +114,10 @@ class BeatsRelativePositionBias(nn.Module):
         buckets = torch.where(magnitude < num_exact, magnitude, logarithmic.clamp(max=num_buckets - 1))
         return buckets + (distance > 0) * num_buckets
 
-    def forward(self, num_patches: int, visible: torch.Tensor | None = None) -> torch.Tensor:
-        """Returns the bias, (heads, num_patches, num_patches), with the query first.
-
-        With `visible`, the indices of some patches (batch, kept), it is that of these: (batch, heads, kept, kept).
-        """
-        position = torch.arange(num_patches, device=self.embedding.weight.device) if visible is None else visible
-        distance = position.unsqueeze(-2) - position.unsqueeze(-1)
-        return self.embedding(self.buckets(distance)).movedim(-1, -3)
+    def forward(self, positions: torch.Tensor) -> torch.Tensor:
+        """Map patch indices (batch, patches) to the bias (batch, heads, patches, patches), queries first."""
+        distance = positions.unsqueeze(1) - positions.unsqueeze(2)
+        return self.embedding(self.buckets(distance)).movedim(3, 1)
 
 
 def encoder_linear(
@@ -325,8 +321,8 @@ class BeatsEncoder(nn.Module):
         self,
         hidden_states: torch.Tensor,
         patch_mask: torch.Tensor | None,
-        output_attentions: bool,
-        output_hidden_states: bool,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
         visible: torch.Tensor | None = None,
     ) -> BeatsModelOutput:
         """Encodes (batch, patches, hidden_size); `patch_mask` is (batch, patches), `True` = real.
@@ -347,8 +343,9 @@ class BeatsEncoder(nn.Module):
 
         position_bias = None
         if self.relative_position_bias is not None:
-            position_bias = self.relative_position_bias(hidden_states.shape[1], visible)
-            position_bias = position_bias if visible is not None else position_bias.unsqueeze(0)
+            if visible is None:
+                visible = torch.arange(hidden_states.shape[1], device=hidden_states.device).unsqueeze(0)
+            position_bias = self.relative_position_bias(visible)
         all_hidden_states, all_weights = [hidden_states], []
         for layer in self.layers:
             if self.config.layer_wise_gradient_decay_ratio != 1:
@@ -374,22 +371,17 @@ class BeatsPreTrainedModel(PreTrainedModel):
     """What the models share: configuration, names, initialisation, and the treatment of inputs and masks."""
 
     config: BeatsConfig
-    config_class = BeatsConfig
     base_model_prefix = "beats"
     main_input_name = "input_values"
     input_modalities = "audio"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    # transformers annotates both as list or set, but makes a set of either.
-    _no_split_modules = (  # type: ignore[assignment]
-        "BeatsPatchEmbeddings",
-        "BeatsPositionalConvEmbedding",
-        "BeatsLayer",
-    )
+    # Mutable because transformers expects lists or sets.
+    _no_split_modules = ["BeatsPatchEmbeddings", "BeatsPositionalConvEmbedding", "BeatsLayer"]  # noqa: RUF012
     # Parameters of other tasks' heads: only the encoder of their folders is loaded.
-    _keys_to_ignore_on_load_unexpected = (  # type: ignore[assignment]
+    _keys_to_ignore_on_load_unexpected = [  # noqa: RUF012
         r"^(predictor|label_head|classifier|quantize_layer|quantizer|estimator)\.",
-    )
+    ]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -78,7 +78,8 @@ class BeatsAudioClassificationPipeline(ChunkPipeline, AudioClassificationPipelin
         if num_frames > LONGEST_CLIP:
             starts = [*range(0, num_frames - WINDOW, WINDOW), num_frames - WINDOW]
         for start in starts:
-            window = features if len(starts) == 1 else {k: v[:, start : start + WINDOW] for k, v in features.items()}
+            stop = num_frames if len(starts) == 1 else start + WINDOW
+            window = {name: value[:, start:stop] for name, value in features.items()}
             yield {**window, "is_last": start == starts[-1]}
 
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]

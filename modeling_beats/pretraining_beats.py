@@ -114,12 +114,12 @@ class BeatsForPreTraining(BeatsPreTrainedModel):
 
         # The visible patches in their order. Clips with fewer than others are filled up; the encoder's mask knows.
         visible = is_visible.int().argsort(dim=1, descending=True, stable=True)[:, : counts.max()]
-        encoded = self.beats.encoder(hidden_states, is_visible, False, False, visible)
+        encoded = self.beats.encoder(hidden_states, is_visible, visible=visible)
         features = encoded.last_hidden_state.masked_fill(~encoded.patch_mask.unsqueeze(-1), 0.0)
         features = torch.zeros_like(hidden_states, dtype=features.dtype).scatter(
             1, visible.unsqueeze(-1).expand_as(features), features
         )
-        logits = self.label_head(self.predictor(features, patch_mask, False, False).last_hidden_state)
+        logits = self.label_head(self.predictor(features, patch_mask).last_hidden_state)
 
         loss = None
         if labels is not None:

@@ -271,7 +271,7 @@ class BeatsEstimator(nn.Module):
 
     def forward(self, quantized: torch.Tensor, patch_mask: torch.Tensor | None) -> torch.Tensor:
         """Maps (batch, patches, codebook_dim) to (batch, patches, estimator_size)."""
-        return self.output(self.encoder(self.input(quantized), patch_mask, False, False).last_hidden_state)
+        return self.output(self.encoder(self.input(quantized), patch_mask).last_hidden_state)
 
 
 class BeatsForTokenizerTraining(BeatsTokenizerModel):

@@ -112,8 +112,8 @@ class TestForward:
         model = randomized(BeatsModel(tiny_config(**settings)))
         hidden_states = model.embeddings(inputs)
         visible = (~masked).nonzero()[:, 1].view(3, 2)
-        some = model.encoder(hidden_states, ~masked, False, False, visible).last_hidden_state
-        everything = model.encoder(hidden_states, ~masked, False, False).last_hidden_state
+        some = model.encoder(hidden_states, ~masked, visible=visible).last_hidden_state
+        everything = model.encoder(hidden_states, ~masked).last_hidden_state
         torch.testing.assert_close(some, everything[~masked].view(3, 2, -1), atol=1e-5, rtol=0)
 
     def test_loss_is_the_cross_entropy_of_masked_patches(self, model, inputs, masked):

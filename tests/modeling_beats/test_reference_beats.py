@@ -84,7 +84,7 @@ def test_parts(case, name):
         hidden_states = embeddings.projection(features)
         if mask is not None:
             hidden_states = hidden_states.masked_fill(mask.unsqueeze(-1), 0.0)
-        bias = model.encoder.relative_position_bias(features.shape[1])
+        bias = model.encoder.relative_position_bias(torch.arange(features.shape[1]).unsqueeze(0))[0]
         torch.testing.assert_close(features, tensors["expected.patch_features"], atol=1e-5, rtol=0)
         torch.testing.assert_close(positions(hidden_states), tensors["expected.pos_conv"], atol=1e-5, rtol=0)
         torch.testing.assert_close(bias, tensors["expected.position_bias_layer0"], atol=0, rtol=0)
