@@ -14,10 +14,11 @@ from transformers.pipelines.base import ChunkPipeline
 from .feature_extraction_beats import BeatsFeatureExtractor
 
 
-# Clips longer than AudioSet's ten seconds, of which the models are made, are classified in windows of this many frames
-# (a multiple of the patch size, so that no frame falls between two windows). Attention over an hour would not fit.
-LONGEST_CLIP = 998
-WINDOW = 992
+# The models are trained on AudioSet's ten seconds (998 frames), and attention over an hour of audio would not fit in
+# memory, so longer audio is classified in windows of 992 frames: a multiple of the patch size, so that no frame falls
+# between two windows.
+MAX_FRAMES = 998
+WINDOW_FRAMES = 992
 
 
 class BeatsAudioClassificationPipeline(ChunkPipeline, AudioClassificationPipeline):
@@ -26,8 +27,8 @@ class BeatsAudioClassificationPipeline(ChunkPipeline, AudioClassificationPipelin
     Takes what the [`~transformers.AudioClassificationPipeline`] takes: arrays at the feature extractor's rate, dicts
     `{"array" or "raw": …, "sampling_rate": …}` of any rate, paths and URLs of WAV, FLAC, OGG and MP3 files, their
     bytes, dicts `{"path": …, "bytes": …}` as an undecoded `datasets.Audio` column holds them, and lists, generators
-    and columns of these. Several channels are averaged. A clip of more than ten seconds is cut into windows of 992
-    frames (9.9 s), the last one moved back to end with the clip, and gets the mean of the windows' logits.
+    and columns of these. Several channels are averaged. Audio of more than ten seconds is cut into windows of 992
+    frames (9.9 s), the last of which is shifted back to end with the audio; the windows' logits are averaged.
 
     Raises:
         FileNotFoundError: The path does not exist.
@@ -68,17 +69,17 @@ class BeatsAudioClassificationPipeline(ChunkPipeline, AudioClassificationPipelin
 
     # transformers annotates the next three methods for one window per input, not as a ChunkPipeline needs them.
     def preprocess(self, inputs: Any) -> Iterator[dict[str, Any]]:  # type: ignore[override]
-        """Turns one input into the model's inputs, one for each window."""
+        """Convert one input to model inputs, one for each window."""
         audio, sampling_rate = self.read(inputs)
         features = self.feature_extractor([audio], sampling_rate=sampling_rate, return_tensors="pt")
         if self.dtype is not None:
             features = features.to(dtype=self.dtype)
         num_frames = features["input_values"].shape[1]
         starts = [0]
-        if num_frames > LONGEST_CLIP:
-            starts = [*range(0, num_frames - WINDOW, WINDOW), num_frames - WINDOW]
+        if num_frames > MAX_FRAMES:
+            starts = [*range(0, num_frames - WINDOW_FRAMES, WINDOW_FRAMES), num_frames - WINDOW_FRAMES]
         for start in starts:
-            stop = num_frames if len(starts) == 1 else start + WINDOW
+            stop = num_frames if len(starts) == 1 else start + WINDOW_FRAMES
             window = {name: value[:, start:stop] for name, value in features.items()}
             yield {**window, "is_last": start == starts[-1]}
 
@@ -89,7 +90,7 @@ class BeatsAudioClassificationPipeline(ChunkPipeline, AudioClassificationPipelin
     def postprocess(  # type: ignore[override]
         self, model_outputs: list[dict[str, Any]], top_k: int = 5, function_to_apply: str | None = None
     ) -> list[dict[str, Any]]:
-        """Turns the logits of a clip's windows into its labels and scores."""
+        """Convert the logits of the windows of one input to labels and scores."""
         if function_to_apply is None:
             several_labels = self.model.config.problem_type == "multi_label_classification"
             function_to_apply = "sigmoid" if several_labels else "softmax"
