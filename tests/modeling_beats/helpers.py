@@ -6,23 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from modeling_beats import BeatsConfig
 
 
-CASES = (
-    "case_a_public_like",
-    "case_b_layer_norm_first",
-    "case_c_no_gate",
-    "case_d_finetuned",
-    "case_e_finetuned_padding",
-    "case_f_padding",
-    "case_g_small_buckets",
-    "case_h_gradient",
-    "case_i_base_size",
-)
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "beats"
+"""Tensors of the original implementation that are part of this repository; its README describes them."""
 
 
 def tiny_config(**kwargs: Any) -> BeatsConfig:
@@ -52,15 +44,24 @@ def randomized(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     return model.eval()
 
 
-def load_case(shared: Path, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def reference_folder(source: str, request: pytest.FixtureRequest) -> Path:
+    """Return the folder of the reference data in this repository (`"golden"`) or in the `shared` fixture's folder."""
+    return GOLDEN if source == "golden" else request.getfixturevalue("shared") / "reference" / "beats_golden"
+
+
+def read_case(folder: Path, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Return the tensors of a reference case and its checkpoint in the format of the original implementation."""
-    folder = shared / "reference" / "beats_golden"
     description = json.loads((folder / f"{name}.json").read_text())
     tensors = load_file(folder / f"{name}.safetensors")
     state_dict = {key.removeprefix("model."): value for key, value in tensors.items() if key.startswith("model.")}
     if not state_dict:
         state_dict = base_size_weights(description["seed"], description["cfg"]["predictor_class"])
     return tensors, {"cfg": description["cfg"], "model": state_dict}
+
+
+def load_case(shared: Path, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read a case of the full reference data in the `shared` fixture's folder."""
+    return read_case(shared / "reference" / "beats_golden", name)
 
 
 def base_size_shapes(num_classes: int) -> dict[str, tuple[int, ...]]:

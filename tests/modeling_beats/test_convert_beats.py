@@ -8,17 +8,28 @@ from transformers import AutoFeatureExtractor, AutoModel, AutoModelForAudioClass
 from modeling_beats import BeatsForAudioClassification, BeatsModel
 from modeling_beats.convert_beats import convert, load_original, main
 
-from .helpers import base_size_shapes, load_case
+from .helpers import GOLDEN, base_size_shapes, read_case
 
 
 TABLE = "encoder.layers.{}.self_attn.relative_attention_bias.weight"
 
 
 @pytest.fixture
-def checkpoint(shared):
-    """A fine-tuned original checkpoint with eleven classes."""
-    _, checkpoint = load_case(shared, "case_d_finetuned")
-    return {**checkpoint, "label_dict": {index: f"/m/{index}" for index in range(11)}}
+def encoder_checkpoint():
+    """A pre-trained original checkpoint with two layers."""
+    return read_case(GOLDEN, "case_f_padding")[1]
+
+
+@pytest.fixture
+def checkpoint(encoder_checkpoint):
+    """A fine-tuned original checkpoint with two layers and eleven classes."""
+    torch.manual_seed(0)
+    head = {"predictor.weight": 0.1 * torch.randn(11, 48), "predictor.bias": torch.randn(11)}
+    return {
+        "cfg": {**encoder_checkpoint["cfg"], "finetuned_model": True},
+        "model": {**encoder_checkpoint["model"], **head},
+        "label_dict": {index: f"/m/{index}" for index in range(11)},
+    }
 
 
 def test_command_line(checkpoint, tmp_path, monkeypatch, capsys):
@@ -47,9 +58,8 @@ def test_command_line_prints_a_one_line_error(monkeypatch, capsys):
     assert capsys.readouterr().err.endswith("error: There is no checkpoint file nowhere.pt.\n")
 
 
-def test_pretrained_checkpoint_becomes_an_encoder(shared, tmp_path):
-    _, checkpoint = load_case(shared, "case_a_public_like")
-    model = convert(checkpoint)
+def test_pretrained_checkpoint_becomes_an_encoder(encoder_checkpoint, tmp_path):
+    model = convert(encoder_checkpoint)
     assert type(model) is BeatsModel
     model.save_pretrained(tmp_path)
     assert type(AutoModel.from_pretrained(tmp_path)) is BeatsModel
@@ -109,7 +119,7 @@ def test_activations(checkpoint):
         expected = layer.fc2(torch.nn.functional.gelu(layer.fc1(x), approximate="tanh"))
         torch.testing.assert_close(layer(x), expected)
     checkpoint["cfg"]["activation_fn"] = "glu"
-    for layer in range(3):
+    for layer in range(2):
         for kind, shape in (("weight", (192, 48)), ("bias", (192,))):
             del checkpoint["model"][f"encoder.layers.{layer}.fc1.{kind}"]
             checkpoint["model"][f"encoder.layers.{layer}.fc1.linear.{kind}"] = torch.randn(shape)
@@ -136,7 +146,7 @@ class TestBadCheckpoints:
                 lambda model: model.pop("encoder.layers.1.fc2.bias"),
                 r"lacks 1 weights .* encoder\.layers\.1\.fc2\.bias",
             ),
-            (lambda model: model.pop(TABLE.format(2)), r"lacks .* encoder\.layers\.2\.self_attn\.relative_attention"),
+            (lambda model: model.pop(TABLE.format(1)), r"lacks .* encoder\.layers\.1\.self_attn\.relative_attention"),
             (lambda model: model.update(extra=torch.zeros(1)), "has 1 weights .* does not define: extra"),
             (lambda model: model.update({"layer_norm.bias": torch.zeros(3)}), r"layer_norm\.bias has shape \(3,\)"),
             (
@@ -159,7 +169,7 @@ class TestBadCheckpoints:
             (lambda cfg: cfg.update(activation_fn="swoosh"), "swoosh"),
             (lambda cfg: cfg.update(predictor_class=5), "label_dict has 11 entries"),
             (lambda cfg: cfg.update(encoder_layers=4), "lacks"),
-            (lambda cfg: cfg.update(encoder_layers=2), "does not define"),
+            (lambda cfg: cfg.update(encoder_layers=1), "does not define"),
             (lambda cfg: cfg.update(encoder_attention_heads=7), "num_attention_heads is 7"),
             (lambda cfg: cfg.update(layer_norm_first=True), "deep_norm"),
         ],
