@@ -1,6 +1,6 @@
 """BEATs, the teacher: configuration, feature extractor, models, pre-training and pipeline.
 
-Importing this package makes the `Auto` classes and `pipeline("audio-classification")` of transformers know BEATs.
+Importing this package registers BEATs with the `Auto` classes and `pipeline("audio-classification")` of transformers.
 """
 
 from transformers import (
@@ -26,7 +26,7 @@ AutoModel.register(BeatsConfig, BeatsModel)
 AutoModelForAudioClassification.register(BeatsConfig, BeatsForAudioClassification)
 AutoModelForPreTraining.register(BeatsConfig, BeatsForPreTraining)
 
-# Saved folders carry this code, so that they load where the package is not installed.
+# Saved folders include this code, so that they load where the package is not installed.
 BeatsConfig.register_for_auto_class()
 BeatsFeatureExtractor.register_for_auto_class()
 BeatsModel.register_for_auto_class("AutoModel")
@@ -36,8 +36,8 @@ BeatsForTokenizerTraining.register_for_auto_class("AutoModelForPreTraining")
 BeatsRandomProjectionTokenizer.register_for_auto_class("AutoModel")
 BeatsTokenizerModel.register_for_auto_class("AutoModel")
 
-# transformers has one pipeline for each task. This one leaves all other models to the one that it replaces, which is
-# known by its class or only by its name.
+# transformers has one pipeline per task. This one delegates all other models to the pipeline it replaces, which is
+# registered as a class or only by name.
 task = PIPELINE_REGISTRY.supported_tasks["audio-classification"]
 if isinstance(task["impl"], type):
     BeatsAudioClassificationPipeline.replaced_class = task["impl"]

@@ -10,87 +10,86 @@ from transformers.activations import ACT2FN
 class BeatsConfig(PreTrainedConfig):
     r"""Configuration of [`BeatsModel`] and [`BeatsForAudioClassification`].
 
-    The defaults are the public base model (iteration 3+, pre-trained on AudioSet) of Chen et al., *BEATs: Audio
-    Pre-Training with Acoustic Tokenizers* (arXiv 2212.09058): 90,311,792 parameters.
+    The defaults are those of the public base model (iteration 3+, pre-trained on AudioSet) of Chen et al., *BEATs:
+    Audio Pre-Training with Acoustic Tokenizers* (arXiv 2212.09058): 90,311,792 parameters.
 
     Args:
         num_mel_bins (`int`, *optional*, defaults to 128):
-            Mel bands of the input. The model sees `num_mel_bins // patch_size` rows of patches.
+            Number of mel bands of the input, which the model splits into `num_mel_bins // patch_size` rows of patches.
         patch_size (`int`, *optional*, defaults to 16):
-            Side of the square, non-overlapping patches, in frames and in mel bands.
+            Side length of the square, non-overlapping patches, in frames and mel bands.
         embedding_size (`int`, *optional*, defaults to 512):
-            Width of a patch embedding. Where it differs from `hidden_size`, a linear projection follows.
+            Dimension of the patch embeddings. If it differs from `hidden_size`, a linear projection follows.
         conv_bias (`bool`, *optional*, defaults to `False`):
             Whether the patch convolution has a bias.
         hidden_size (`int`, *optional*, defaults to 768):
-            Width of the Transformer.
+            Dimension of the Transformer layers.
         num_hidden_layers (`int`, *optional*, defaults to 12):
             Number of Transformer layers.
         num_attention_heads (`int`, *optional*, defaults to 12):
-            Number of attention heads; divides `hidden_size`.
+            Number of attention heads; must divide `hidden_size`.
         intermediate_size (`int`, *optional*, defaults to 3072):
-            Width of the feed-forward layers.
+            Dimension of the feed-forward layers.
         hidden_act (`str`, *optional*, defaults to `"gelu"`):
-            Activation of the feed-forward layers: a name known to transformers, or `"glu"` for a linear layer of twice
-            the width whose second half gates the first through SiLU.
+            Activation of the feed-forward layers: the name of a transformers activation, or `"glu"` for a linear layer
+            of twice the width whose second half gates the first through SiLU.
         layer_norm_eps (`float`, *optional*, defaults to 1e-5):
-            Added to the variance in the layer normalisations.
+            Epsilon of the layer normalisations.
         layer_norm_first (`bool`, *optional*, defaults to `False`):
-            `True` normalises before attention and feed-forward layers, `False` after them.
+            Whether to normalise before the attention and feed-forward layers rather than after them.
         deep_norm (`bool`, *optional*, defaults to `True`):
-            Whether residuals are scaled by `(2 * num_hidden_layers) ** 0.25`, with initial weights to match (DeepNet,
-            arXiv 2203.00555). Needs `layer_norm_first=False`.
+            Whether to scale residuals by `(2 * num_hidden_layers) ** 0.25` and initialise the weights to match
+            (DeepNet, arXiv 2203.00555). Requires `layer_norm_first=False`.
         embedding_dropout (`float`, *optional*, defaults to 0.1):
-            Dropout probability of the patch embeddings.
+            Dropout probability for the patch embeddings.
         hidden_dropout (`float`, *optional*, defaults to 0.1):
-            Dropout probability before the first layer, after attention and after the feed-forward layers.
+            Dropout probability before the first layer and after the attention and feed-forward layers.
         attention_dropout (`float`, *optional*, defaults to 0.1):
-            Dropout probability of the attention weights.
+            Dropout probability for the attention weights.
         activation_dropout (`float`, *optional*, defaults to 0.0):
             Dropout probability inside the feed-forward layers.
         classifier_dropout (`float`, *optional*, defaults to 0.1):
             Dropout probability before the classification head.
         layerdrop (`float`, *optional*, defaults to 0.05):
-            Probability with which a layer is skipped in training.
+            Probability of skipping a layer in training.
         layer_wise_gradient_decay_ratio (`float`, *optional*, defaults to 1.0):
-            Factor on the gradient at the input of each layer: with `n` layers, layer `i` learns from
-            `ratio ** (n - 1 - i)` times its gradient, and everything before the layers from `ratio ** n` times.
+            Factor applied to the gradient at the input of each layer: with `n` layers, the gradient of layer `i` is
+            scaled by `ratio ** (n - 1 - i)`, and that of everything before the layers by `ratio ** n`.
         num_conv_pos_embeddings (`int`, *optional*, defaults to 128):
             Kernel size of the positional convolution, in patches.
         num_conv_pos_embedding_groups (`int`, *optional*, defaults to 16):
-            Channel groups of the positional convolution; divides `hidden_size`.
+            Number of channel groups of the positional convolution; must divide `hidden_size`.
         relative_position_embedding (`bool`, *optional*, defaults to `True`):
-            Whether attention has a learned bias for the distance between query and key, shared by all layers.
+            Whether attention uses a learned bias for the distance between query and key, shared by all layers.
         num_buckets (`int`, *optional*, defaults to 320):
-            Number of distance classes, half of them for each direction; at least 4.
+            Number of distance buckets, half of them for each direction; at least 4.
         max_bucket_distance (`int`, *optional*, defaults to 800):
-            Distance, in patches, from which on all distances share the last class. Above `num_buckets // 4`.
+            Distance in patches from which on all distances share the last bucket; greater than `num_buckets // 4`.
         gru_rel_pos (`bool`, *optional*, defaults to `True`):
-            Whether the bias is scaled by a gate computed from the query. Without effect if
-            `relative_position_embedding` is `False`.
+            Whether to scale the bias by a gate computed from the query. Ignored if `relative_position_embedding` is
+            `False`.
         initializer_range (`float`, *optional*, defaults to 0.02):
-            Standard deviation of the initial weights of the Transformer that `deep_norm` does not set.
+            Standard deviation of the initial Transformer weights, except those that `deep_norm` determines.
         mask_ratio (`float`, *optional*, defaults to 0.75):
-            Share of a clip's patches that pre-training masks.
+            Fraction of a clip's patches to mask in pre-training.
         num_predictor_layers (`int`, *optional*, defaults to 2):
-            Layers of the label predictor of [`BeatsForPreTraining`].
+            Number of layers of the label predictor in [`BeatsForPreTraining`].
         codebook_size (`int`, *optional*, defaults to 1024):
-            Number of codes of a tokenizer, which are the labels of pre-training.
+            Number of codes of a tokenizer, which serve as labels in pre-training.
         codebook_dim (`int`, *optional*, defaults to 256):
-            Width of a code.
+            Dimension of the code vectors.
         codebook_decay (`float`, *optional*, defaults to 0.99):
-            Decay of the exponential moving averages that the codes of a trained tokenizer are.
+            Decay of the exponential moving averages that update the codes of a trained tokenizer.
         num_estimator_layers (`int`, *optional*, defaults to 3):
-            Layers of the estimator of [`BeatsForTokenizerTraining`].
+            Number of layers of the estimator in [`BeatsForTokenizerTraining`].
         estimator_size (`int`, *optional*):
-            Width of what the estimator estimates; `hidden_size` without it.
+            Output dimension of the estimator; `hidden_size` if not given.
 
     Raises:
-        ValueError: A size is not a positive integer, a probability or share is not between 0 and 1, the activation is
-            unknown, sizes do not divide each other, or `deep_norm` is combined with `layer_norm_first`.
+        ValueError: If a size is not a positive integer, a probability or fraction is not between 0 and 1, the
+            activation is unknown, sizes do not divide each other, or `deep_norm` is combined with `layer_norm_first`.
 
     Example:
-
     ```python
     >>> from modeling_beats import BeatsConfig, BeatsModel
 
@@ -137,48 +136,46 @@ class BeatsConfig(PreTrainedConfig):
     estimator_size: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Checks the values."""
+        """Validate the values."""
         for name, field_type in BeatsConfig.__annotations__.items():
             value = getattr(self, name)
             if field_type is int and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name} is {value!r}, but has to be a positive integer.")
+                raise ValueError(f"{name} is {value!r}, but must be a positive integer.")
             if "drop" in name and not (isinstance(value, (int, float)) and 0 <= value < 1):
-                raise ValueError(f"{name} is {value!r}, but has to be a number of at least 0 and below 1.")
+                raise ValueError(f"{name} is {value!r}, but must be at least 0 and less than 1.")
         decay = self.layer_wise_gradient_decay_ratio
         if not isinstance(decay, (int, float)) or decay <= 0:
-            raise ValueError(f"layer_wise_gradient_decay_ratio is {decay!r}, but has to be a positive number.")
+            raise ValueError(f"layer_wise_gradient_decay_ratio is {decay!r}, but must be a positive number.")
         for name in ("mask_ratio", "codebook_decay"):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not 0 < value < 1:
-                raise ValueError(f"{name} is {value!r}, but has to be a number between 0 and 1.")
+                raise ValueError(f"{name} is {value!r}, but must be a number between 0 and 1.")
         if self.hidden_act != "glu" and self.hidden_act not in ACT2FN:
             raise ValueError(
-                f"hidden_act is {self.hidden_act!r}, which is no activation: try 'gelu', 'relu' or 'glu'."
+                f"hidden_act is {self.hidden_act!r}, which is not an activation: use 'gelu' or 'glu', for example."
             )
         for name in ("num_attention_heads", "num_conv_pos_embedding_groups"):
             if self.hidden_size % getattr(self, name):
-                raise ValueError(
-                    f"{name} is {getattr(self, name)}, which does not divide hidden_size {self.hidden_size}."
-                )
+                raise ValueError(f"{name} is {getattr(self, name)}, but must divide hidden_size = {self.hidden_size}.")
         if self.num_mel_bins < self.patch_size:
             raise ValueError(
-                f"num_mel_bins is {self.num_mel_bins}, but has to be at least patch_size = {self.patch_size}."
+                f"num_mel_bins is {self.num_mel_bins}, but must be at least patch_size = {self.patch_size}."
             )
         if self.deep_norm and self.layer_norm_first:
-            raise ValueError("deep_norm is True, but it needs layer_norm_first=False.")
+            raise ValueError("deep_norm=True requires layer_norm_first=False.")
         if self.relative_position_embedding and not self.max_bucket_distance > self.num_buckets // 4 >= 1:
             raise ValueError(
-                f"num_buckets is {self.num_buckets} and max_bucket_distance {self.max_bucket_distance}, but the first "
-                "has to be at least 4, and the second above a quarter of the first."
+                f"num_buckets is {self.num_buckets} and max_bucket_distance {self.max_bucket_distance}: the former "
+                "must be at least 4, the latter greater than a quarter of it."
             )
-        # `transformers.pipeline` runs remote code wherever it sees this entry, even if this package is installed and
-        # has registered its pipeline. So only the copy of this file that came with the weights keeps it.
+        # `transformers.pipeline` runs remote code whenever this entry is present, even if this package has registered
+        # its pipeline. So only the copy of this file that comes with the weights keeps it.
         if not __name__.startswith("transformers_modules"):
             kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """The configuration as stored in `config.json`, with the pipeline class that belongs to the model."""
+        """Return the configuration as stored in `config.json`, including the model's pipeline class."""
         output = super().to_dict()
         output["custom_pipelines"] = {
             "audio-classification": {
@@ -189,7 +186,7 @@ class BeatsConfig(PreTrainedConfig):
         return output
 
     def with_layers(self, num_layers: int) -> "BeatsConfig":
-        """The configuration of a Transformer beside the encoder: as wide, but with its own number of layers."""
+        """Return the configuration of an auxiliary Transformer with the encoder's width and `num_layers` layers."""
         config = copy.deepcopy(self)
         config.num_hidden_layers = num_layers
         config.layerdrop = 0.0
@@ -198,12 +195,12 @@ class BeatsConfig(PreTrainedConfig):
 
     @property
     def deep_norm_alpha(self) -> float:
-        """Factor on the residuals (DeepNet, encoder-only: alpha)."""
+        """Scale of the residuals (alpha of encoder-only models in DeepNet)."""
         return (2 * self.num_hidden_layers) ** 0.25 if self.deep_norm else 1.0
 
     @property
     def deep_norm_beta(self) -> float:
-        """Gain of the initial weights inside the residual branches (DeepNet, encoder-only: beta)."""
+        """Gain of the initial weights in the residual branches (beta of encoder-only models in DeepNet)."""
         return (8 * self.num_hidden_layers) ** -0.25
 
 

@@ -1,4 +1,4 @@
-"""Converts checkpoints of the original implementation to a model folder.
+"""Conversion of checkpoints of the original implementation to model folders.
 
 ```
 python -m modeling_beats.convert_beats BEATs_iter3_plus_AS2M.pt OUTPUT_FOLDER
@@ -19,8 +19,8 @@ from .modeling_beats import BeatsForAudioClassification, BeatsModel, BeatsPreTra
 from .tokenizer_beats import BeatsTokenizerModel
 
 
-# Key of the original `cfg` -> (field of BeatsConfig, value where the key is missing: the original class's default,
-# which is not always the one of the public checkpoints).
+# Key of the original `cfg` -> (field of BeatsConfig, default for a missing key). The defaults are those of the
+# original class, not always the values of the public checkpoints.
 CFG_FIELDS = {
     "input_patch_size": ("patch_size", None),
     "embed_dim": ("embedding_size", 512),
@@ -59,7 +59,7 @@ ACTIVATIONS = {
     "glu": "glu",
 }
 
-# Start of a name here -> start of the original's name. The first that fits counts.
+# Prefix of a parameter name -> prefix of the original name. The first match applies.
 PREFIXES = {
     "embeddings.convolution.": "patch_embedding.",
     "embeddings.layer_norm.": "layer_norm.",
@@ -73,16 +73,16 @@ PREFIXES = {
     "quantizer.initialized": "quantize.embedding.initted",
 }
 
-# Statistics in checkpoints of tokenizers that the original does not keep up to date.
+# Statistics in tokenizer checkpoints that the original does not update.
 UNUSED = ("quantize.embedding.cluster_size", "quantize.embedding.embed_avg")
 
 
 def load_original(path: str | Path) -> dict[str, Any]:
-    """Reads a checkpoint file, `{"cfg": dict, "model": state dict[, "label_dict": dict]}`, without running its code.
+    """Load a checkpoint file, `{"cfg": dict, "model": state dict[, "label_dict": dict]}`, without running its code.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is no such checkpoint.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file is not such a checkpoint.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"There is no checkpoint file {path}.")
@@ -97,19 +97,19 @@ def load_original(path: str | Path) -> dict[str, Any]:
 
 
 def convert_config(checkpoint: dict[str, Any]) -> BeatsConfig:
-    """Translates the `cfg` of a checkpoint; keys without a meaning here are kept as `original_cfg`.
+    """Translate the `cfg` of a checkpoint, keeping keys without a counterpart as `original_cfg`.
 
     Raises:
-        ValueError: The patch size is missing, the activation is unknown, `label_dict` does not fit the number of
-            classes, or the values contradict each other.
+        ValueError: If the patch size is missing, the activation is unknown, `label_dict` does not match the number of
+            classes, or values contradict each other.
     """
     cfg = dict(checkpoint["cfg"])
     if "input_patch_size" not in cfg:
-        raise ValueError('The cfg has no "input_patch_size", and there is no default for it.')
+        raise ValueError('The cfg has no "input_patch_size", which has no default.')
     fields = {field: cfg.pop(key, default) for key, (field, default) in CFG_FIELDS.items()}
     if fields["hidden_act"] not in ACTIVATIONS:
         raise ValueError(
-            f'The cfg has activation_fn "{fields["hidden_act"]}", but has to have one of {", ".join(ACTIVATIONS)}.'
+            f'The cfg has activation_fn "{fields["hidden_act"]}", but it must be one of {", ".join(ACTIVATIONS)}.'
         )
     fields["hidden_act"] = ACTIVATIONS[fields["hidden_act"]]
     num_labels = cfg.pop("predictor_class", 527)
@@ -117,9 +117,7 @@ def convert_config(checkpoint: dict[str, Any]) -> BeatsConfig:
         labels = {int(index): name for index, name in checkpoint.get("label_dict", {}).items()}
         labels = labels or {index: f"LABEL_{index}" for index in range(num_labels)}
         if sorted(labels) != list(range(num_labels)):
-            raise ValueError(
-                f"label_dict has {len(labels)} entries, but has to name the classes 0 to {num_labels - 1}."
-            )
+            raise ValueError(f"label_dict has {len(labels)} entries, but must name the classes 0 to {num_labels - 1}.")
         fields |= {
             "id2label": labels,
             "label2id": {name: index for index, name in labels.items()},
@@ -131,9 +129,9 @@ def convert_config(checkpoint: dict[str, Any]) -> BeatsConfig:
 
 
 def original_names(name: str, config: BeatsConfig) -> list[str]:
-    """Names that a parameter of the models has in original checkpoints.
+    """Return the names of a model parameter in original checkpoints.
 
-    There is one, but for the table of relative position biases, of which every layer holds a copy.
+    There is one, except for the table of relative position biases, of which every layer stores a copy.
     """
     name = name.removeprefix("beats.")
     if name == "encoder.relative_position_bias.embedding.weight":
@@ -152,52 +150,54 @@ def original_names(name: str, config: BeatsConfig) -> list[str]:
 
 
 def convert_state_dict(model: BeatsPreTrainedModel, original: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Translates the `model` entry of a checkpoint to the state dict of `model`.
+    """Translate the `model` entry of a checkpoint to the state dict of `model`.
 
     Raises:
-        ValueError: A key is missing, unexpected or of the wrong shape, or the layers' position tables differ.
+        ValueError: If a key is missing or unexpected, a weight has the wrong shape, or the layers' position tables
+            differ.
     """
-    # The two names that newer versions of PyTorch give to the parts of a normalised weight.
+    # Newer versions of PyTorch rename the two parts of a normalised weight.
     original = {
         re.sub(r"parametrizations\.weight\.original([01])", lambda match: f"weight_{'gv'[int(match[1])]}", key): value
         for key, value in original.items()
         if key not in UNUSED
     }
     if not model.config.relative_position_embedding:
-        # Gates of a bias that is switched off: they are in the original's checkpoints, and never used.
+        # Original checkpoints contain the gates even if there is no bias to scale.
         original = {key: value for key, value in original.items() if ".grep_" not in key}
     names = {name: original_names(name, model.config) for name in model.state_dict()}
     expected = {original_name for aliases in names.values() for original_name in aliases}
     if missing := sorted(expected - original.keys()):
-        raise ValueError(f"The checkpoint lacks {len(missing)} weights that its cfg asks for: {', '.join(missing)}.")
+        raise ValueError(f"The checkpoint lacks {len(missing)} weights that its cfg requires: {', '.join(missing)}.")
     if unexpected := sorted(original.keys() - expected):
         raise ValueError(
-            f"The checkpoint has {len(unexpected)} weights that its cfg has no place for: {', '.join(unexpected)}."
+            f"The checkpoint has {len(unexpected)} weights that its cfg does not define: {', '.join(unexpected)}."
         )
     for name, parameter in model.state_dict().items():
         for alias in names[name]:
             if not isinstance(original[alias], torch.Tensor):
-                raise ValueError(f"{alias} is of type {type(original[alias]).__name__}, but has to be a tensor.")
+                raise ValueError(f"{alias} is of type {type(original[alias]).__name__}, but must be a tensor.")
             if original[alias].shape != parameter.shape:
                 raise ValueError(
-                    f"{alias} has shape {tuple(original[alias].shape)}, but the cfg asks for {tuple(parameter.shape)}."
+                    f"{alias} has shape {tuple(original[alias].shape)}, but the cfg requires {tuple(parameter.shape)}."
                 )
             if not torch.equal(original[alias], original[names[name][0]]):
-                raise ValueError(f"{alias} differs from {names[name][0]}, but all layers have to share one table.")
+                raise ValueError(f"{alias} differs from {names[name][0]}, but all layers must share one table.")
     return {name: original[aliases[0]] for name, aliases in names.items()}
 
 
 def convert(checkpoint: dict[str, Any]) -> BeatsModel | BeatsForAudioClassification | BeatsTokenizerModel:
-    """Builds the model of a checkpoint of the original implementation (see [`load_original`]).
+    """Build the model of a checkpoint of the original implementation (see [`load_original`]).
 
     Returns:
-        [`BeatsForAudioClassification`] with multi-label classification if the checkpoint was fine-tuned,
-        [`BeatsTokenizerModel`] if it is a tokenizer's, else [`BeatsModel`]; in evaluation mode, float32.
+        A [`BeatsForAudioClassification`] for multi-label classification if the checkpoint was fine-tuned, a
+        [`BeatsTokenizerModel`] if it is a tokenizer, otherwise a [`BeatsModel`]; in evaluation mode and float32.
 
     Raises:
-        ValueError: `cfg`, `model` and `label_dict` do not fit together; the message names the key.
+        ValueError: If `cfg`, `model` and `label_dict` do not match; the message names the key.
     """
     config = convert_config(checkpoint)
+    model_class: type[BeatsModel | BeatsForAudioClassification | BeatsTokenizerModel]
     model_class = BeatsForAudioClassification if config.problem_type else BeatsModel
     if "quantize.embedding.weight" in checkpoint["model"]:
         model_class = BeatsTokenizerModel
@@ -207,10 +207,12 @@ def convert(checkpoint: dict[str, Any]) -> BeatsModel | BeatsForAudioClassificat
 
 
 def main() -> None:
-    """Command line: checkpoint file in, model folder out."""
+    """Run the command line: convert a checkpoint file to a model folder."""
     parser = argparse.ArgumentParser(description="Convert a checkpoint of the original BEATs to a model folder.")
-    parser.add_argument("checkpoint", help="file of the original implementation, such as BEATs_iter3_plus_AS2M.pt")
-    parser.add_argument("output", help="folder to write")
+    parser.add_argument(
+        "checkpoint", help="checkpoint file of the original implementation, such as BEATs_iter3_plus_AS2M.pt"
+    )
+    parser.add_argument("output", help="output folder")
     arguments = parser.parse_args()
     try:
         model = convert(load_original(arguments.checkpoint))
@@ -218,7 +220,7 @@ def main() -> None:
         parser.error(str(error))
     model.save_pretrained(arguments.output)
     BeatsFeatureExtractor(feature_size=model.config.num_mel_bins).save_pretrained(arguments.output)
-    print(f"{type(model).__name__} with {model.num_parameters():,} parameters is in {arguments.output}.")
+    print(f"Saved a {type(model).__name__} with {model.num_parameters():,} parameters to {arguments.output}.")
 
 
 if __name__ == "__main__":

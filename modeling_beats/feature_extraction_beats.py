@@ -1,4 +1,4 @@
-"""Front end of BEATs: Kaldi filter banks."""
+"""Feature extractor of BEATs: Kaldi filter banks."""
 
 import math
 import numbers
@@ -11,39 +11,39 @@ from transformers import BatchFeature, SequenceFeatureExtractor
 from transformers.utils import TensorType
 
 
-# Frames whose spectra are held at a time: on a CPU few enough for its cache, enough to hide the loop; on other devices
-# few enough for their memory.
+# Frames that are transformed together: on the CPU few enough for its cache and enough to make the loop's overhead
+# negligible, on other devices few enough for their memory.
 FRAMES_PER_CHUNK = 400
 FRAMES_PER_CHUNK_ON_DEVICE = 100_000
-# Mel bands whose weights are multiplied as one dense block. A band overlaps its neighbours only, so blocks of this
-# many keep most of the zeros of the 257 x 128 bank out of the product.
+# Mel bands that are multiplied as one dense block. A band overlaps only its neighbours, so blocks of this size skip
+# most zeros of the 257 x 128 mel bank.
 BANDS_PER_BLOCK = 32
 
 
 class BeatsFeatureExtractor(SequenceFeatureExtractor):
-    r"""Turns audio of any rate and length into the normalised Kaldi filter banks that BEATs was trained on.
+    r"""Feature extractor that converts audio of any sampling rate and length to normalised Kaldi filter banks.
 
-    Per frame of 25 ms, every 10 ms, without padding at the ends (Kaldi's `snip-edges`): removal of the mean,
-    pre-emphasis 0.97, Povey window (a symmetric Hann window to the power 0.85), power spectrum of 512 points,
-    triangular mel bands from 20 Hz to the Nyquist frequency, `(ln(max(mel, 1.19e-7)) - mean) / (2 std)`. Samples are
-    scaled as 16-bit integers; there is no dither. A clip at 16 kHz has `1 + (samples - 400) // 160` frames.
+    Frames of 25 ms are taken every 10 ms, without padding at the ends (Kaldi's `snip-edges`). Each frame goes through
+    mean removal, pre-emphasis with 0.97, a Povey window (a symmetric Hann window to the power 0.85), a 512-point power
+    spectrum, triangular mel bands from 20 Hz to the Nyquist frequency, and the normalisation
+    `(ln(max(mel, 1.19e-7)) - mean) / (2 std)`. Samples are scaled to the range of 16-bit integers; there is no dither.
+    A clip at 16 kHz has `1 + (samples - 400) // 160` frames.
 
     Args:
         feature_size (`int`, *optional*, defaults to 128):
             Number of mel bands.
         sampling_rate (`int`, *optional*, defaults to 16000):
-            Rate the network works at, in Hz. Audio of another rate is resampled (soxr, quality HQ).
+            Sampling rate of the model, in Hz. Other audio is resampled with soxr at quality HQ.
         padding_value (`float`, *optional*, defaults to 0.0):
-            Value of the frames that fill up the shorter clips of a batch; the attention mask leaves them out.
+            Value of the frames that pad the shorter clips of a batch; the attention mask excludes them.
         mean (`float`, *optional*, defaults to 15.41663):
-            Subtracted from the logarithm; the mean over AudioSet.
+            Value subtracted from the log-mel energies; their mean over AudioSet.
         std (`float`, *optional*, defaults to 6.55582):
-            Half of what divides the logarithm after that; the standard deviation over AudioSet.
+            Half of the value that the log-mel energies are then divided by; their standard deviation over AudioSet.
         patch_size (`int`, *optional*, defaults to 16):
-            Frames that a clip has to have at least, one patch of the model.
+            Minimum number of frames of a clip: the side length of the model's patches.
 
     Example:
-
     ```python
     >>> import numpy as np
     >>> from modeling_beats import BeatsFeatureExtractor
@@ -73,41 +73,41 @@ class BeatsFeatureExtractor(SequenceFeatureExtractor):
 
     @property
     def frame_length(self) -> int:
-        """Samples of a frame of 25 ms."""
+        """Length of a frame (25 ms), in samples."""
         return self.sampling_rate // 40
 
     @property
     def hop_length(self) -> int:
-        """Samples from frame to frame, 10 ms."""
+        """Distance between frames (10 ms), in samples."""
         return self.sampling_rate // 100
 
     def num_frames(self, num_samples: int) -> int:
-        """Frames of a clip with `num_samples` samples at `sampling_rate`."""
+        """Return the number of frames of a clip with `num_samples` samples at `sampling_rate`."""
         return max(0, 1 + (num_samples - self.frame_length) // self.hop_length)
 
     @torch.no_grad()
     def fbank(self, waveform: torch.Tensor) -> torch.Tensor:
-        """Normalised filter banks of a batch of waveforms, on the waveforms' device.
+        """Compute normalised filter banks for a batch of waveforms, on their device.
 
         Args:
             waveform (`torch.Tensor` of shape `(batch, samples)`):
-                Floating point, in full scale [-1, 1], at `sampling_rate`. At least one frame of 25 ms.
+                Floating-point samples in [-1, 1] at `sampling_rate`; at least one frame (25 ms).
 
         Returns:
             `torch.Tensor` of shape `(batch, frames, feature_size)`, float32, with
-            `frames = 1 + (samples - 400) // 160` at 16 kHz; digital silence gives -2.3917.
+            `frames = 1 + (samples - 400) // 160` at 16 kHz. Digital silence results in -2.3917.
 
         Raises:
-            ValueError: The waveform has another shape, or is shorter than a frame.
+            ValueError: If the waveform has another shape or is shorter than a frame.
         """
         if waveform.ndim != 2 or waveform.shape[1] < self.frame_length:
             raise ValueError(
-                f"The waveform has shape {tuple(waveform.shape)}, but has to be (batch, samples) with at least "
+                f"The waveform has shape {tuple(waveform.shape)}, but must be (batch, samples) with at least "
                 f"{self.frame_length} samples."
             )
         frames = waveform.float().unfold(1, self.frame_length, self.hop_length)
         size = FRAMES_PER_CHUNK if waveform.device.type == "cpu" else FRAMES_PER_CHUNK_ON_DEVICE
-        with torch.autocast(waveform.device.type, enabled=False):  # half precision has too few digits for energies
+        with torch.autocast(waveform.device.type, enabled=False):  # half precision is too coarse for energies
             chunks = [
                 torch.cat([self.log_energies(part) for part in clips.split(size, dim=1)], dim=1)
                 for clips in frames.split(max(1, size // frames.shape[1]))
@@ -115,19 +115,19 @@ class BeatsFeatureExtractor(SequenceFeatureExtractor):
         return torch.cat(chunks).sub_(self.mean).div_(2 * self.std)
 
     def log_energies(self, frames: torch.Tensor) -> torch.Tensor:
-        """Logarithm of the mel energies of frames, (batch, frames, frame_length) to (batch, frames, feature_size)."""
+        """Compute log-mel energies of frames: (batch, frames, frame_length) to (batch, frames, feature_size)."""
         n_fft = 2 ** math.ceil(math.log2(self.frame_length))
         window = povey_window(self.frame_length, frames.device)
         blocks = mel_blocks(self.feature_size, n_fft, self.sampling_rate, frames.device)
         frames = frames - frames.mean(dim=-1, keepdim=True)
-        # The first sample of a frame needs no pre-emphasis: the window starts with zero.
+        # The first sample of a frame needs no pre-emphasis, as the window starts with zero.
         frames = torch.sub(frames[..., 1:], frames[..., :-1], alpha=0.97).mul_(window[1:])
         spectrum = torch.view_as_real(torch.fft.rfft(frames, n=n_fft)).flatten(2).square_()
         energies = torch.cat([spectrum[..., start : start + len(bank)] @ bank for start, bank in blocks], dim=-1)
         return energies.clamp_(min=torch.finfo(energies.dtype).eps).log_()
 
     def features(self, waveform: torch.Tensor) -> torch.Tensor:
-        """Model input for a batch of clips of equal length, on their device.
+        """Compute the model input for a batch of clips of equal length, on their device.
 
         Args:
             waveform (`torch.Tensor` of shape `(batch, samples)`): As for [`~BeatsFeatureExtractor.fbank`].
@@ -143,33 +143,30 @@ class BeatsFeatureExtractor(SequenceFeatureExtractor):
         sampling_rate: float | None = None,
         return_tensors: str | TensorType | None = None,
         device: str | torch.device | None = None,
-        **kwargs: Any,
     ) -> BatchFeature:
-        """Prepares one clip or a batch of clips for the model.
+        """Convert one clip or a batch of clips to model inputs.
 
         Args:
             raw_speech (`np.ndarray`, `torch.Tensor`, `list`):
                 One mono clip of shape `(samples,)`; a batch of mono clips `(batch, samples)` or of multi-channel clips
                 `(batch, channels, samples)`; or a list of clips, each `(samples,)` or `(channels, samples)`. Channels
-                are averaged. Floating point in full scale [-1, 1], or integer PCM.
+                are averaged. Floating-point samples in [-1, 1], or int16 or int32 PCM.
             sampling_rate (`float`):
-                Rate of the audio in Hz. Anything but the network's own rate is resampled.
+                Sampling rate of the audio in Hz. Audio at any other rate than the model's is resampled.
             return_tensors (`str` or [`~transformers.utils.TensorType`], *optional*):
-                `"pt"` for tensors, `"np"` for arrays.
+                `"pt"` for torch tensors, `"np"` for NumPy arrays.
             device (`str` or `torch.device`, *optional*):
-                Where the features are computed and left. Defaults to the device of the audio.
+                Device on which the features are computed and returned. Defaults to the device of the audio.
 
         Returns:
-            [`~transformers.BatchFeature`] with `input_values` of shape `(batch, frames, feature_size)` and
-            `attention_mask` of shape `(batch, frames)`, 1 for the frames of a clip, 0 for padding.
+            A [`~transformers.BatchFeature`] with `input_values` of shape `(batch, frames, feature_size)` and
+            `attention_mask` of shape `(batch, frames)`, 1 for the frames of a clip and 0 for padding.
 
         Raises:
-            TypeError: The audio is not numeric.
-            ValueError: `sampling_rate` is missing or no rate; a clip is empty, not finite, shorter than one patch of
-                the model (2800 samples at 16 kHz), or of the wrong shape.
+            TypeError: If the audio is not numeric.
+            ValueError: If `sampling_rate` is missing or invalid, or a clip is empty, contains NaN or infinite samples,
+                is shorter than one patch of the model (2800 samples at 16 kHz), or has the wrong shape.
         """
-        if kwargs:
-            raise TypeError(f"{type(self).__name__} got unknown arguments: {', '.join(sorted(kwargs))}.")
         sampling_rate = check_sampling_rate(sampling_rate, self.sampling_rate)
         clips = [to_mono(clip, f"Clip {index}") for index, clip in enumerate(to_clips(raw_speech))]
         clips = [resample(clip, sampling_rate, self.sampling_rate) for clip in clips]
@@ -179,15 +176,15 @@ class BeatsFeatureExtractor(SequenceFeatureExtractor):
             needed = self.frame_length + (self.patch_size - 1) * self.hop_length
             raise ValueError(
                 f"Clip {shortest} is too short: at {self.sampling_rate} Hz it has {len(clips[shortest])} samples, but "
-                f"one patch of the model takes {needed}."
+                f"one patch of the model needs {needed}."
             )
         waveform = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True).to(device or clips[0].device)
         mask = (torch.arange(max(counts)) < torch.tensor(counts).unsqueeze(1)).to(waveform.device)
         input_values = self.fbank(waveform).masked_fill_(~mask.unsqueeze(2), self.padding_value)
         output = {"input_values": input_values, "attention_mask": mask.long()}
-        if return_tensors is None or TensorType(return_tensors) is not TensorType.PYTORCH:
-            output = {name: value.cpu().numpy() for name, value in output.items()}
-        return BatchFeature(output, tensor_type=return_tensors)
+        if return_tensors is not None and TensorType(return_tensors) is TensorType.PYTORCH:
+            return BatchFeature(output, tensor_type=return_tensors)
+        return BatchFeature({name: value.cpu().numpy() for name, value in output.items()}, tensor_type=return_tensors)
 
 
 def check_sampling_rate(sampling_rate: float | None, expected: int) -> float:
@@ -256,14 +253,14 @@ def to_mono(clip: Any, name: str) -> torch.Tensor:
 
 
 def resample(clip: torch.Tensor, sampling_rate: float, target_rate: int) -> torch.Tensor:
-    """Resamples a clip (samples,) with soxr at quality HQ."""
+    """Resample a clip (samples,) with soxr at quality HQ."""
     if sampling_rate == target_rate:
         return clip
     try:
         import soxr
     except ImportError as error:
         raise ImportError(
-            f"Resampling from {sampling_rate} to {target_rate} Hz needs soxr (pip install soxr); or pass audio at "
+            f"Resampling from {sampling_rate} to {target_rate} Hz requires soxr: pip install soxr, or pass audio at "
             f"{target_rate} Hz."
         ) from error
     resampled = torch.from_numpy(soxr.resample(clip.cpu().numpy(), sampling_rate, target_rate, quality="HQ"))
@@ -272,20 +269,20 @@ def resample(clip: torch.Tensor, sampling_rate: float, target_rate: int) -> torc
 
 @lru_cache(maxsize=8)
 def povey_window(length: int, device: torch.device) -> torch.Tensor:
-    """Kaldi's Povey window (length,), scaled for samples in [-1, 1] where Kaldi takes 16-bit integers."""
+    """Return Kaldi's Povey window (length,), scaled for samples in [-1, 1] instead of 16-bit integers."""
     return (2**15 * torch.hann_window(length, periodic=False, dtype=torch.float64) ** 0.85).float().to(device)
 
 
 @lru_cache(maxsize=8)
 def mel_blocks(num_bands: int, n_fft: int, sampling_rate: int, device: torch.device) -> list[tuple[int, torch.Tensor]]:
-    """Kaldi's triangular mel bands without most of their zeros, in blocks of neighbouring bands.
+    """Return Kaldi's triangular mel bands without most of their zeros, in blocks of neighbouring bands.
 
     The triangles are equally spaced on `1127 ln(1 + f / 700)` from 20 Hz to the Nyquist frequency, linear on that
     axis, with peak 1. The Nyquist bin has no weight.
 
     Returns:
-        Tuples (first row, weights). The weights have shape (2 * bins, bands): every bin stands twice, for the squared
-        real and the squared imaginary part, and `first row` counts in the same way.
+        Tuples (first row, weights). The weights have shape (2 * bins, bands): every bin occurs twice, for the squared
+        real and the squared imaginary part, and `first row` counts these doubled bins.
     """
     frequencies = torch.arange(n_fft // 2, dtype=torch.float64) * sampling_rate / n_fft
     low, high = (1127 * math.log(1 + frequency / 700) for frequency in (20, sampling_rate / 2))

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,24 +26,24 @@ class BeatsModelOutput(ModelOutput):
 
     Args:
         last_hidden_state (`torch.FloatTensor` of shape `(batch, patches, hidden_size)`):
-            Features of the patches, time-major: patch `t * rows + f` is mel row `f` of time column `t`. At patches
-            that the mask leaves out they are finite and without meaning.
+            Features of the patches, time-major: patch `t * rows + f` is mel row `f` of time column `t`. Features of
+            masked-out patches are finite but meaningless.
         hidden_states (`tuple[torch.FloatTensor]`, *optional*, if `output_hidden_states=True`):
-            Input of the first layer and output of each layer; the last one is `last_hidden_state`.
+            Input of the first layer and outputs of all layers; the last one is `last_hidden_state`.
         attentions (`tuple[torch.FloatTensor]`, *optional*, if `output_attentions=True`):
-            Attention weights of each layer, `(batch, heads, patches, patches)`.
-        patch_mask (`torch.BoolTensor` of shape `(batch, patches)`, *optional*, if there is a mask):
+            Attention weights of all layers, each of shape `(batch, heads, patches, patches)`.
+        patch_mask (`torch.BoolTensor` of shape `(batch, patches)`, *optional*, if a mask was given):
             `True` for real patches, `False` for padding.
     """
 
-    last_hidden_state: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
-    patch_mask: torch.BoolTensor | None = None
+    last_hidden_state: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    patch_mask: torch.Tensor | None = None
 
 
 class BeatsPatchEmbeddings(nn.Module):
-    """Cuts a spectrogram into square patches and embeds each: convolution, layer normalisation, projection."""
+    """Embeddings of the square patches of a spectrogram: convolution, layer normalisation and projection."""
 
     def __init__(self, config: BeatsConfig) -> None:
         super().__init__()
@@ -58,16 +59,16 @@ class BeatsPatchEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.embedding_dropout)
 
     def forward(self, input_values: torch.Tensor) -> torch.Tensor:
-        """Maps (batch, frames, num_mel_bins) to (batch, patches, hidden_size), without frames that fill no patch."""
+        """Map (batch, frames, num_mel_bins) to (batch, patches, hidden_size), dropping frames after the last patch."""
         hidden_states = self.convolution(input_values.to(self.convolution.weight.dtype).unsqueeze(1))
         hidden_states = self.layer_norm(hidden_states.flatten(2).transpose(1, 2))
         return self.dropout(self.projection(hidden_states))
 
 
 class BeatsPositionalConvEmbedding(nn.Module):
-    """Grouped convolution over the sequence of patches, weight-normalised per kernel tap, then exact GELU.
+    """Grouped convolution over the sequence of patches, weight-normalised per kernel tap, followed by exact GELU.
 
-    With an even kernel there is one output too many; the last one is dropped.
+    An even kernel produces one output too many; the last one is dropped.
     """
 
     def __init__(self, config: BeatsConfig) -> None:
@@ -79,8 +80,8 @@ class BeatsPositionalConvEmbedding(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.hidden_size))
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Maps (batch, patches, hidden_size) to the same shape."""
-        inverse_norm = self.direction.square().sum(dim=(0, 1), keepdim=True).rsqrt()  # `norm` takes four times as long
+        """Map (batch, patches, hidden_size) to the same shape."""
+        inverse_norm = self.direction.square().sum(dim=(0, 1), keepdim=True).rsqrt()  # four times as fast as `norm`
         weight = self.direction * (self.magnitude * inverse_norm)
         hidden_states = F.conv1d(
             hidden_states.transpose(1, 2), weight, self.bias, padding=weight.shape[2] // 2, groups=self.groups
@@ -91,7 +92,7 @@ class BeatsPositionalConvEmbedding(nn.Module):
 
 
 class BeatsRelativePositionBias(nn.Module):
-    """Learned bias for the distance from query to key, in patches; one value per distance class and head."""
+    """Learned bias for the distance from query to key, in patches, with one value per distance bucket and head."""
 
     def __init__(self, config: BeatsConfig) -> None:
         super().__init__()
@@ -100,10 +101,10 @@ class BeatsRelativePositionBias(nn.Module):
         self.embedding = nn.Embedding(config.num_buckets, config.num_attention_heads)
 
     def buckets(self, distance: torch.Tensor) -> torch.Tensor:
-        """Classes of distances (key index minus query index; any shape, integer).
+        """Return the buckets of integer distances of any shape (key index minus query index).
 
-        Half of the classes are for keys after the query. In each half, the first half stands for one distance each;
-        the others grow logarithmically up to `max_distance`, and the last one takes everything beyond.
+        Half of the buckets are for keys after the query. In each half, the first half of the buckets contain one
+        distance each; the others grow logarithmically up to `max_distance`, and the last one contains all beyond.
         """
         num_buckets = self.num_buckets // 2
         num_exact = num_buckets // 2
@@ -113,28 +114,26 @@ class BeatsRelativePositionBias(nn.Module):
         buckets = torch.where(magnitude < num_exact, magnitude, logarithmic.clamp(max=num_buckets - 1))
         return buckets + (distance > 0) * num_buckets
 
-    def forward(self, num_patches: int, visible: torch.Tensor | None = None) -> torch.Tensor:
-        """Returns the bias, (heads, num_patches, num_patches), with the query first.
-
-        With `visible`, the indices of some patches (batch, kept), it is that of these: (batch, heads, kept, kept).
-        """
-        position = torch.arange(num_patches, device=self.embedding.weight.device) if visible is None else visible
-        distance = position.unsqueeze(-2) - position.unsqueeze(-1)
-        return self.embedding(self.buckets(distance)).movedim(-1, -3)
+    def forward(self, positions: torch.Tensor) -> torch.Tensor:
+        """Map patch indices (batch, patches) to the bias (batch, heads, patches, patches), queries first."""
+        distance = positions.unsqueeze(1) - positions.unsqueeze(2)
+        return self.embedding(self.buckets(distance)).movedim(3, 1)
 
 
 def encoder_linear(
     config: BeatsConfig, in_features: int, out_features: int, deep_norm_gain: float | None = None
 ) -> nn.Linear:
-    """Linear layer of the Transformer, with the standard deviation of its initial weights as attribute `init_std`.
+    """Create a linear layer of the Transformer whose attribute `init_std` is the standard deviation of its weights.
 
-    That is `config.initializer_range` or, in deep-norm models, Xavier's with the given gain. It stays with the layer
-    because transformers initialises the modules of custom models one by one, without those that only hold others.
+    The initial weights follow `config.initializer_range` or, in deep-norm models, Xavier initialisation with the given
+    gain. The value is stored in the layer because transformers initialises custom models module by module and skips
+    modules without parameters of their own.
     """
     linear = nn.Linear(in_features, out_features)
-    linear.init_std = config.initializer_range
+    std = config.initializer_range
     if config.deep_norm and deep_norm_gain is not None:
-        linear.init_std = deep_norm_gain * math.sqrt(2 / (in_features + out_features))
+        std = deep_norm_gain * math.sqrt(2 / (in_features + out_features))
+    linear.init_std = std  # type: ignore[assignment]  # PyTorch allows attributes of any type
     return linear
 
 
@@ -147,8 +146,10 @@ def eager_attention_forward(
     scaling: float,
     dropout: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention by matrix products: from (batch, heads, patches, head_size) to the context, (batch, patches, heads,
-    head_size), and the weights.
+    """Compute attention by matrix products.
+
+    Queries, keys and values are (batch, heads, patches, head_size). The results are the context, (batch, patches,
+    heads, head_size), and the attention weights.
     """
     logits = query @ key.transpose(2, 3) * scaling
     if attention_mask is not None:
@@ -161,8 +162,8 @@ def eager_attention_forward(
 class BeatsAttention(nn.Module):
     """Multi-head self-attention whose relative position bias is scaled by a gate per query and head.
 
-    The gate is `a * (b * grep_a - 1) + 2` with `a` and `b` in (0, 1) from the projected query (the gated relative
-    position bias of WavLM, arXiv 2110.13900).
+    The gate is `a * (b * grep_a - 1) + 2`, with `a` and `b` in (0, 1) computed from the projected query (the gated
+    relative position bias of WavLM, arXiv 2110.13900).
     """
 
     def __init__(self, config: BeatsConfig) -> None:
@@ -185,13 +186,13 @@ class BeatsAttention(nn.Module):
     def bias(
         self, query: torch.Tensor, position_bias: torch.Tensor | None, patch_mask: torch.Tensor | None
     ) -> torch.Tensor | None:
-        """What is added to the logits, if anything; broadcastable to (batch, heads, patches, patches)."""
+        """Return the term added to the logits, if any; broadcastable to (batch, heads, patches, patches)."""
         bias = position_bias
         if self.has_gate:
             a, b = self.grep_linear(query).unflatten(-1, (2, 4)).sum(-1, keepdim=True).sigmoid().unbind(-2)
             bias = (a * (b * self.grep_a - 1) + 2) * position_bias
         if patch_mask is not None:
-            # The lowest finite number, not -inf, which would turn clips without any real patch into NaN.
+            # The lowest finite number, as -inf would result in NaN for clips without any real patch.
             lowest = torch.finfo(query.dtype).min
             bias = torch.where(patch_mask[:, None, None, :], 0.0 if bias is None else bias, lowest)
         return None if bias is None else bias.to(query.dtype)
@@ -203,16 +204,17 @@ class BeatsAttention(nn.Module):
         patch_mask: torch.Tensor | None,
         output_attentions: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Maps (batch, patches, hidden_size) to the same shape, and gives the attention weights where they are made.
+        """Map (batch, patches, hidden_size) to the same shape and return the attention weights if available.
 
-        `position_bias` is (1, heads, patches, patches), ungated; `patch_mask` is (batch, patches), `True` = real.
+        `position_bias` is ungated, (1 or batch, heads, patches, patches); `patch_mask` is (batch, patches), `True` for
+        real patches.
         """
         shape = (-1, self.head_size)
         query = self.q_proj(hidden_states).unflatten(-1, shape).transpose(1, 2)
         key = self.k_proj(hidden_states).unflatten(-1, shape).transpose(1, 2)
         value = self.v_proj(hidden_states).unflatten(-1, shape).transpose(1, 2)
 
-        # Fused kernels do not give weights, so asking for weights is asking for the eager form.
+        # Fused kernels do not return weights, so weights require the eager implementation.
         attention: Callable = eager_attention_forward
         if not output_attentions:
             attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, attention)
@@ -229,7 +231,7 @@ class BeatsAttention(nn.Module):
 
 
 class BeatsFeedForward(nn.Module):
-    """Two linear layers with an activation between them; with `"glu"` the first is twice as wide and gates itself."""
+    """Two linear layers with an activation between them; with `"glu"`, the first is twice as wide and gates itself."""
 
     def __init__(self, config: BeatsConfig) -> None:
         super().__init__()
@@ -243,7 +245,7 @@ class BeatsFeedForward(nn.Module):
         self.activation_dropout = nn.Dropout(config.activation_dropout)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Maps (batch, patches, hidden_size) to the same shape."""
+        """Map (batch, patches, hidden_size) to the same shape."""
         hidden_states = self.fc1(hidden_states)
         if self.gated:
             hidden_states, gate = hidden_states.chunk(2, dim=-1)
@@ -254,7 +256,7 @@ class BeatsFeedForward(nn.Module):
 
 
 class BeatsLayer(GradientCheckpointingLayer):
-    """Attention and feed-forward layer with residuals, normalised after or, with `layer_norm_first`, before each."""
+    """Attention and feed-forward layers with residuals, normalised after or, with `layer_norm_first`, before each."""
 
     def __init__(self, config: BeatsConfig) -> None:
         super().__init__()
@@ -273,7 +275,7 @@ class BeatsLayer(GradientCheckpointingLayer):
         patch_mask: torch.Tensor | None,
         output_attentions: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Maps (batch, patches, hidden_size) to the same shape; the other arguments as in [`BeatsAttention`]."""
+        """Map (batch, patches, hidden_size) to the same shape; arguments and results as in [`BeatsAttention`]."""
         residual = hidden_states
         if self.layer_norm_first:
             hidden_states = self.self_attn_layer_norm(hidden_states)
@@ -296,19 +298,19 @@ class ScaleGradient(torch.autograd.Function):
     """Identity whose gradient is multiplied by a number."""
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, hidden_states: torch.Tensor, scale: float) -> torch.Tensor:
-        """Returns the input."""
+    def forward(ctx: Any, hidden_states: torch.Tensor, scale: float) -> torch.Tensor:
+        """Return the input."""
         ctx.scale = scale
         return hidden_states.view_as(hidden_states)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """Returns the scaled gradient."""
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """Return the scaled gradient."""
         return gradient * ctx.scale, None
 
 
 class BeatsEncoder(nn.Module):
-    """Positional convolution, then the Transformer layers, which share one table of relative position biases."""
+    """Positional convolution followed by Transformer layers that share one table of relative position biases."""
 
     def __init__(self, config: BeatsConfig) -> None:
         super().__init__()
@@ -323,19 +325,20 @@ class BeatsEncoder(nn.Module):
         self,
         hidden_states: torch.Tensor,
         patch_mask: torch.Tensor | None,
-        output_attentions: bool,
-        output_hidden_states: bool,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
         visible: torch.Tensor | None = None,
     ) -> BeatsModelOutput:
-        """Encodes (batch, patches, hidden_size); `patch_mask` is (batch, patches), `True` = real.
+        """Encode (batch, patches, hidden_size); `patch_mask` is (batch, patches) with `True` for real patches.
 
-        With `visible`, the indices of some patches (batch, kept), the layers work on these alone, each at its place in
-        the clip. `patch_mask` has to leave all others out, so that the positional convolution does not see them.
+        With `visible`, the indices of a subset of patches (batch, kept), the layers process only these, at their
+        positions in the clip. `patch_mask` must then exclude all others, to hide them from the positional convolution.
         """
         if patch_mask is not None:
             hidden_states = hidden_states.masked_fill(~patch_mask.unsqueeze(-1), 0.0)
         hidden_states = hidden_states + self.pos_conv_embed(hidden_states)
         if visible is not None:
+            assert patch_mask is not None
             hidden_states = hidden_states.take_along_dim(visible.unsqueeze(-1), dim=1)
             patch_mask = patch_mask.take_along_dim(visible, dim=1)
         if not self.config.layer_norm_first:
@@ -344,8 +347,9 @@ class BeatsEncoder(nn.Module):
 
         position_bias = None
         if self.relative_position_bias is not None:
-            position_bias = self.relative_position_bias(hidden_states.shape[1], visible)
-            position_bias = position_bias if visible is not None else position_bias.unsqueeze(0)
+            if visible is None:
+                visible = torch.arange(hidden_states.shape[1], device=hidden_states.device).unsqueeze(0)
+            position_bias = self.relative_position_bias(visible)
         all_hidden_states, all_weights = [hidden_states], []
         for layer in self.layers:
             if self.config.layer_wise_gradient_decay_ratio != 1:
@@ -368,17 +372,20 @@ class BeatsEncoder(nn.Module):
 
 
 class BeatsPreTrainedModel(PreTrainedModel):
-    """What the models share: configuration, names, initialisation, and the treatment of inputs and masks."""
+    """Base class of the models: configuration, names, initialisation, and handling of inputs and masks."""
 
-    config_class = BeatsConfig
+    config: BeatsConfig
     base_model_prefix = "beats"
     main_input_name = "input_values"
-    input_modalities = ("audio",)
+    input_modalities = "audio"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = ("BeatsPatchEmbeddings", "BeatsPositionalConvEmbedding", "BeatsLayer")
-    # What a model of another task has beside the encoder, which alone is taken over.
-    _keys_to_ignore_on_load_unexpected = (r"^(predictor|label_head|classifier|quantize_layer|quantizer|estimator)\.",)
+    # Mutable because transformers expects lists or sets.
+    _no_split_modules = ["BeatsPatchEmbeddings", "BeatsPositionalConvEmbedding", "BeatsLayer"]  # noqa: RUF012
+    # Parameters of other tasks' heads: only the encoder of their folders is loaded.
+    _keys_to_ignore_on_load_unexpected = [  # noqa: RUF012
+        r"^(predictor|label_head|classifier|quantize_layer|quantizer|estimator)\.",
+    ]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -395,8 +402,8 @@ class BeatsPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, std=self.config.initializer_range)
-        elif hasattr(module, "init_std"):
-            init.normal_(module.weight, std=module.init_std)
+        elif isinstance(module, nn.Linear) and (std := getattr(module, "init_std", None)) is not None:
+            init.normal_(module.weight, std=std)
             init.zeros_(module.bias)
         elif isinstance(module, (nn.Conv2d, nn.Linear)):
             module.reset_parameters()  # guarded by transformers: loaded weights stay
@@ -404,39 +411,40 @@ class BeatsPreTrainedModel(PreTrainedModel):
     def check_inputs(
         self, input_values: torch.Tensor, attention_mask: torch.Tensor | None, padding_mask: torch.Tensor | None
     ) -> None:
-        """Refuses inputs of the wrong shape, and two masks at once."""
+        """Raise an error if the inputs have the wrong shape or both masks are given."""
         config = self.config
         if input_values.ndim != 3 or input_values.shape[2] != config.num_mel_bins:
             raise ValueError(
-                f"input_values has shape {tuple(input_values.shape)}, but has to be (batch, frames, "
+                f"input_values has shape {tuple(input_values.shape)}, but must be (batch, frames, "
                 f"{config.num_mel_bins} mel bins)."
             )
         batch_size, num_frames = input_values.shape[:2]
         if num_frames < config.patch_size:
             raise ValueError(
-                f"input_values has {num_frames} frames, but a patch takes {config.patch_size}; use a longer clip."
+                f"input_values has {num_frames} frames, but a patch needs {config.patch_size}: use a longer clip."
             )
         if attention_mask is not None and padding_mask is not None:
-            raise ValueError("attention_mask and padding_mask are two ways to say the same: pass only one of them.")
+            raise ValueError("attention_mask and padding_mask have the same purpose: pass only one of them.")
         if attention_mask is not None and attention_mask.shape != (batch_size, num_frames):
             raise ValueError(
-                f"attention_mask has shape {tuple(attention_mask.shape)}, but has to be (batch, frames), here "
+                f"attention_mask has shape {tuple(attention_mask.shape)}, but must be (batch, frames), here "
                 f"({batch_size}, {num_frames})."
             )
         if padding_mask is not None and (
             padding_mask.ndim != 2 or padding_mask.shape[0] != batch_size or padding_mask.shape[1] < num_frames
         ):
             raise ValueError(
-                f"padding_mask has shape {tuple(padding_mask.shape)}, but has to be (batch, samples) or (batch, "
+                f"padding_mask has shape {tuple(padding_mask.shape)}, but must be (batch, samples) or (batch, "
                 f"frames), for {batch_size} clips of {num_frames} frames."
             )
 
     def patch_mask(
         self, num_frames: int, attention_mask: torch.Tensor | None, padding_mask: torch.Tensor | None
     ) -> torch.Tensor | None:
-        """Tells the real patches of clips with `num_frames` frames: (batch, patches), `True` = real, or `None`.
+        """Return the mask of the patches of clips with `num_frames` frames, if there is an input mask.
 
-        The two masks follow different rules, see [`~BeatsModel.forward`].
+        It has shape (batch, patches) and is `True` for real patches. The two input masks follow different rules, see
+        [`~BeatsModel.forward`].
         """
         size = self.config.patch_size
         num_rows = self.config.num_mel_bins // size
@@ -449,18 +457,18 @@ class BeatsPreTrainedModel(PreTrainedModel):
             return None
         if not torch.compiler.is_compiling() and not mask.any(dim=1).all():
             clip = int(mask.any(dim=1).int().argmin())
-            raise ValueError(f"The mask leaves no whole patch of clip {clip} of the batch; leave the clip out.")
+            raise ValueError(f"The mask leaves no whole patch of clip {clip} of the batch: remove the clip.")
         return mask
 
 
 def all_of_equal_runs(mask: torch.Tensor, num_runs: int) -> torch.Tensor:
-    """Cuts (batch, length) into `num_runs` runs of equal length, without the rest, and tells which are all `True`."""
+    """Split (batch, length) into `num_runs` runs of equal length, dropping the rest; return which are all `True`."""
     run_length = mask.shape[1] // num_runs
     return mask.unfold(1, run_length, run_length)[:, :num_runs].all(dim=-1)
 
 
 class BeatsModel(BeatsPreTrainedModel):
-    """BEATs encoder: features of 16 x 16 patches of a spectrogram, without a head."""
+    """BEATs encoder that maps the patches of a spectrogram to features, without a head."""
 
     def __init__(self, config: BeatsConfig) -> None:
         super().__init__(config)
@@ -477,34 +485,33 @@ class BeatsModel(BeatsPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
     ) -> BeatsModelOutput:
-        r"""Encodes filter banks.
+        r"""Encode filter banks.
 
         Args:
             input_values (`torch.Tensor` of shape `(batch, frames, num_mel_bins)`):
-                Normalised filter banks as [`BeatsFeatureExtractor`] makes them. Frames after the last whole patch are
-                dropped.
+                Normalised filter banks from [`BeatsFeatureExtractor`]. Frames after the last whole patch are dropped.
             attention_mask (`torch.Tensor` of shape `(batch, frames)`, *optional*):
-                1 for real frames, 0 for padding. A patch counts if all of its frames are real, so that a padded clip
-                gives what the clip alone gives. The feature extractor makes this mask.
+                1 for real frames, 0 for padding, as returned by the feature extractor. A patch is real if all of its
+                frames are, so that padding does not change the results of a clip.
             padding_mask (`torch.BoolTensor` of shape `(batch, samples)` or `(batch, frames)`, *optional*):
-                `True` for padding, by the rule of the original implementation, for results equal to its: the mask is
-                reduced from samples to frames, and from frames to patches, by cutting it into as many runs of equal
-                length, each of which is padding if all of it is. That takes the index of a patch for time although
-                mel rows are counted first, so a clip's last real time column is left out in part.
+                `True` for padding, by the rule of the original implementation, to reproduce its results. The mask is
+                reduced from samples to frames and from frames to patches by splitting it into that number of runs of
+                equal length; a run is padding if all of it is. As the rule treats patches as ordered by time alone,
+                although mel rows vary first, part of a clip's last real time column is masked out.
             output_attentions (`bool`, *optional*):
-                Whether to return the attention weights. They are computed by the eager form, whatever the
-                implementation in use.
+                Whether to return the attention weights, which are always computed by the eager implementation.
             output_hidden_states (`bool`, *optional*):
                 Whether to return the hidden states of all layers.
             return_dict (`bool`, *optional*):
                 Whether to return a [`~transformers.utils.ModelOutput`] rather than a tuple.
 
         Returns:
-            [`BeatsModelOutput`]
+            A [`BeatsModelOutput`].
 
         Raises:
-            ValueError: An argument has the wrong shape, both masks are given, or a mask leaves no patch of a clip (the
-                last is not checked in compiled and exported models, which then give finite values without meaning).
+            ValueError: If an argument has the wrong shape, both masks are given, or a mask leaves no patch of a clip.
+                Compiled and exported models skip the last check; their results for such clips are finite but
+                meaningless.
         """
         self.check_inputs(input_values, attention_mask, padding_mask)
         return self.encoder(
@@ -516,18 +523,19 @@ class BeatsModel(BeatsPreTrainedModel):
 
 
 class BeatsForAudioClassification(BeatsPreTrainedModel):
-    """BEATs with a linear classifier on every patch, averaged over the real patches of a clip.
+    """BEATs with a linear classifier whose logits are averaged over the real patches of a clip.
 
-    This is the head of the public fine-tuned checkpoints (527 AudioSet labels, of which several may apply:
+    This is the head of the public fine-tuned checkpoints (527 AudioSet classes, multi-label:
     `problem_type="multi_label_classification"`, probabilities by sigmoid) and of the DCASE 2024 teachers (ten scenes,
-    softmax). The mean is taken before the linear layer, which is the same function and less work.
+    softmax). Averaging the features before the linear layer is equivalent and cheaper.
     """
 
     pipeline_class = BeatsAudioClassificationPipeline
-    """What `transformers.pipeline(..., pipeline_class=…)` needs to read audio files without further programs."""
+    """Class to pass to `transformers.pipeline(..., pipeline_class=...)` to read audio files without ffmpeg."""
 
     def __init__(self, config: BeatsConfig) -> None:
         super().__init__(config)
+        assert config.num_labels is not None
         self.num_labels = config.num_labels
         self.beats = BeatsModel(config)
         self.dropout = nn.Dropout(config.classifier_dropout)
@@ -535,37 +543,37 @@ class BeatsForAudioClassification(BeatsPreTrainedModel):
         self.post_init()
 
     def freeze_encoder(self) -> None:
-        """Stops training of all but the classifier: no gradients, no dropout and no layer drop in the encoder.
+        """Train only the classifier: disable gradients, dropout and layer drop in the encoder.
 
-        The encoder stays in evaluation mode for as long as none of its parameters requires gradients, also after
-        `train()`. `model.beats.requires_grad_(True)` before the next `train()` undoes it.
+        The encoder stays in evaluation mode, even after `train()`, as long as none of its parameters requires
+        gradients. To undo this, call `model.beats.requires_grad_(True)` before the next `train()`.
         """
         self.beats.requires_grad_(False)
         self.beats.eval()
 
     def train(self, mode: bool = True) -> "BeatsForAudioClassification":
-        """Sets training mode, except for a frozen encoder."""
+        """Set training mode, except for a frozen encoder."""
         super().train(mode)
         if not any(parameter.requires_grad for parameter in self.beats.parameters()):
             self.beats.eval()
         return self
 
     def check_labels(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """Returns the labels in the type that the loss takes, and refuses labels that do not fit the logits."""
+        """Return the labels in the type that the loss expects, or raise an error if they do not fit the logits."""
         batch_size, num_labels = logits.shape
         multi_label = self.config.problem_type == "multi_label_classification"
         if self.config.problem_type is None:
             multi_label = labels.is_floating_point()
         shape = (batch_size, num_labels) if multi_label else (batch_size,)
         if labels.shape != shape:
-            kind = "a number for each label of a clip" if multi_label else "a class index for each clip"
-            raise ValueError(f"labels has shape {tuple(labels.shape)}, but has to be {shape}, {kind}.")
+            kind = "a number per clip and class" if multi_label else "a class index per clip"
+            raise ValueError(f"labels has shape {tuple(labels.shape)}, but must be {shape}: {kind}.")
         if multi_label:
             return labels.to(logits.dtype)
-        if labels.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere it would wait for the device
+        if labels.device.type == "cpu" and not torch.compiler.is_compiling():  # on a GPU, reading values would block
             wrong = labels[(labels != -100) & ((labels < 0) | (labels >= num_labels))]
             if len(wrong):
-                raise ValueError(f"labels holds {wrong[0].item()}, but the classes are 0 to {num_labels - 1}.")
+                raise ValueError(f"labels contains {wrong[0].item()}, but the classes are 0 to {num_labels - 1}.")
         return labels.long()
 
     @can_return_tuple
@@ -578,16 +586,16 @@ class BeatsForAudioClassification(BeatsPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
     ) -> SequenceClassifierOutput:
-        r"""Classifies clips.
+        r"""Classify clips.
 
         Args:
             input_values (`torch.Tensor` of shape `(batch, frames, num_mel_bins)`):
-                Normalised filter banks as [`BeatsFeatureExtractor`] makes them.
+                Normalised filter banks from [`BeatsFeatureExtractor`].
             attention_mask (`torch.Tensor` of shape `(batch, frames)`, *optional*):
                 1 for real frames, 0 for padding, see [`~BeatsModel.forward`].
             labels (`torch.Tensor` of shape `(batch,)` or `(batch, num_labels)`, *optional*):
-                Class indices for a cross-entropy loss, or 0 and 1 (or values between) for each label for a binary
-                cross-entropy loss with `problem_type="multi_label_classification"`.
+                Class indices for a cross-entropy loss, or a number from 0 to 1 per class for a binary cross-entropy
+                loss with `problem_type="multi_label_classification"`.
             padding_mask (`torch.BoolTensor` of shape `(batch, samples)` or `(batch, frames)`, *optional*):
                 `True` for padding, by the rule of the original implementation, see [`~BeatsModel.forward`].
             output_attentions (`bool`, *optional*):
@@ -598,12 +606,12 @@ class BeatsForAudioClassification(BeatsPreTrainedModel):
                 Whether to return a [`~transformers.utils.ModelOutput`] rather than a tuple.
 
         Returns:
-            `logits` of shape `(batch, num_labels)`, `loss` if there are labels, `hidden_states` and `attentions` if
-            asked for.
+            A [`~transformers.modeling_outputs.SequenceClassifierOutput`] with `logits` of shape `(batch, num_labels)`,
+            `loss` if there are labels, and `hidden_states` and `attentions` on request.
 
         Raises:
-            ValueError: An argument has the wrong shape, both masks are given, a mask leaves no patch of a clip, or a
-                label is no class.
+            ValueError: If an argument has the wrong shape, both masks are given, a mask leaves no patch of a clip, or
+                a label is not a class.
         """
         outputs = self.beats(input_values, attention_mask, padding_mask, output_attentions, output_hidden_states)
         features = self.dropout(outputs.last_hidden_state)

@@ -11,11 +11,14 @@ from transformers import AudioClassificationPipeline
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.pipelines.base import ChunkPipeline
 
+from .feature_extraction_beats import BeatsFeatureExtractor
 
-# Clips longer than AudioSet's ten seconds, of which the models are made, are classified in windows of this many frames
-# (a multiple of the patch size, so that no frame falls between two windows). Attention over an hour would not fit.
-LONGEST_CLIP = 998
-WINDOW = 992
+
+# The models are trained on AudioSet's ten seconds (998 frames), and attention over an hour of audio would not fit in
+# memory, so longer audio is classified in windows of 992 frames: a multiple of the patch size, so that no frame falls
+# between two windows.
+MAX_FRAMES = 998
+WINDOW_FRAMES = 992
 
 
 class BeatsAudioClassificationPipeline(ChunkPipeline, AudioClassificationPipeline):
@@ -24,8 +27,8 @@ class BeatsAudioClassificationPipeline(ChunkPipeline, AudioClassificationPipelin
     Takes what the [`~transformers.AudioClassificationPipeline`] takes: arrays at the feature extractor's rate, dicts
     `{"array" or "raw": …, "sampling_rate": …}` of any rate, paths and URLs of WAV, FLAC, OGG and MP3 files, their
     bytes, dicts `{"path": …, "bytes": …}` as an undecoded `datasets.Audio` column holds them, and lists, generators
-    and columns of these. Several channels are averaged. A clip of more than ten seconds is cut into windows of 992
-    frames (9.9 s), the last one moved back to end with the clip, and gets the mean of the windows' logits.
+    and columns of these. Several channels are averaged. Audio of more than ten seconds is cut into windows of 992
+    frames (9.9 s), the last of which is shifted back to end with the audio; the windows' logits are averaged.
 
     Raises:
         FileNotFoundError: The path does not exist.
@@ -33,15 +36,20 @@ class BeatsAudioClassificationPipeline(ChunkPipeline, AudioClassificationPipelin
         ValueError: The bytes are no audio file, or the audio is empty, too short or not finite.
     """
 
+    feature_extractor: BeatsFeatureExtractor
     replaced_class: type = AudioClassificationPipeline
     """What transformers knew the task by before, and what other models are left to."""
 
-    def __new__(cls, model: Any = None, *args: Any, **kwargs: Any) -> AudioClassificationPipeline:
+    def __new__(  # type: ignore[misc]  # returns the pipeline that fits the model, which may be of another class
+        cls, model: Any = None, *args: Any, **kwargs: Any
+    ) -> AudioClassificationPipeline:
         """Gives way to another model's own pipeline, or else to the class that this one replaced."""
         right_class = cls if model is None else getattr(model, "pipeline_class", cls.replaced_class)
         return super().__new__(cls) if right_class is cls else right_class(model, *args, **kwargs)
 
-    def __call__(self, inputs: Any, **kwargs: Any) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
+    def __call__(  # type: ignore[override]  # the parent's annotations leave out lists of inputs
+        self, inputs: Any, **kwargs: Any
+    ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
         """Classifies one input, or each of several (`top_k`, `function_to_apply`, `batch_size` as in the parent)."""
         if isinstance(inputs, Path):
             inputs = str(inputs)
@@ -49,34 +57,40 @@ class BeatsAudioClassificationPipeline(ChunkPipeline, AudioClassificationPipelin
             inputs = list(inputs)  # a column of a dataset
         return super().__call__(inputs, **kwargs)
 
-    def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
-        if kwargs.get("function_to_apply") is None:
+    def _sanitize_parameters(
+        self, top_k: int | None = None, function_to_apply: str | None = None, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        preprocess, forward, postprocess = super()._sanitize_parameters(
+            top_k=top_k, function_to_apply=function_to_apply, **kwargs
+        )
+        if function_to_apply is None:
             postprocess.pop("function_to_apply", None)  # softmax in older transformers, also for several labels
         return preprocess, forward, postprocess
 
-    def preprocess(self, inputs: Any) -> Iterator[dict[str, Any]]:
-        """Turns one input into the model's inputs, one for each window."""
+    # transformers annotates the next three methods for one window per input, not as a ChunkPipeline needs them.
+    def preprocess(self, inputs: Any) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        """Convert one input to model inputs, one for each window."""
         audio, sampling_rate = self.read(inputs)
         features = self.feature_extractor([audio], sampling_rate=sampling_rate, return_tensors="pt")
         if self.dtype is not None:
             features = features.to(dtype=self.dtype)
         num_frames = features["input_values"].shape[1]
         starts = [0]
-        if num_frames > LONGEST_CLIP:
-            starts = [*range(0, num_frames - WINDOW, WINDOW), num_frames - WINDOW]
+        if num_frames > MAX_FRAMES:
+            starts = [*range(0, num_frames - WINDOW_FRAMES, WINDOW_FRAMES), num_frames - WINDOW_FRAMES]
         for start in starts:
-            window = features if len(starts) == 1 else {k: v[:, start : start + WINDOW] for k, v in features.items()}
+            stop = num_frames if len(starts) == 1 else start + WINDOW_FRAMES
+            window = {name: value[:, start:stop] for name, value in features.items()}
             yield {**window, "is_last": start == starts[-1]}
 
-    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
+    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
         is_last = model_inputs.pop("is_last")
         return {"logits": self.model(**model_inputs).logits, "is_last": is_last}
 
-    def postprocess(
+    def postprocess(  # type: ignore[override]
         self, model_outputs: list[dict[str, Any]], top_k: int = 5, function_to_apply: str | None = None
     ) -> list[dict[str, Any]]:
-        """Turns the logits of a clip's windows into its labels and scores."""
+        """Convert the logits of the windows of one input to labels and scores."""
         if function_to_apply is None:
             several_labels = self.model.config.problem_type == "multi_label_classification"
             function_to_apply = "sigmoid" if several_labels else "softmax"

@@ -17,28 +17,31 @@ class BeatsForPreTrainingOutput(ModelOutput):
 
     Args:
         loss (`torch.FloatTensor` of shape `()`, *optional*, if there are labels):
-            Cross-entropy of the labels, the mean over the masked patches.
+            Cross-entropy of the labels, averaged over the masked patches.
         logits (`torch.FloatTensor` of shape `(batch, patches, codebook_size)`):
-            Scores of the codes of every patch.
+            Logits of the codes for each patch.
         bool_masked_pos (`torch.BoolTensor` of shape `(batch, patches)`):
-            `True` for the patches that were masked, none of which is padding.
+            `True` for masked patches, which never include padding.
     """
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    bool_masked_pos: torch.BoolTensor | None = None
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    bool_masked_pos: torch.Tensor | None = None
 
 
 def mask_patches(noise: torch.Tensor, mask_ratio: float, patch_mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Chooses the patches to mask: in each clip the same share, those with the least noise.
+    """Mask the same fraction of the patches of each clip: those with the least noise.
 
     Args:
-        noise (`torch.Tensor` of shape `(batch, patches)`): Uniform in [0, 1); decides, so that the caller can seed it.
-        mask_ratio (`float`): Share of a clip's real patches. At least one is masked, and one left.
-        patch_mask (`torch.BoolTensor` of shape `(batch, patches)`, *optional*): `True` = real, `False` = padding.
+        noise (`torch.Tensor` of shape `(batch, patches)`):
+            Uniform random numbers in [0, 1), drawn by the caller.
+        mask_ratio (`float`):
+            Fraction of a clip's real patches to mask. At least one is masked and at least one remains visible.
+        patch_mask (`torch.BoolTensor` of shape `(batch, patches)`, *optional*):
+            `True` for real patches, `False` for padding.
 
     Returns:
-        `torch.BoolTensor` of shape `(batch, patches)`, `True` = masked; in each clip `round(mask_ratio * real)`.
+        `torch.BoolTensor` of shape `(batch, patches)`, `True` for `round(mask_ratio * real)` patches of each clip.
     """
     num_real = torch.full((len(noise), 1), noise.shape[1], device=noise.device)
     if patch_mask is not None:
@@ -49,13 +52,13 @@ def mask_patches(noise: torch.Tensor, mask_ratio: float, patch_mask: torch.Tenso
 
 
 class BeatsForPreTraining(BeatsPreTrainedModel):
-    """BEATs with a label predictor, to be trained on the labels that an acoustic tokenizer gives to audio.
+    """BEATs with a label predictor for pre-training on the codes of an acoustic tokenizer.
 
-    The encoder works on the visible patches only, each at its place in the clip: distances between patches are those
-    in the clip, and the positional convolution sees zeros at the masked places, as it does where a clip is padded. The
-    label predictor, a shallow Transformer of the same kind, gets what the encoder made of the visible patches at their
-    places and zeros at the masked ones, and names the code of each patch. It is dropped after pre-training:
-    `BeatsModel.from_pretrained` and `BeatsForAudioClassification.from_pretrained` take the encoder alone.
+    The encoder processes only the visible patches, at their positions in the clip: distances between patches are those
+    in the clip, and the positional convolution sees zeros at masked positions, as it does at padding. The label
+    predictor, a shallow Transformer of the same kind, receives the encoder's output at visible positions and zeros at
+    masked ones, and predicts the code of each patch. It is dropped after pre-training: `BeatsModel.from_pretrained`
+    and `BeatsForAudioClassification.from_pretrained` load only the encoder.
     """
 
     def __init__(self, config: BeatsConfig) -> None:
@@ -73,25 +76,25 @@ class BeatsForPreTraining(BeatsPreTrainedModel):
         labels: torch.Tensor | None = None,
         bool_masked_pos: torch.Tensor | None = None,
     ) -> BeatsForPreTrainingOutput:
-        r"""Predicts the codes of masked patches from the visible ones.
+        r"""Predict the codes of masked patches from the visible ones.
 
         Args:
             input_values (`torch.Tensor` of shape `(batch, frames, num_mel_bins)`):
-                Normalised filter banks as [`BeatsFeatureExtractor`] makes them, not masked.
+                Normalised filter banks from [`BeatsFeatureExtractor`], not masked.
             attention_mask (`torch.Tensor` of shape `(batch, frames)`, *optional*):
-                1 for real frames, 0 for padding, see [`BeatsModel`].
+                1 for real frames, 0 for padding, see [`~BeatsModel.forward`].
             labels (`torch.LongTensor` of shape `(batch, patches)`, *optional*):
-                Code of each patch, from a tokenizer. Only those of masked patches count.
+                Code of each patch, from a tokenizer. Only masked patches contribute to the loss.
             bool_masked_pos (`torch.BoolTensor` of shape `(batch, patches)`, *optional*):
-                `True` for patches to mask; by default a random share `config.mask_ratio` of every clip.
+                `True` for patches to mask; by default, a random fraction `config.mask_ratio` of each clip.
             return_dict (`bool`, *optional*):
                 Whether to return a [`~transformers.utils.ModelOutput`] rather than a tuple.
 
         Returns:
-            [`BeatsForPreTrainingOutput`]
+            A [`BeatsForPreTrainingOutput`].
 
         Raises:
-            ValueError: An argument has the wrong shape, a clip is left without a visible patch, or no patch is masked.
+            ValueError: If an argument has the wrong shape, a clip has no visible patch, or no patch is masked.
         """
         self.check_inputs(input_values, attention_mask, None)
         patch_mask = self.patch_mask(input_values.shape[1], attention_mask, None)
@@ -100,7 +103,7 @@ class BeatsForPreTraining(BeatsPreTrainedModel):
         for name, value in (("labels", labels), ("bool_masked_pos", bool_masked_pos)):
             if value is not None and value.shape != shape:
                 raise ValueError(
-                    f"{name} has shape {tuple(value.shape)}, but has to be (batch, patches), here {tuple(shape)}."
+                    f"{name} has shape {tuple(value.shape)}, but must be (batch, patches), here {tuple(shape)}."
                 )
         if bool_masked_pos is None:
             noise = torch.rand(shape, device=hidden_states.device)
@@ -110,16 +113,18 @@ class BeatsForPreTraining(BeatsPreTrainedModel):
         is_visible = ~masked if patch_mask is None else ~masked & patch_mask
         counts = is_visible.sum(dim=1)
         if counts.min() == 0 or not masked.any():
-            raise ValueError("bool_masked_pos has to mask a patch, and to leave a visible one in every clip.")
+            raise ValueError(
+                "bool_masked_pos must mask at least one patch and leave at least one visible in each clip."
+            )
 
-        # The visible patches in their order. Clips with fewer than others are filled up; the encoder's mask knows.
+        # Visible patches in order. Clips with fewer than others are padded with hidden ones, which the mask excludes.
         visible = is_visible.int().argsort(dim=1, descending=True, stable=True)[:, : counts.max()]
-        encoded = self.beats.encoder(hidden_states, is_visible, False, False, visible)
+        encoded = self.beats.encoder(hidden_states, is_visible, visible=visible)
         features = encoded.last_hidden_state.masked_fill(~encoded.patch_mask.unsqueeze(-1), 0.0)
         features = torch.zeros_like(hidden_states, dtype=features.dtype).scatter(
             1, visible.unsqueeze(-1).expand_as(features), features
         )
-        logits = self.label_head(self.predictor(features, patch_mask, False, False).last_hidden_state)
+        logits = self.label_head(self.predictor(features, patch_mask).last_hidden_state)
 
         loss = None
         if labels is not None:

@@ -1,4 +1,4 @@
-"""Acoustic tokenizers of BEATs: filter banks to a discrete label for each patch (arXiv 2212.09058, section 3.2)."""
+"""Acoustic tokenizers of BEATs, which map each patch of a filter bank to a code (arXiv 2212.09058, section 3.2)."""
 
 import math
 from dataclasses import dataclass
@@ -26,49 +26,49 @@ class BeatsTokenizerOutput(ModelOutput):
         loss (`torch.FloatTensor` of shape `()`, *optional*, if there are targets):
             `1 - similarity + commitment_loss`.
         codes (`torch.LongTensor` of shape `(batch, patches)`):
-            Label of each patch, 0 to `codebook_size - 1`; without meaning at patches that are padding.
-        patch_mask (`torch.BoolTensor` of shape `(batch, patches)`, *optional*, if there is a mask):
+            Code of each patch, from 0 to `codebook_size - 1`; meaningless for padding.
+        patch_mask (`torch.BoolTensor` of shape `(batch, patches)`, *optional*, if a mask was given):
             `True` for real patches, `False` for padding.
         similarity (`torch.FloatTensor` of shape `()`, *optional*, if there are targets):
-            Mean over the real patches of the cosine between estimate and target.
+            Cosine similarity of estimate and target, averaged over the real patches.
         commitment_loss (`torch.FloatTensor` of shape `()`, *optional*, if there are targets):
-            Mean squared error between the normalised vectors of the encoder and their codes.
+            Mean squared error between the normalised encoder vectors and their code vectors.
     """
 
-    loss: torch.FloatTensor | None = None
-    codes: torch.LongTensor | None = None
-    patch_mask: torch.BoolTensor | None = None
-    similarity: torch.FloatTensor | None = None
-    commitment_loss: torch.FloatTensor | None = None
+    loss: torch.Tensor | None = None
+    codes: torch.Tensor | None = None
+    patch_mask: torch.Tensor | None = None
+    similarity: torch.Tensor | None = None
+    commitment_loss: torch.Tensor | None = None
 
 
 def nearest_codes(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
-    """Index of the code nearest to each vector by Euclidean distance: (..., dim) and (codes, dim) to (...)."""
-    # |v - e|^2 without |v|^2, which is the same for all codes.
+    """Return the index of the code nearest to each vector in Euclidean distance: (..., dim), (codes, dim) to (...)."""
+    # |v - e|^2 without |v|^2, which is equal for all codes.
     return (codebook.square().sum(dim=1) - 2 * vectors @ codebook.T).argmin(dim=-1)
 
 
 def process_of() -> tuple[int, int]:
-    """Index of this process and number of processes that train together, 0 and 1 if it is alone."""
+    """Return the rank of this process and the number of processes in distributed training, or 0 and 1."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 
 
 def sum_over_processes(value: torch.Tensor) -> torch.Tensor:
-    """Replaces `value` by its sum over all processes, and returns it."""
+    """Replace `value` by its sum over all processes and return it."""
     if process_of()[1] > 1:
         dist.all_reduce(value)
     return value
 
 
 def sizes_and_means(sums: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """From what [`BeatsQuantizer.cluster_sums`] gives: numbers of vectors (codes,), normalised means (codes, dim)."""
+    """Split the result of [`BeatsQuantizer.cluster_sums`] into cluster sizes (codes,) and unit means (codes, dim)."""
     return sums[:, -1], F.normalize(sums[:, :-1], dim=1)
 
 
 class BeatsRandomQuantizer(nn.Module):
-    """Frozen random projection of patches, and a frozen random codebook."""
+    """Quantizer with a frozen random projection of patches and a frozen random codebook."""
 
     def __init__(self, config: BeatsConfig) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class BeatsRandomQuantizer(nn.Module):
         self.codebook = nn.Parameter(torch.empty(config.codebook_size, config.codebook_dim), requires_grad=False)
 
     def forward(self, input_values: torch.Tensor) -> torch.Tensor:
-        """Maps (batch, frames, num_mel_bins) to codes (batch, patches), time-major."""
+        """Map (batch, frames, num_mel_bins) to time-major codes (batch, patches)."""
         size = self.patch_size
         with torch.autocast(input_values.device.type, enabled=False):
             patches = input_values.to(self.projection.dtype).unfold(1, size, size).unfold(2, size, size)
@@ -89,13 +89,17 @@ class BeatsRandomQuantizer(nn.Module):
 class BeatsQuantizer(nn.Module):
     """Vector quantizer whose codes are moving averages on the unit sphere.
 
-    The nearest code replaces each L2-normalised vector. Gradients pass to the vector as if it had not been replaced
-    (straight-through). Codes learn from no gradient: on the first batch in training they are the centres of k-means by
-    cosine similarity, and after each batch a used code moves towards the normalised mean of its vectors, `decay * code
-    + (1 - decay) * mean`, and is normalised again. Several processes use the vectors of all, and stay equal. Where
-    gradients of several batches are accumulated, set `accumulation_steps` to their number: the codes then move once
-    for all of them, as for one large batch.
+    Each L2-normalised vector is replaced by the nearest code, with straight-through gradients. The codes are not
+    trained by gradients: the first training batch initialises them by k-means with cosine similarity, and after each
+    batch, every used code moves towards the normalised mean of its vectors, `decay * code + (1 - decay) * mean`, and
+    is normalised again. In distributed training, the codes are updated from the vectors of all processes and stay
+    equal. With gradient accumulation, set `accumulation_steps` to the number of accumulated batches: the codes are
+    then updated once for all of them, as for one large batch.
     """
+
+    codebook: torch.Tensor
+    cluster_size: torch.Tensor
+    initialized: torch.Tensor
 
     def __init__(self, config: BeatsConfig) -> None:
         super().__init__()
@@ -109,15 +113,17 @@ class BeatsQuantizer(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, patch_mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Quantizes vectors, and in training updates the codes from them afterwards.
+        """Quantize vectors and, in training, update the codes afterwards.
 
         Args:
-            hidden_states (`torch.Tensor` of shape `(batch, patches, codebook_dim)`): Need not be normalised.
-            patch_mask (`torch.BoolTensor` of shape `(batch, patches)`, *optional*): `True` for vectors that count.
+            hidden_states (`torch.Tensor` of shape `(batch, patches, codebook_dim)`):
+                Vectors, not necessarily normalised.
+            patch_mask (`torch.BoolTensor` of shape `(batch, patches)`, *optional*):
+                `True` for real patches. Others affect neither the codes nor the loss.
 
         Returns:
-            The codes' vectors, of the same shape; their indices `(batch, patches)`; and the commitment loss, the mean
-            squared error between normalised vectors and codes, with gradient to the vectors.
+            The code vectors, of the same shape; their indices `(batch, patches)`; and the commitment loss, the mean
+            squared error between normalised vectors and code vectors, with gradients for the former.
         """
         with torch.autocast(hidden_states.device.type, enabled=False):
             vectors = F.normalize(hidden_states.to(self.codebook.dtype), dim=-1)
@@ -134,9 +140,10 @@ class BeatsQuantizer(nn.Module):
 
     @torch.no_grad()
     def initialize(self, vectors: torch.Tensor) -> None:
-        """Sets the codes to the centres of k-means by cosine similarity, from normalised vectors (number, dim).
+        """Set the codes to the k-means centres of normalised vectors (number, dim) by cosine similarity.
 
-        The first centres are vectors drawn at random, repeated if there are too few. A centre without vectors stays.
+        The initial centres are randomly drawn vectors, repeated if there are too few. Centres without vectors remain
+        unchanged.
         """
         num_codes = len(self.codebook)
         rank, world_size = process_of()
@@ -160,7 +167,7 @@ class BeatsQuantizer(nn.Module):
 
     @torch.no_grad()
     def update(self, vectors: torch.Tensor, codes: torch.Tensor) -> None:
-        """Moves the codes (number,) towards their normalised vectors (number, dim)."""
+        """Move the codes with indices (number,) towards their normalised vectors (number, dim)."""
         self.pending.append(self.cluster_sums(vectors, codes))
         if len(self.pending) < self.accumulation_steps:
             return
@@ -171,7 +178,7 @@ class BeatsQuantizer(nn.Module):
         self.cluster_size.lerp_(sizes, 1 - self.decay)
 
     def cluster_sums(self, vectors: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-        """Sum of each code's vectors in all processes, and in the last column their number: (codes, dim + 1)."""
+        """Return the sum of each code's vectors over all processes and, in the last column, their number."""
         num_codes, dim = self.codebook.shape
         sums = vectors.new_zeros(num_codes, dim + 1)
         sums.index_add_(0, codes, torch.cat([vectors, vectors.new_ones(len(vectors), 1)], dim=1))
@@ -179,7 +186,7 @@ class BeatsQuantizer(nn.Module):
 
 
 class BeatsTokenizerPreTrainedModel(BeatsPreTrainedModel):
-    """Initialisation of what the tokenizers have beside an encoder."""
+    """Base class of the tokenizers, which initialises their quantizers."""
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -195,10 +202,11 @@ class BeatsTokenizerPreTrainedModel(BeatsPreTrainedModel):
 
 
 class BeatsRandomProjectionTokenizer(BeatsTokenizerPreTrainedModel):
-    """Tokenizer of the first iteration: the nearest of frozen random vectors to a frozen random projection of a patch.
+    """Tokenizer of the first iteration: the random code vector nearest to a random projection of each patch.
 
-    Patches are normalised to zero mean and unit variance first, and the random vectors have length 1, as in BEST-RQ
-    (arXiv 2202.01855); otherwise the loudness of a patch decides almost alone, and few codes are ever used.
+    Projection and codes are frozen. Patches are first normalised to zero mean and unit variance, and the code vectors
+    have unit length, as in BEST-RQ (arXiv 2202.01855); otherwise the loudness of a patch would mostly determine its
+    code, and few codes would be used.
     """
 
     def __init__(self, config: BeatsConfig) -> None:
@@ -213,11 +221,7 @@ class BeatsRandomProjectionTokenizer(BeatsTokenizerPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         padding_mask: torch.Tensor | None = None,
     ) -> BeatsTokenizerOutput:
-        """Labels the patches of filter banks; arguments and errors as in [`BeatsModel`].
-
-        Returns:
-            [`BeatsTokenizerOutput`]
-        """
+        """Return the codes of the patches as [`BeatsTokenizerOutput`]; arguments as in [`~BeatsModel.forward`]."""
         self.check_inputs(input_values, attention_mask, padding_mask)
         return BeatsTokenizerOutput(
             codes=self.quantizer(input_values),
@@ -226,7 +230,7 @@ class BeatsRandomProjectionTokenizer(BeatsTokenizerPreTrainedModel):
 
 
 class BeatsTokenizerModel(BeatsTokenizerPreTrainedModel):
-    """Trained tokenizer: a BEATs encoder, a projection to the width of the codes, and the quantizer."""
+    """Trained tokenizer: a BEATs encoder, a projection to the dimension of the codes, and the quantizer."""
 
     def __init__(self, config: BeatsConfig) -> None:
         super().__init__(config)
@@ -246,18 +250,14 @@ class BeatsTokenizerModel(BeatsTokenizerPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         padding_mask: torch.Tensor | None = None,
     ) -> BeatsTokenizerOutput:
-        """Labels the patches of filter banks; arguments and errors as in [`BeatsModel`].
-
-        Returns:
-            [`BeatsTokenizerOutput`]
-        """
+        """Return the codes of the patches as [`BeatsTokenizerOutput`]; arguments as in [`~BeatsModel.forward`]."""
         encoded = self.beats(input_values, attention_mask, padding_mask)
         _, codes, _ = self.quantizer(self.quantize_layer(encoded.last_hidden_state), encoded.patch_mask)
         return BeatsTokenizerOutput(codes=codes, patch_mask=encoded.patch_mask)
 
 
 class BeatsEstimator(nn.Module):
-    """Shallow Transformer from the vectors of codes to what the teacher made of the clip."""
+    """Shallow Transformer that estimates the teacher's output from code vectors."""
 
     def __init__(self, config: BeatsConfig) -> None:
         super().__init__()
@@ -266,16 +266,16 @@ class BeatsEstimator(nn.Module):
         self.output = encoder_linear(config, config.hidden_size, config.estimator_size or config.hidden_size)
 
     def forward(self, quantized: torch.Tensor, patch_mask: torch.Tensor | None) -> torch.Tensor:
-        """Maps (batch, patches, codebook_dim) to (batch, patches, estimator_size)."""
-        return self.output(self.encoder(self.input(quantized), patch_mask, False, False).last_hidden_state)
+        """Map (batch, patches, codebook_dim) to (batch, patches, estimator_size)."""
+        return self.output(self.encoder(self.input(quantized), patch_mask).last_hidden_state)
 
 
 class BeatsForTokenizerTraining(BeatsTokenizerModel):
-    """Tokenizer in training, distilled from a BEATs model (self-distilled tokenizer, section 3.2.2).
+    """Tokenizer with an estimator for training by distillation (self-distilled tokenizer, section 3.2.2).
 
-    From the codes of a clip, an estimator predicts the teacher's output for each patch. The loss is `1 - cosine`
-    between the two, plus the distance of the encoder's vectors to their codes. The estimator is dropped afterwards:
-    load the folder as [`BeatsTokenizerModel`].
+    From the codes of a clip, the estimator predicts the teacher's output for each patch. The loss is one minus the
+    cosine similarity of the two, plus the commitment loss. The estimator is dropped after training: load the folder as
+    [`BeatsTokenizerModel`].
     """
 
     def __init__(self, config: BeatsConfig) -> None:
@@ -290,23 +290,23 @@ class BeatsForTokenizerTraining(BeatsTokenizerModel):
         attention_mask: torch.Tensor | None = None,
         targets: torch.Tensor | None = None,
     ) -> BeatsTokenizerOutput:
-        r"""Labels patches, estimates the teacher's output from the labels alone, and compares.
+        r"""Compute the codes of patches and the loss of the teacher's output estimated from them.
 
         Args:
             input_values (`torch.Tensor` of shape `(batch, frames, num_mel_bins)`):
-                Normalised filter banks as [`BeatsFeatureExtractor`] makes them.
+                Normalised filter banks from [`BeatsFeatureExtractor`].
             attention_mask (`torch.Tensor` of shape `(batch, frames)`, *optional*):
-                1 for real frames, 0 for padding, see [`BeatsModel`].
+                1 for real frames, 0 for padding, see [`~BeatsModel.forward`].
             targets (`torch.Tensor` of shape `(batch, patches, estimator_size)`, *optional*):
-                Output of the teacher for each patch. There is no loss without it.
+                Output of the teacher for each patch, required for the loss.
             return_dict (`bool`, *optional*):
                 Whether to return a [`~transformers.utils.ModelOutput`] rather than a tuple.
 
         Returns:
-            [`BeatsTokenizerOutput`]
+            A [`BeatsTokenizerOutput`].
 
         Raises:
-            ValueError: An argument has the wrong shape.
+            ValueError: If an argument has the wrong shape.
         """
         encoded = self.beats(input_values, attention_mask)
         vectors = self.quantize_layer(encoded.last_hidden_state)
@@ -316,13 +316,14 @@ class BeatsForTokenizerTraining(BeatsTokenizerModel):
             estimate = self.estimator(quantized, encoded.patch_mask)
             if targets.shape != estimate.shape:
                 raise ValueError(
-                    f"targets has shape {tuple(targets.shape)}, but has to be (batch, patches, estimator_size), here "
+                    f"targets has shape {tuple(targets.shape)}, but must be (batch, patches, estimator_size), here "
                     f"{tuple(estimate.shape)}."
                 )
             cosine = F.cosine_similarity(estimate.float(), targets.float(), dim=-1)
-            output.similarity = cosine.mean() if encoded.patch_mask is None else cosine[encoded.patch_mask].mean()
+            similarity = cosine.mean() if encoded.patch_mask is None else cosine[encoded.patch_mask].mean()
+            output.similarity = similarity
             output.commitment_loss = commitment_loss
-            output.loss = 1 - output.similarity + commitment_loss
+            output.loss = 1 - similarity + commitment_loss
         return output
 
 

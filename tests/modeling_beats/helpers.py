@@ -1,4 +1,4 @@
-"""Tiny models, and checkpoints in the form of the original implementation, for the tests of BEATs."""
+"""Tiny models and original checkpoints for the tests of BEATs."""
 
 import json
 import zlib
@@ -6,27 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from modeling_beats import BeatsConfig
 
 
-CASES = (
-    "case_a_public_like",
-    "case_b_layer_norm_first",
-    "case_c_no_gate",
-    "case_d_finetuned",
-    "case_e_finetuned_padding",
-    "case_f_padding",
-    "case_g_small_buckets",
-    "case_h_gradient",
-    "case_i_base_size",
-)
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "beats"
+"""Tensors of the original implementation that are part of this repository; its README describes them."""
 
 
 def tiny_config(**kwargs: Any) -> BeatsConfig:
-    """A configuration with every part of the model, in sizes for tests; frames of one column have 2 patches."""
+    """Return a configuration of a tiny model with all parts; each time column has two patches."""
     sizes = {
         "num_mel_bins": 32,
         "embedding_size": 12,
@@ -44,7 +36,7 @@ def tiny_config(**kwargs: Any) -> BeatsConfig:
 
 
 def randomized(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Moves every parameter away from its initial value, so that each of them matters; in evaluation mode."""
+    """Add noise to all parameters, so that each affects the output, and set evaluation mode."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -52,9 +44,13 @@ def randomized(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     return model.eval()
 
 
-def load_case(shared: Path, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors of a reference case, and its checkpoint as the original implementation would have saved it."""
-    folder = shared / "reference" / "beats_golden"
+def reference_folder(source: str, request: pytest.FixtureRequest) -> Path:
+    """Return the folder of the reference data in this repository (`"golden"`) or in the `shared` fixture's folder."""
+    return GOLDEN if source == "golden" else request.getfixturevalue("shared") / "reference" / "beats_golden"
+
+
+def read_case(folder: Path, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Return the tensors of a reference case and its checkpoint in the format of the original implementation."""
     description = json.loads((folder / f"{name}.json").read_text())
     tensors = load_file(folder / f"{name}.safetensors")
     state_dict = {key.removeprefix("model."): value for key, value in tensors.items() if key.startswith("model.")}
@@ -63,8 +59,13 @@ def load_case(shared: Path, name: str) -> tuple[dict[str, torch.Tensor], dict[st
     return tensors, {"cfg": description["cfg"], "model": state_dict}
 
 
+def load_case(shared: Path, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read a case of the full reference data in the `shared` fixture's folder."""
+    return read_case(shared / "reference" / "beats_golden", name)
+
+
 def base_size_shapes(num_classes: int) -> dict[str, tuple[int, ...]]:
-    """Shapes of the weights in the original's fine-tuned checkpoints of the base size."""
+    """Return the shapes of the weights in original fine-tuned checkpoints of base size."""
     size = 768
     shapes: dict[str, tuple[int, ...]] = {
         "patch_embedding.weight": (512, 1, 16, 16),
@@ -98,7 +99,7 @@ def base_size_shapes(num_classes: int) -> dict[str, tuple[int, ...]]:
 
 
 def base_size_weights(seed: int, num_classes: int) -> dict[str, torch.Tensor]:
-    """Weights of the reference case of the base size, each made from a seed and its name."""
+    """Return the weights of the reference case of base size, each generated from a seed and its name."""
     weights = {}
     for key, shape in base_size_shapes(num_classes).items():
         table = "relative_attention_bias" in key

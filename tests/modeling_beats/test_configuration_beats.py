@@ -17,7 +17,7 @@ def test_round_trip(tmp_path):
 
 
 def test_deep_norm_constants():
-    """The values of twelve layers, as in DeepNet's table for encoders."""
+    """The values for twelve layers in DeepNet's table of encoder-only models."""
     config = BeatsConfig()
     assert config.deep_norm_alpha == pytest.approx(2.213364, abs=1e-6)
     assert config.deep_norm_beta == pytest.approx(0.319, abs=5e-4)

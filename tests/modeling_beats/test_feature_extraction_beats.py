@@ -26,7 +26,7 @@ def noise():
 
 
 def kaldi_bank():
-    """Kaldi's bank by its definition, (257, 128), band by band and in float64."""
+    """Return Kaldi's mel bank by its definition, (257, 128), band by band and in float64."""
     mel = 1127 * np.log(1 + np.arange(257) * RATE / 512 / 700)
     low, high = 1127 * np.log(1 + np.array([20, 8000]) / 700)
     edges = np.linspace(low, high, 130)
@@ -37,7 +37,7 @@ def kaldi_bank():
 
 
 def kaldi_fbank(waveform):
-    """The definition for one clip, in float64: as Kaldi does it, the bank made anew for each clip."""
+    """Return the filter banks of one clip by Kaldi's definition, in float64."""
     waveform = np.asarray(waveform, dtype=np.float64) * 2**15
     frames = np.lib.stride_tricks.sliding_window_view(waveform, 400)[::160]
     frames = frames - frames.mean(axis=1, keepdims=True)
@@ -49,15 +49,15 @@ def kaldi_fbank(waveform):
 
 class TestFilterBanks:
     @pytest.mark.parametrize("num_clips", [1, 10])
-    def test_are_their_definition(self, extractor, noise, num_clips):
-        """One clip of several chunks, and ten clips of which several make up a chunk."""
+    def test_match_the_definition(self, extractor, noise, num_clips):
+        """One clip of several chunks, and ten clips with several per chunk."""
         clips = noise.reshape(num_clips, -1)
         assert extractor.num_frames(clips.shape[1]) > FRAMES_PER_CHUNK or num_clips > 1
         filter_banks = extractor.fbank(torch.tensor(clips))
         np.testing.assert_allclose(filter_banks, [kaldi_fbank(clip) for clip in clips], atol=1e-4)
 
     @pytest.mark.parametrize("num_bands", [32, 100, 128])
-    def test_blocks_hold_the_whole_bank(self, num_bands):
+    def test_blocks_contain_the_whole_bank(self, num_bands):
         rebuilt = torch.zeros(514, num_bands)
         first = 0
         for start, weights in mel_blocks(num_bands, 512, RATE, torch.device("cpu")):
@@ -79,13 +79,13 @@ class TestFilterBanks:
         assert extractor.fbank(torch.zeros(2, samples)).shape == (2, frames, 128)
         assert extractor.features(torch.zeros(2, samples)).shape == (2, frames, 128)
 
-    def test_batch_mates_do_not_matter(self, extractor, noise):
+    def test_clips_of_a_batch_are_independent(self, extractor, noise):
         clips = torch.tensor(noise).reshape(20, RATE // 2)
         assert 20 * extractor.num_frames(RATE // 2) > FRAMES_PER_CHUNK
         for index, filter_banks in enumerate(extractor.fbank(clips)):
             torch.testing.assert_close(filter_banks, extractor.fbank(clips[index : index + 1])[0], atol=1e-5, rtol=0)
 
-    def test_autocast_does_not_reach_them(self, extractor, noise):
+    def test_autocast_changes_nothing(self, extractor, noise):
         clips = torch.tensor(noise[None])
         with torch.autocast("cpu", dtype=torch.bfloat16):
             filter_banks = extractor.fbank(clips)
@@ -96,8 +96,8 @@ class TestFilterBanks:
         with pytest.raises(ValueError, match="waveform has shape"):
             extractor.fbank(torch.zeros(shape))
 
-    def test_is_kaldis_steps_clip_by_clip(self, extractor, noise):
-        """Against the steps as Kaldi has them, in torch, for one clip after the other."""
+    def test_match_kaldi_clip_by_clip(self, extractor, noise):
+        """Compared with Kaldi's steps written in torch, one clip at a time."""
 
         def clip_by_clip(clips):
             for clip in clips:
@@ -161,7 +161,7 @@ class TestInputs:
 
     @pytest.mark.parametrize("rate", [8_000, 22_050, 32_000, 44_100, 48_000, 44_100.0, np.int64(48_000)])
     def test_any_rate(self, extractor, rate):
-        """A tone keeps its place and its level, whatever the rate."""
+        """The frequency and level of a tone do not depend on the sampling rate."""
         seconds = np.arange(int(rate)) / float(rate)
         values = extractor(np.sin(2 * np.pi * 1000 * seconds), sampling_rate=rate, return_tensors="pt").input_values
         reference = np.sin(2 * np.pi * 1000 * np.arange(RATE) / RATE)
@@ -178,8 +178,8 @@ class TestInputs:
         assert loaded.to_dict() == extractor.to_dict()
 
     @pytest.mark.parametrize("name", ["check_sampling_rate", "to_clips", "to_mono"])
-    def test_both_model_folders_treat_audio_alike(self, name):
-        """Each folder has to stand alone on the Hub, so these functions are there twice."""
+    def test_both_model_folders_share_these_functions(self, name):
+        """Each folder must be self-contained on the Hub, so these functions exist twice."""
         ours = getattr(modeling_beats.feature_extraction_beats, name)
         theirs = getattr(modeling_tfsepnet.feature_extraction_tfsepnet, name)
         assert inspect.getsource(ours) == inspect.getsource(theirs)

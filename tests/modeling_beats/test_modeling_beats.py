@@ -21,7 +21,7 @@ def model():
 
 @pytest.fixture
 def inputs():
-    """Three clips of 70 frames: four whole time columns of two patches each, and six frames more."""
+    """Three clips of 70 frames: four time columns of two patches each, and six more frames."""
     return torch.randn(3, 70, 32, generator=torch.Generator().manual_seed(1))
 
 
@@ -45,7 +45,7 @@ class TestSize:
 
 class TestArithmetic:
     def test_patches_are_time_major(self, model):
-        """Patch 2 t + f of the two mel rows sees mel row f of time column t, and nothing else."""
+        """With two mel rows, patch 2 t + f depends only on mel row f of time column t."""
         x = torch.zeros(1, 64, 32)
         base = model.beats.embeddings(x)
         for column in range(4):
@@ -57,7 +57,7 @@ class TestArithmetic:
 
     @pytest.mark.parametrize("kernel_size", [5, 6])
     def test_positional_convolution(self, kernel_size):
-        """Equal to PyTorch's own weight normalisation over the last axis, without an output too many at the end."""
+        """Matches PyTorch's weight normalisation over the last axis, without the extra output at the end."""
         torch.manual_seed(0)
         model = randomized(BeatsModel(tiny_config(num_conv_pos_embeddings=kernel_size)))
         ours = model.encoder.pos_conv_embed
@@ -82,7 +82,7 @@ class TestArithmetic:
         assert bias.buckets(distances).tolist() == expected
 
     def test_gated_bias_by_hand(self, model):
-        """For one query: gate = a (b grep_a - 1) + 2, the sums taken before the sigmoids."""
+        """For one query: gate = a (b grep_a - 1) + 2, with sums taken before the sigmoids."""
         attention = model.beats.encoder.layers[1].self_attn
         query = torch.randn(1, 4, 3, 4)
         position_bias = torch.randn(1, 4, 3, 3)
@@ -114,7 +114,7 @@ class TestArithmetic:
             expected = layer.final_layer_norm(alpha * y + layer.feed_forward(y))
         torch.testing.assert_close(layer(x, bias, None, False)[0], expected)
 
-    def test_head_is_the_mean_of_the_patches_logits(self, model, inputs):
+    def test_logits_are_averaged_over_patches(self, model, inputs):
         mask = torch.ones(3, 70)
         mask[1, 40:] = 0
         with torch.no_grad():
@@ -128,7 +128,7 @@ class TestArithmetic:
             )
 
     @pytest.mark.parametrize("settings", [{}, {"relative_position_embedding": False}, {"gru_rel_pos": False}])
-    def test_sdpa_is_eager(self, settings, inputs):
+    def test_sdpa_matches_eager(self, settings, inputs):
         torch.manual_seed(0)
         model = randomized(BeatsForAudioClassification(tiny_config(**settings)))
         mask = torch.ones(3, 70)
@@ -140,7 +140,7 @@ class TestArithmetic:
                 model.set_attn_implementation("sdpa")
                 torch.testing.assert_close(model.beats(inputs, **kwargs).last_hidden_state, eager, atol=1e-5, rtol=0)
 
-    def test_sdpa_is_eager_on_the_base_size(self):
+    def test_sdpa_matches_eager_at_base_size(self):
         torch.manual_seed(0)
         model = BeatsModel(BeatsConfig()).eval()
         x = torch.randn(1, 98, 128)
@@ -151,7 +151,7 @@ class TestArithmetic:
 
 
 class TestMasks:
-    def test_a_padded_clip_gives_what_it_gives_alone(self, model, inputs):
+    def test_padding_does_not_change_the_logits_of_a_clip(self, model, inputs):
         lengths = [70, 48, 20]
         mask = torch.arange(70) < torch.tensor(lengths).unsqueeze(1)
         with torch.no_grad():
@@ -167,7 +167,7 @@ class TestMasks:
             assert patch_mask.tolist() == [[True] * 2 * columns + [False] * 2 * (4 - columns)]
 
     def test_padding_mask_follows_the_original(self):
-        """One second of which 9000 samples are real: three columns of eight patches, and four rows of the fourth."""
+        """One second with 9000 real samples: three columns of eight patches, and four rows of the fourth."""
         with torch.device("meta"):
             model = BeatsModel(BeatsConfig(num_hidden_layers=1))
         padding_mask = torch.arange(16_000).unsqueeze(0) >= 9000
@@ -185,7 +185,7 @@ class TestMasks:
 
     @pytest.mark.parametrize("attention", ["eager", "sdpa"])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-    def test_nothing_real_is_refused_and_never_nan(self, model, inputs, attention, dtype, monkeypatch):
+    def test_clip_without_real_patches_is_rejected_and_never_nan(self, model, inputs, attention, dtype, monkeypatch):
         model.set_attn_implementation(attention)
         mask = torch.ones(3, 70)
         mask[1] = 0
@@ -232,7 +232,7 @@ class TestContract:
             assert all(p.kind is not p.VAR_KEYWORD for p in inspect.signature(model_class.forward).parameters.values())
 
     def test_initialization(self):
-        """Standard deviations of DeepNet and of the original code; all else is PyTorch's default."""
+        """Standard deviations follow DeepNet and the original code, and otherwise PyTorch's defaults."""
         torch.manual_seed(0)
         model = BeatsForAudioClassification(BeatsConfig(num_hidden_layers=2, num_labels=527))
         beta = (8 * 2) ** -0.25
@@ -273,7 +273,7 @@ class TestContract:
         for name in ("self_attn.q_proj", "self_attn.out_proj", "feed_forward.fc1", "feed_forward.fc2"):
             assert model.encoder.layers[0].get_submodule(name).weight.std().item() == pytest.approx(0.02, rel=0.05)
 
-    def test_seed_decides_the_weights(self):
+    def test_same_seed_same_weights(self):
         models = []
         for _ in range(2):
             torch.manual_seed(3)
@@ -295,7 +295,7 @@ class TestContract:
             assert other.state_dict().keys() == model.state_dict().keys()
             assert all(torch.equal(value, other.state_dict()[key]) for key, value in model.state_dict().items())
             with torch.no_grad():
-                # The same numbers; but files hold tensors at other alignments, for which kernels add in another order.
+                # Equal weights, but tensors from files are aligned differently, which changes the order of summation.
                 torch.testing.assert_close(other(inputs).logits, model(inputs).logits, atol=1e-5, rtol=0)
         with torch.no_grad():
             assert torch.equal(loaded[0](inputs).logits, loaded[1](inputs).logits)
@@ -303,7 +303,7 @@ class TestContract:
         assert type(encoder) is BeatsModel
         assert all(torch.equal(value, encoder.state_dict()[key]) for key, value in model.beats.state_dict().items())
 
-    def test_another_head_is_initialised(self, model, tmp_path):
+    def test_new_head_is_initialised(self, model, tmp_path):
         model.save_pretrained(tmp_path)
         loaded = BeatsForAudioClassification.from_pretrained(tmp_path, num_labels=3, ignore_mismatched_sizes=True)
         assert loaded.classifier.weight.shape == (3, 16)
@@ -326,7 +326,7 @@ class TestContract:
         assert len(model(inputs).hidden_states) == 3
 
     def test_attention_outputs(self, model, inputs):
-        """Weights are given on request, also where a fused implementation is in use, and change nothing."""
+        """Weights are returned on request, even with a fused implementation, and do not change the logits."""
         outputs = model(inputs, output_attentions=True)
         assert [tuple(weight.shape) for weight in outputs.attentions] == 2 * [(3, 4, 8, 8)]
         torch.testing.assert_close(outputs.logits, model(inputs).logits, atol=1e-5, rtol=0)
@@ -343,7 +343,7 @@ class TestContract:
 
 
 class TestTraining:
-    def test_loss_of_one_label(self, model, inputs):
+    def test_single_label_loss(self, model, inputs):
         labels = torch.tensor([1, 0, 4])
         outputs = model(inputs, labels=labels)
         assert outputs.loss.item() == pytest.approx(nn.functional.cross_entropy(outputs.logits, labels).item())
@@ -351,7 +351,7 @@ class TestTraining:
         assert all(parameter.grad is not None for parameter in model.parameters())
 
     @pytest.mark.parametrize("dtype", [torch.long, torch.float])
-    def test_loss_of_several_labels(self, model, inputs, dtype):
+    def test_multi_label_loss(self, model, inputs, dtype):
         model.config.problem_type = "multi_label_classification"
         labels = torch.tensor([[1, 0, 0, 1, 0], [0, 0, 0, 0, 0], [0, 1, 1, 1, 1]], dtype=dtype)
         outputs = model(inputs, labels=labels)
@@ -361,12 +361,12 @@ class TestTraining:
     @pytest.mark.parametrize(
         ("labels", "problem_type", "message"),
         [
-            (torch.tensor([1, 2]), None, r"labels has shape \(2,\), but has to be \(3,\)"),
-            (torch.tensor([0, 5, 1]), None, "labels holds 5, but the classes are 0 to 4"),
-            (torch.tensor([0, -1, 1]), None, "labels holds -1"),
-            (torch.zeros(3), None, r"has to be \(3, 5\)"),
-            (torch.zeros(3, 5).long(), "single_label_classification", r"has to be \(3,\)"),
-            (torch.tensor([1, 2, 3]), "multi_label_classification", r"has to be \(3, 5\)"),
+            (torch.tensor([1, 2]), None, r"labels has shape \(2,\), but must be \(3,\)"),
+            (torch.tensor([0, 5, 1]), None, "labels contains 5, but the classes are 0 to 4"),
+            (torch.tensor([0, -1, 1]), None, "labels contains -1"),
+            (torch.zeros(3), None, r"must be \(3, 5\)"),
+            (torch.zeros(3, 5).long(), "single_label_classification", r"must be \(3,\)"),
+            (torch.tensor([1, 2, 3]), "multi_label_classification", r"must be \(3, 5\)"),
         ],
     )
     def test_wrong_labels_are_named(self, model, inputs, labels, problem_type, message):
@@ -389,7 +389,7 @@ class TestTraining:
         assert torch.autograd.gradcheck(encode, values)
 
     def test_layer_wise_gradient_decay(self, inputs):
-        """Layer i gets ratio ** (n - 1 - i) of its gradient, what is before ratio ** n; the outputs are the same."""
+        """Layer i gets ratio ** (n - 1 - i) times its gradient, all before ratio ** n times; outputs are unchanged."""
         models = []
         for ratio in (1.0, 0.5):
             torch.manual_seed(0)
@@ -403,7 +403,9 @@ class TestTraining:
         for part, factor in factors.items():
             for name, parameter in plain.named_parameters():
                 if part in name and not name.endswith("k_proj.bias"):
-                    torch.testing.assert_close(decayed.get_parameter(name).grad, factor * parameter.grad, msg=name)
+                    torch.testing.assert_close(
+                        decayed.get_parameter(name).grad, factor * parameter.grad, msg=f"{name}: {{}}".format
+                    )
 
     @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`")  # its new name is not in transformers 5.17
     @pytest.mark.parametrize("use_reentrant", [False, True])
@@ -420,7 +422,7 @@ class TestTraining:
             model(inputs, labels=torch.tensor([0, 1, 2])).loss.backward()
             gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
         for name, gradient in gradients[0].items():
-            torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+            torch.testing.assert_close(gradients[1][name], gradient, msg=f"{name}: {{}}".format)
 
     def test_layerdrop(self, inputs):
         model = BeatsForAudioClassification(tiny_config(layerdrop=0.5, num_hidden_layers=8))
@@ -437,7 +439,7 @@ class TestTraining:
         model(inputs)
         assert len(calls) == 8
 
-    def test_every_dropout_is_in_use(self, inputs):
+    def test_every_dropout_has_an_effect(self, inputs):
         off = {f"{name}_dropout": 0.0 for name in ("embedding", "hidden", "attention", "activation", "classifier")} | {
             "layerdrop": 0.0
         }
@@ -522,8 +524,8 @@ class TestCompilers:
         assert (logits.float() - expected).abs().max() < 0.05 * expected.abs().max() + 0.05
 
 
-def test_attention_scores_do_not_see_the_bias_of_keys(model, inputs):
-    """Softmax takes no notice of a constant per query, so any difference would be a mistake in the scores."""
+def test_key_bias_has_no_effect(model, inputs):
+    """Softmax ignores a constant per query, so any difference would be an error in the attention scores."""
     expected = model(inputs).logits
     for module in model.modules():
         if isinstance(module, BeatsAttention):

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from modeling_beats import BeatsAudioClassificationPipeline, BeatsFeatureExtractor, BeatsForAudioClassification
-from modeling_beats.pipeline_beats import LONGEST_CLIP, WINDOW
+from modeling_beats.pipeline_beats import MAX_FRAMES, WINDOW_FRAMES
 from tests.clean_process import run_in_clean_process
 
 from .helpers import randomized, tiny_config
@@ -30,7 +30,7 @@ RATE = 16_000
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A saved model, small and random, with its feature extractor."""
+    """Folder of a small random model with its feature extractor."""
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
     randomized(BeatsForAudioClassification(tiny_config())).save_pretrained(folder)
@@ -64,7 +64,7 @@ def scores(results):
     return {result["label"]: result["score"] for result in results}
 
 
-def test_scores_are_the_models_softmax(classifier, noise):
+def test_scores_are_the_softmax_of_the_logits(classifier, noise):
     inputs = classifier.feature_extractor(noise, sampling_rate=RATE, return_tensors="pt")
     with torch.no_grad():
         expected = classifier.model(**inputs).logits.softmax(dim=-1)[0]
@@ -74,7 +74,7 @@ def test_scores_are_the_models_softmax(classifier, noise):
     assert [result["label"] for result in classifier(noise, top_k=2)] == sorted(results, key=results.get)[:-3:-1]
 
 
-def test_several_labels_have_scores_of_their_own(classifier, noise, monkeypatch):
+def test_multi_label_scores_are_independent(classifier, noise, monkeypatch):
     monkeypatch.setattr(classifier.model.config, "problem_type", "multi_label_classification")
     inputs = classifier.feature_extractor(noise, sampling_rate=RATE, return_tensors="pt")
     with torch.no_grad():
@@ -132,13 +132,13 @@ def test_dataset_column(classifier, files):
     assert [scores(result) for result in results] == 2 * [pytest.approx(expected, abs=1e-3)]
 
 
-def test_long_file_is_heard_window_by_window(classifier, files):
+def test_long_file_is_classified_in_windows(classifier, files):
     audio, rate = soundfile.read(files / "long.wav", dtype="float32")
     features = classifier.feature_extractor(audio, sampling_rate=rate, return_tensors="pt").input_values
     num_frames = features.shape[1]
-    assert 2 * WINDOW < num_frames < 3 * WINDOW
-    starts = (0, WINDOW, num_frames - WINDOW)
-    windows = torch.cat([features[:, start : start + WINDOW] for start in starts])
+    assert 2 * WINDOW_FRAMES < num_frames < 3 * WINDOW_FRAMES
+    starts = (0, WINDOW_FRAMES, num_frames - WINDOW_FRAMES)
+    windows = torch.cat([features[:, start : start + WINDOW_FRAMES] for start in starts])
     with torch.no_grad():
         expected = classifier.model(windows).logits.mean(dim=0)
     results = scores(classifier(str(files / "long.wav"), top_k=None, function_to_apply="none"))
@@ -149,11 +149,11 @@ def test_long_file_is_heard_window_by_window(classifier, files):
 def test_ten_seconds_are_one_window(classifier, files):
     audio = soundfile.read(files / "long.wav", dtype="float32")[0][: 10 * RATE]
     windows = list(classifier.preprocess(audio))
-    assert [window["input_values"].shape[1] for window in windows] == [LONGEST_CLIP]
+    assert [window["input_values"].shape[1] for window in windows] == [MAX_FRAMES]
     assert len(list(classifier.preprocess(np.append(audio, audio[:200])))) == 2
 
 
-def test_other_models_are_left_to_other_pipelines(monkeypatch):
+def test_other_models_get_their_own_pipelines(monkeypatch):
     monkeypatch.setattr(BeatsAudioClassificationPipeline, "replaced_class", AudioClassificationPipeline)
     model = ASTForAudioClassification(
         ASTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, num_mel_bins=16)
@@ -185,7 +185,7 @@ def test_bad_input_is_named(classifier, name):
 
 
 def test_importing_the_package_registers_the_pipeline(folder, tmp_path):
-    """In a process of its own: in this one, another package may have taken the task over."""
+    """In a separate process: in this one, another package may have registered its pipeline for the task."""
     code = (
         "import sys, modeling_beats; from transformers import pipeline; "
         f"sys.exit(type(pipeline('audio-classification', {str(folder)!r})).__module__)"
@@ -241,7 +241,7 @@ report({
         assert report["initialised"] == pytest.approx((8 * 2) ** -0.25 * (2 / 40) ** 0.5, rel=0.2)
 
     def test_auto_classes_of_the_package(self, folder):
-        """With the package imported no remote code runs, even where it is trusted."""
+        """If the package is imported, no remote code runs, even if it is trusted."""
         for trust in (None, True):
             extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=trust)
             assert type(extractor) is BeatsFeatureExtractor

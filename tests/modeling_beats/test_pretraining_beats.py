@@ -23,7 +23,7 @@ def model():
 
 @pytest.fixture
 def inputs():
-    """Three clips of 70 frames: four whole time columns of two patches each, and six frames more."""
+    """Three clips of 70 frames: four time columns of two patches each, and six more frames."""
     return torch.randn(3, 70, 32, generator=torch.Generator().manual_seed(1))
 
 
@@ -35,30 +35,30 @@ def masked():
 
 class TestMask:
     @pytest.mark.parametrize(("patches", "expected"), [(496, 372), (48, 36), (8, 6), (2, 1)])
-    def test_exact_share_of_every_clip(self, patches, expected):
+    def test_exact_fraction_of_every_clip(self, patches, expected):
         masked = mask_patches(torch.rand(50, patches), 0.75)
         assert masked.sum(dim=1).unique().tolist() == [expected]
 
-    def test_share_of_real_patches(self):
+    def test_fraction_of_real_patches(self):
         patch_mask = torch.arange(48) < torch.tensor([48, 40, 8, 16, 2]).unsqueeze(1)
         masked = mask_patches(torch.rand(5, 48), 0.75, patch_mask)
         assert masked.sum(dim=1).tolist() == [36, 30, 6, 12, 1]
         assert not (masked & ~patch_mask).any()
 
-    def test_all_patches_alike(self):
-        """Over many clips each patch is masked as often as any other (six standard deviations)."""
+    def test_all_patches_are_masked_equally_often(self):
+        """Over many clips, within six standard deviations."""
         frequency = mask_patches(torch.rand(20_000, 16), 0.75).float().mean(dim=0)
         assert (frequency - 0.75).abs().max() < 6 * (0.75 * 0.25 / 20_000) ** 0.5
 
-    def test_drawn_where_none_is_given(self, model, inputs):
+    def test_random_by_default(self, model, inputs):
         first, second = model(inputs).bool_masked_pos, model(inputs).bool_masked_pos
         assert first.sum(dim=1).tolist() == [6, 6, 6]
         assert not torch.equal(first, second)
 
 
 class TestNoLeak:
-    def test_masked_patches_change_nothing(self, model, inputs, masked):
-        """Each masked patch, whatever it holds, leaves all logits as they are, to the last bit."""
+    def test_masked_patches_have_no_effect(self, model, inputs, masked):
+        """The contents of masked patches do not change any logit, to the last bit."""
         expected = model(inputs, bool_masked_pos=masked).logits
         changed = inputs.clone()
         for clip, patch in masked.nonzero().tolist():
@@ -66,8 +66,8 @@ class TestNoLeak:
             changed[clip, 16 * column : 16 * column + 16, 16 * row : 16 * row + 16] = 1e4 * torch.randn(16, 16)
         assert torch.equal(model(changed, bool_masked_pos=masked).logits, expected)
 
-    def test_masked_patches_change_their_own_label(self, model, inputs, masked):
-        """With the labels of a random projection, a masked patch moves the loss by its own label and nothing else."""
+    def test_masked_patches_affect_the_loss_only_by_their_labels(self, model, inputs, masked):
+        """With labels of a random projection, changing a masked patch changes only its own term of the loss."""
         torch.manual_seed(0)
         tokenizer = BeatsRandomProjectionTokenizer(model.config)
         labels = tokenizer(inputs).codes
@@ -98,7 +98,7 @@ class TestNoLeak:
         patches = inputs.grad[:, :64].unfold(1, 16, 16).unfold(2, 16, 16).flatten(3).flatten(1, 2).abs().amax(dim=2)
         assert torch.equal(patches > 0, ~masked)
 
-    def test_labels_of_visible_patches_do_not_count(self, model, inputs, masked):
+    def test_labels_of_visible_patches_are_ignored(self, model, inputs, masked):
         labels = torch.randint(7, (3, 8))
         loss = model(inputs, labels=labels, bool_masked_pos=masked).loss
         assert torch.equal(model(inputs, labels=labels.where(masked, 0), bool_masked_pos=masked).loss, loss)
@@ -106,14 +106,14 @@ class TestNoLeak:
 
 class TestForward:
     @pytest.mark.parametrize("settings", [{}, {"deep_norm": False, "layer_norm_first": True}, {"gru_rel_pos": False}])
-    def test_encoder_on_visible_patches_is_attention_among_them(self, inputs, masked, settings):
-        """Working on a quarter of the patches is the same as working on all with the others left out of attention."""
+    def test_encoding_visible_patches_equals_masking_the_others(self, inputs, masked, settings):
+        """Encoding only the visible patches is equivalent to excluding the others from attention."""
         torch.manual_seed(0)
         model = randomized(BeatsModel(tiny_config(**settings)))
         hidden_states = model.embeddings(inputs)
         visible = (~masked).nonzero()[:, 1].view(3, 2)
-        some = model.encoder(hidden_states, ~masked, False, False, visible).last_hidden_state
-        everything = model.encoder(hidden_states, ~masked, False, False).last_hidden_state
+        some = model.encoder(hidden_states, ~masked, visible=visible).last_hidden_state
+        everything = model.encoder(hidden_states, ~masked).last_hidden_state
         torch.testing.assert_close(some, everything[~masked].view(3, 2, -1), atol=1e-5, rtol=0)
 
     def test_loss_is_the_cross_entropy_of_masked_patches(self, model, inputs, masked):
@@ -122,7 +122,7 @@ class TestForward:
         log_probabilities = outputs.logits.log_softmax(dim=-1).gather(2, labels.unsqueeze(-1)).squeeze(-1)
         torch.testing.assert_close(outputs.loss, -log_probabilities[masked].mean())
 
-    def test_padded_clip_is_the_clip_alone(self, model, inputs):
+    def test_padding_does_not_change_the_logits_of_a_clip(self, model, inputs):
         attention_mask = torch.ones(3, 70)
         attention_mask[1, 40:] = 0  # two whole columns
         masked = torch.tensor([[1, 0, 1, 1, 1, 0, 1, 1], [1, 0, 1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 1, 1, 1]]).bool()
@@ -130,8 +130,8 @@ class TestForward:
         alone = model(inputs[1:2, :40], bool_masked_pos=masked[1:2, :4]).logits
         torch.testing.assert_close(logits[1:2, :4], alone, atol=1e-5, rtol=0)
 
-    def test_learns_to_name_codes(self):
-        """Labels that the neighbours of a patch give away are learnt to well above chance, which is 0.25."""
+    def test_learns_to_predict_codes(self):
+        """Labels that follow from neighbouring patches are learnt well above chance, which is 0.25."""
         torch.manual_seed(0)
         config = tiny_config(
             codebook_size=4, num_predictor_layers=1, hidden_dropout=0, attention_dropout=0, layerdrop=0
@@ -155,18 +155,18 @@ class TestForward:
         assert all(name.startswith("beats.encoder.layers") for name in names)  # layer drop
 
     @pytest.mark.parametrize("argument", ["labels", "bool_masked_pos"])
-    def test_wrong_shapes_are_refused(self, model, inputs, argument):
+    def test_wrong_shapes_are_rejected(self, model, inputs, argument):
         with pytest.raises(ValueError, match=rf"{argument} has shape \(3, 7\)"):
             model(inputs, **{argument: torch.zeros(3, 7, dtype=torch.bool)})
 
     @pytest.mark.parametrize("value", [True, False])
-    def test_masks_without_visible_or_masked_patches_are_refused(self, model, inputs, value):
-        with pytest.raises(ValueError, match="has to mask a patch"):
+    def test_masks_without_visible_or_masked_patches_are_rejected(self, model, inputs, value):
+        with pytest.raises(ValueError, match="must mask at least one patch"):
             model(inputs, bool_masked_pos=torch.full((3, 8), value))
 
 
 class TestFolders:
-    def test_encoder_is_found_by_the_other_models(self, model, inputs, tmp_path):
+    def test_other_models_load_the_encoder(self, model, inputs, tmp_path):
         model.save_pretrained(tmp_path)
         expected = model.beats(inputs).last_hidden_state
         encoder, loading = BeatsModel.from_pretrained(tmp_path, output_loading_info=True)
@@ -176,7 +176,7 @@ class TestFolders:
         assert torch.equal(classifier.beats(inputs).last_hidden_state, expected)
         assert isinstance(AutoModelForPreTraining.from_pretrained(tmp_path), BeatsForPreTraining)
 
-    def test_pretraining_continues_from_an_encoder(self, model, inputs, tmp_path):
+    def test_pretraining_starts_from_an_encoder(self, model, inputs, tmp_path):
         model.beats.save_pretrained(tmp_path)
         continued = BeatsForPreTraining.from_pretrained(tmp_path)
         torch.testing.assert_close(

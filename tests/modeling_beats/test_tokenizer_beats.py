@@ -16,11 +16,11 @@ from modeling_beats import (
 )
 from modeling_beats.convert_beats import convert
 
-from .helpers import load_case, randomized, tiny_config
+from .helpers import GOLDEN, randomized, read_case, reference_folder, tiny_config
 
 
 def make_quantizer(num_codes=6, dim=4, decay=0.9, seed=0):
-    """In double precision, with codes on the unit sphere, in training."""
+    """Return a quantizer in double precision and training mode, with codes on the unit sphere."""
     quantizer = BeatsQuantizer(tiny_config(codebook_size=num_codes, codebook_dim=dim, codebook_decay=decay)).double()
     generator = torch.Generator().manual_seed(seed)
     quantizer.codebook.copy_(F.normalize(torch.randn(num_codes, dim, generator=generator, dtype=torch.float64), dim=1))
@@ -33,13 +33,13 @@ def make_vectors(*shape, seed=1):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-@pytest.fixture
-def case(shared):
-    tensors, checkpoint = load_case(shared, "tokenizer_a")
-    return tensors, convert(checkpoint)
-
-
 class TestReference:
+    @pytest.fixture
+    def case(self, request):
+        tensors, checkpoint = read_case(reference_folder(request.param, request), "tokenizer_a")
+        return tensors, convert(checkpoint)
+
+    @pytest.mark.parametrize("case", ["golden", "shared"], indirect=True)
     def test_codes_from_waveform(self, case):
         tensors, model = case
         assert isinstance(model, BeatsTokenizerModel)
@@ -48,10 +48,11 @@ class TestReference:
             vectors = model.quantize_layer(model.beats(filter_banks).last_hidden_state)
             codes = model(filter_banks).codes
         torch.testing.assert_close(vectors, tensors["expected.quantize_input"], atol=3e-4, rtol=0)
-        assert codes.shape == (2, 48)
+        assert codes.shape == (len(filter_banks), 48)
         assert torch.equal(codes.flatten(), tensors["expected.codes"].long())
 
-    def test_step_of_the_quantizer(self, case):
+    @pytest.mark.parametrize("case", ["shared"], indirect=True)
+    def test_quantizer_training_step(self, case):
         tensors, model = case
         quantizer = BeatsQuantizer(model.config).train()
         quantizer.codebook.copy_(tensors["ema.codebook_before"])
@@ -67,6 +68,7 @@ class TestReference:
         torch.testing.assert_close(quantizer.codebook, tensors["ema.codebook_after"], atol=1e-6, rtol=0)
         torch.testing.assert_close(quantizer.cluster_size, tensors["ema.cluster_size_after"], atol=1e-6, rtol=0)
 
+    @pytest.mark.parametrize("case", ["golden"], indirect=True)
     def test_converted_folder(self, case, tmp_path):
         _, model = case
         model.save_pretrained(tmp_path)
@@ -77,8 +79,8 @@ class TestReference:
         encoder = BeatsModel.from_pretrained(tmp_path)
         assert torch.equal(encoder.state_dict()["encoder.layer_norm.bias"], model.beats.encoder.layer_norm.bias)
 
-    def test_checkpoint_without_codebook_is_refused(self, shared):
-        _, checkpoint = load_case(shared, "tokenizer_a")
+    def test_checkpoint_without_codebook_is_rejected(self):
+        _, checkpoint = read_case(GOLDEN, "tokenizer_a")
         del checkpoint["model"]["quantize.cluster_size"]
         with pytest.raises(ValueError, match=r"lacks 1 weights .*quantize\.cluster_size"):
             convert(checkpoint)
@@ -86,7 +88,7 @@ class TestReference:
 
 class TestQuantizer:
     def test_straight_through_gradient_by_finite_differences(self):
-        """With codes held fixed, the output moves as the normalised vector does, and the loss is what it says."""
+        """With fixed codes, the output changes like the normalised vector; the loss is the mean squared error."""
         quantizer = make_quantizer()
         quantizer.eval()
         z = make_vectors(1, 5, 4)
@@ -110,7 +112,7 @@ class TestQuantizer:
         torch.testing.assert_close(quantized, code_vectors)
 
     def test_moving_average_in_closed_form(self):
-        """The angle between a code and the one vector that it always gets shrinks by the rule of the average."""
+        """The angle between a code and its only vector shrinks as the moving average predicts."""
         quantizer = make_quantizer(num_codes=2, dim=2, decay=0.9)
         quantizer.codebook.copy_(torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=torch.float64))
         angle, target = 0.0, 1.2
@@ -131,7 +133,7 @@ class TestQuantizer:
         quantizer.eval()(make_vectors(2, 5, 4))
         assert all(torch.equal(value, before[name]) for name, value in quantizer.state_dict().items())
 
-    def test_padding_counts_for_nothing(self):
+    def test_padding_is_ignored(self):
         vectors = make_vectors(2, 5, 4)
         mask = torch.ones(2, 5, dtype=torch.bool)
         mask[1, 3:] = False
@@ -145,8 +147,8 @@ class TestQuantizer:
             assert torch.equal(value, other.state_dict()[name])
         assert one.cluster_size.sum().item() == pytest.approx(0.1 * 8)
 
-    def test_accumulated_batches_are_the_large_batch(self):
-        """Also with unequal parts: all of them see the codes as they were, which then move once."""
+    def test_accumulated_batches_equal_one_large_batch(self):
+        """Even with unequal parts: all of them use the old codes, which are then updated once."""
         vectors = make_vectors(1, 12, 4)
         whole, parts = make_quantizer(), make_quantizer()
         parts.accumulation_steps = 3
@@ -155,10 +157,10 @@ class TestQuantizer:
             of_parts = [parts(part)[1] for part in vectors.split([2, 6, 4], dim=1)]
             assert torch.equal(torch.cat(of_parts, dim=1), codes)
         for name, value in whole.state_dict().items():
-            torch.testing.assert_close(parts.state_dict()[name], value, msg=name)
+            torch.testing.assert_close(parts.state_dict()[name], value, msg=f"{name}: {{}}".format)
 
     def test_first_batch_finds_clusters(self):
-        """Vectors in tight bunches: each centre is the normalised mean of its bunch or a vector's repetition."""
+        """With tight clusters, all centres lie in the clusters, and every cluster has a centre."""
         bunches = F.normalize(torch.eye(4, dtype=torch.float64) + 0.1, dim=1)
         vectors = F.normalize(bunches.repeat_interleave(20, 0) + 0.02 * make_vectors(80, 4), dim=1)
         quantizer = make_quantizer(num_codes=40)
@@ -191,7 +193,7 @@ def run_process(index, address, folder):
     dist.init_process_group("gloo", init_method=address, world_size=2, rank=index)
     quantizer = make_quantizer(num_codes=5)
     quantizer.initialized.zero_()
-    torch.manual_seed(index if index else 3)  # only the first process' draw counts
+    torch.manual_seed(index if index else 3)  # only the draw of the first process is used
     for step in range(3):
         vectors = make_vectors(1, 12, 4, seed=step)
         quantizer(vectors[:, :7] if index == 0 else vectors[:, 7:])
@@ -200,7 +202,7 @@ def run_process(index, address, folder):
 
 
 def test_two_processes_equal_one(tmp_path):
-    """Also with unequal numbers of vectors: the first centres, the moving averages and the usage."""
+    """Initial centres, moving averages and usage, even with unequal numbers of vectors."""
     mp.start_processes(run_process, args=(f"file://{tmp_path}/rendezvous", tmp_path), nprocs=2, start_method="fork")
     quantizer = make_quantizer(num_codes=5)
     quantizer.initialized.zero_()
@@ -209,7 +211,7 @@ def test_two_processes_equal_one(tmp_path):
         quantizer(make_vectors(1, 12, 4, seed=step))
     for index in range(2):
         for name, value in torch.load(tmp_path / f"{index}.pt", weights_only=True).items():
-            torch.testing.assert_close(value, quantizer.state_dict()[name], msg=name)
+            torch.testing.assert_close(value, quantizer.state_dict()[name], msg=f"{name}: {{}}".format)
 
 
 class TestRandomProjection:
@@ -231,7 +233,7 @@ class TestRandomProjection:
                     distance = (quantizer.codebook - quantizer.projection @ patch).norm(dim=1)
                     assert codes[clip, 2 * column + row] == distance.argmin()
 
-    def test_frozen_and_saved(self, tokenizer, tmp_path):
+    def test_is_frozen_and_saved(self, tokenizer, tmp_path):
         assert not any(parameter.requires_grad for parameter in tokenizer.parameters())
         torch.testing.assert_close(tokenizer.quantizer.codebook.norm(dim=1), torch.ones(11))
         tokenizer.save_pretrained(tmp_path)
@@ -239,11 +241,11 @@ class TestRandomProjection:
         filter_banks = torch.randn(2, 50, 32)
         assert torch.equal(loaded(filter_banks).codes, tokenizer(filter_banks).codes)
 
-    def test_loudness_changes_no_code(self, tokenizer):
+    def test_codes_do_not_depend_on_loudness(self, tokenizer):
         filter_banks = torch.randn(2, 50, 32)
         assert torch.equal(tokenizer(filter_banks).codes, tokenizer(filter_banks + 0.7).codes)
 
-    def test_wrong_shape_is_refused(self, tokenizer):
+    def test_wrong_shape_is_rejected(self, tokenizer):
         with pytest.raises(ValueError, match="32 mel bins"):
             tokenizer(torch.randn(2, 50, 31))
 
@@ -276,7 +278,7 @@ class TestTraining:
         assert without == []
         assert model.beats.embeddings.convolution.weight.grad.abs().max() > 0
 
-    def test_padding_counts_for_nothing(self, model):
+    def test_padding_is_ignored(self, model):
         filter_banks, targets = torch.randn(2, 64, 32), torch.randn(2, 8, 5)
         mask = torch.ones(2, 64)
         mask[1, 32:] = 0
@@ -292,13 +294,13 @@ class TestTraining:
         assert torch.equal(tokenizer(filter_banks).codes, model(filter_banks).codes)
 
     def test_starts_from_an_encoder(self, tmp_path):
-        """What the encoder's folder lacks is initialised, not left as memory was."""
+        """Parameters missing in the encoder's folder are initialised."""
         BeatsModel(tiny_config(codebook_dim=6)).save_pretrained(tmp_path)
         model = BeatsForTokenizerTraining.from_pretrained(tmp_path)
         assert not model.quantizer.initialized
         assert model.quantizer.cluster_size.abs().max() == 0
         torch.testing.assert_close(model.quantizer.codebook.norm(dim=1), torch.ones(1024))
 
-    def test_targets_of_another_size_are_refused(self, model):
+    def test_targets_of_wrong_shape_are_rejected(self, model):
         with pytest.raises(ValueError, match=r"targets has shape \(2, 6, 4\)"):
             model(torch.randn(2, 50, 32), targets=torch.randn(2, 6, 4))
