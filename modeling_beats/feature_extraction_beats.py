@@ -188,67 +188,67 @@ class BeatsFeatureExtractor(SequenceFeatureExtractor):
 
 
 def check_sampling_rate(sampling_rate: float | None, expected: int) -> float:
-    """Returns the rate if it is one, and refuses anything else by name."""
+    """Return the sampling rate if it is valid, or raise an error that names it."""
     if sampling_rate is None:
         raise ValueError(
-            f"Pass sampling_rate, the rate of the audio in Hz (the network works at {expected} Hz, other rates are "
-            "resampled): without it, audio of another rate would be misread in silence."
+            "sampling_rate is missing: pass the sampling rate of the audio, in Hz, so that audio at any other rate "
+            f"than {expected} Hz can be resampled."
         )
     if isinstance(sampling_rate, bool) or not isinstance(sampling_rate, numbers.Real):
-        raise ValueError(f"sampling_rate is {sampling_rate!r}, but has to be a number of Hz.")
+        raise ValueError(f"sampling_rate is {sampling_rate!r}, but must be a number, in Hz.")
     if not 100 <= sampling_rate <= 10_000_000:
-        raise ValueError(f"sampling_rate is {sampling_rate} Hz, which is no rate of audio (100 Hz to 10 MHz).")
+        raise ValueError(f"sampling_rate is {sampling_rate} Hz, but must be between 100 Hz and 10 MHz.")
     return sampling_rate
 
 
 def to_clips(raw_speech: Any) -> list[Any]:
-    """Splits the argument of a feature extractor into single clips."""
+    """Split the `raw_speech` argument of a feature extractor into single clips."""
     if isinstance(raw_speech, (np.ndarray, torch.Tensor)):
         if raw_speech.ndim not in (1, 2, 3):
             raise ValueError(
-                f"The audio has shape {tuple(raw_speech.shape)}, but has to be (samples,), (batch, samples) or "
+                f"The audio has shape {tuple(raw_speech.shape)}, but must be (samples,), (batch, samples) or "
                 "(batch, channels, samples)."
             )
         return [raw_speech] if raw_speech.ndim == 1 else list(raw_speech)
     if not isinstance(raw_speech, (list, tuple)):
         raise TypeError(
-            f"The audio is of type {type(raw_speech).__name__}, but has to be a NumPy array, a torch tensor or a list."
+            f"The audio is of type {type(raw_speech).__name__}, but must be a NumPy array, a torch tensor or a list."
         )
     if len(raw_speech) == 0:
-        raise ValueError("The audio is empty: there is no clip to prepare.")
+        raise ValueError("The audio is empty: pass at least one clip.")
     return [raw_speech] if isinstance(raw_speech[0], numbers.Real) else list(raw_speech)
 
 
 def to_mono(clip: Any, name: str) -> torch.Tensor:
-    """Returns a clip, (samples,) or (channels, samples), as a finite float32 tensor (samples,)."""
+    """Return a clip, (samples,) or (channels, samples), as a finite float32 tensor (samples,)."""
     if not isinstance(clip, torch.Tensor):
         try:
             clip = np.asarray(clip)
         except ValueError:
-            raise ValueError(f"{name} is a list of unequal parts; its channels must have the same length.") from None
+            raise ValueError(f"{name} has channels of different lengths: all must have the same length.") from None
         if clip.dtype.kind not in "iuf":
-            raise TypeError(f"{name} holds values of type {clip.dtype}, not real numbers.")
+            raise TypeError(f"{name} contains values of type {clip.dtype}, not real numbers.")
         native = np.float32 if clip.dtype.kind == "f" else clip.dtype.newbyteorder("=")
         clip = torch.from_numpy(np.ascontiguousarray(clip, dtype=native))
     if clip.is_complex() or clip.dtype == torch.bool:
-        raise TypeError(f"{name} holds values of type {clip.dtype}, not real numbers.")
+        raise TypeError(f"{name} contains values of type {clip.dtype}, not real numbers.")
     if clip.ndim not in (1, 2):
-        raise ValueError(f"{name} has shape {tuple(clip.shape)}, but has to be (samples,) or (channels, samples).")
+        raise ValueError(f"{name} has shape {tuple(clip.shape)}, but must be (samples,) or (channels, samples).")
     if clip.numel() == 0:
         raise ValueError(f"{name} is empty (shape {tuple(clip.shape)}).")
     if clip.ndim == 2 and clip.shape[0] > clip.shape[1]:
         raise ValueError(
-            f"{name} has shape {tuple(clip.shape)}: more channels than samples. Pass (channels, samples)."
+            f"{name} has shape {tuple(clip.shape)}, more channels than samples: transpose it to (channels, samples)."
         )
     if clip.dtype in (torch.int16, torch.int32):
         clip = clip.double() / 2.0 ** (torch.iinfo(clip.dtype).bits - 1)
     elif not clip.is_floating_point():
-        raise TypeError(f"{name} holds {clip.dtype} integers; PCM is int16 or int32, anything else has to be float.")
+        raise TypeError(f"{name} contains {clip.dtype} integers: pass int16 or int32 PCM, or floating-point samples.")
     clip = clip.detach().float()
     if clip.ndim == 2:
         clip = clip.mean(dim=0)
     if not torch.isfinite(clip).all():
-        raise ValueError(f"{name} holds NaN or infinite samples.")
+        raise ValueError(f"{name} contains NaN or infinite samples.")
     return clip
 
 

@@ -43,18 +43,28 @@ class BeatsAudioClassificationPipeline(ChunkPipeline, AudioClassificationPipelin
     def __new__(  # type: ignore[misc]  # returns the pipeline that fits the model, which may be of another class
         cls, model: Any = None, *args: Any, **kwargs: Any
     ) -> AudioClassificationPipeline:
-        """Gives way to another model's own pipeline, or else to the class that this one replaced."""
+        """Create the pipeline that fits the model: its own `pipeline_class`, or else `replaced_class`."""
         right_class = cls if model is None else getattr(model, "pipeline_class", cls.replaced_class)
         return super().__new__(cls) if right_class is cls else right_class(model, *args, **kwargs)
 
     def __call__(  # type: ignore[override]  # the parent's annotations leave out lists of inputs
         self, inputs: Any, **kwargs: Any
     ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
-        """Classifies one input, or each of several (`top_k`, `function_to_apply`, `batch_size` as in the parent)."""
+        """Classify one input or several.
+
+        Args:
+            inputs (`np.ndarray`, `torch.Tensor`, `str`, `Path`, `bytes`, `dict` or a collection of these):
+                The audio, in one of the forms that the class docstring lists.
+            **kwargs:
+                `top_k`, `function_to_apply` and `batch_size`, as in [`~transformers.AudioClassificationPipeline`].
+
+        Returns:
+            Dicts with `label` and `score`, best first; a list of such lists for several inputs.
+        """
         if isinstance(inputs, Path):
             inputs = str(inputs)
         elif isinstance(inputs, Sequence) and not isinstance(inputs, (str, bytes, list)):
-            inputs = list(inputs)  # a column of a dataset
+            inputs = list(inputs)  # a dataset column
         return super().__call__(inputs, **kwargs)
 
     def _sanitize_parameters(
@@ -98,12 +108,12 @@ class BeatsAudioClassificationPipeline(ChunkPipeline, AudioClassificationPipelin
         return super().postprocess(SequenceClassifierOutput(logits=logits), top_k, function_to_apply)
 
     def read(self, inputs: Any) -> tuple[np.ndarray | torch.Tensor, int]:
-        """Returns the waveform, (samples,) or (channels, samples), and its rate in Hz."""
+        """Return the waveform of one input, (samples,) or (channels, samples), and its sampling rate in Hz."""
         if isinstance(inputs, dict):
             array = inputs.get("array", inputs.get("raw"))
             if array is not None:
                 if "sampling_rate" not in inputs:
-                    raise ValueError('The dict has no "sampling_rate": give the rate of its array, in Hz.')
+                    raise ValueError('The dict has no "sampling_rate": add the sampling rate of its array, in Hz.')
                 return array, inputs["sampling_rate"]
             inputs = inputs["bytes"] if inputs.get("bytes") is not None else inputs.get("path")
             if inputs is None:
@@ -114,13 +124,14 @@ class BeatsAudioClassificationPipeline(ChunkPipeline, AudioClassificationPipelin
             return decode(bytes(inputs))
         if not isinstance(inputs, (np.ndarray, torch.Tensor)):
             raise TypeError(
-                f"The pipeline got a {type(inputs).__name__}, but takes arrays, tensors, paths, bytes and dicts."
+                f"An input is of type {type(inputs).__name__}; the pipeline accepts arrays, tensors, paths, URLs, "
+                "bytes and dicts."
             )
         return inputs, self.feature_extractor.sampling_rate
 
 
 def read_bytes(location: str) -> bytes:
-    """Contents of a local file or of an http(s) URL."""
+    """Return the contents of a local file or an http(s) URL."""
     if location.startswith(("http://", "https://")):
         from huggingface_hub import get_session
 
@@ -134,16 +145,16 @@ def read_bytes(location: str) -> bytes:
 
 
 def decode(contents: bytes) -> tuple[np.ndarray, int]:
-    """Decodes an audio file to a float32 waveform, (samples,) or (channels, samples), and its rate in Hz."""
+    """Decode an audio file to a float32 waveform, (samples,) or (channels, samples), and its sampling rate in Hz."""
     try:
         import soundfile
     except ImportError as error:
-        raise ImportError("Reading audio files needs soundfile: pip install soundfile") from error
+        raise ImportError("Reading audio files requires soundfile: pip install soundfile.") from error
     try:
         audio, sampling_rate = soundfile.read(io.BytesIO(contents), dtype="float32")
     except soundfile.LibsndfileError as error:
         raise ValueError(
-            f"These {len(contents)} bytes are not an audio file that libsndfile reads (WAV, FLAC, OGG, MP3): "
+            f"The {len(contents)} bytes are not an audio file that libsndfile can read (WAV, FLAC, OGG, MP3): "
             f"{error.error_string}"
         ) from None
     return audio.T, sampling_rate

@@ -196,7 +196,7 @@ def test_folder_of_train_quantize(student, tmp_path):
     as_int8(quantized / "model")
     metrics = make_results(TFSepNetForAudioClassification(TFSepNetConfig(base_channels=8)), seed=7)["metrics"]
     kept = {name: results[name] for name in ("dataset", "split", "synthetic", "provenance")}
-    content = {**kept, "float": results["metrics"], "int8": metrics, "complexity": {"parameters": 3066}}
+    content = {**kept, "float": results["metrics"], "int8": metrics, "complexity": results["complexity"]}
     (quantized / "results.json").write_text(json.dumps(content))
     with pytest.raises(
         FileNotFoundError, match=re.escape(f"{quantized} contains no config.json: use {quantized}/model.")
@@ -219,7 +219,7 @@ def test_folder_of_train_quantize(student, tmp_path):
     (quantized / "results.json").write_text(json.dumps(content))
     assert write_card(quantized / "model").text == card.text
 
-    content["complexity"] = {"parameters": 3066, "parameter_bytes": 3132}
+    content["complexity"] = {**results["complexity"], "parameter_bytes": 3132}
     (quantized / "results.json").write_text(json.dumps(content))
     card = write_card(student, counterpart=quantized)
     assert tables(card.text)[3]["macro accuracy, %"][:2] == row[1::-1]
@@ -346,7 +346,7 @@ class TestRefusal:
         demo = save_results(tmp_path / "demo", tiny, "demo5")
         edit(student, dataset="split5", synthetic=False)
         named = {"dataset_name": "ESC-10", "dataset_license": "cc-by-3.0"}
-        self.refuse(student, f"{demo} are of another corpus", [demo], **named)
+        self.refuse(student, f"{demo}/results.json are of another corpus", [demo], **named)
 
     def test_other_recipe(self, student, tiny, tmp_path):
         self.refuse(student, "another recipe", [save_results(tmp_path / "other", tiny, "demo5", recipe="s1")])
