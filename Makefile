@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 EXTRAS = train,quantize,onnx,space,test,quality
 
-.PHONY: install test test-slow quality style demo bench clean
+.PHONY: install test test-slow test-portable quality style demo bench clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -20,9 +20,17 @@ test: install
 test-slow: install
 	$(BIN)/python -m pytest -m slow
 
+# The tests that depend on the processor, with the kernels of older and newer ones: torch's own, oneDNN's, and threads.
+test-portable: install
+	for settings in ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 ATEN_CPU_CAPABILITY=avx512 \
+		ONEDNN_MAX_CPU_ISA=AVX2 ONEDNN_MAX_CPU_ISA=AVX512_CORE OMP_NUM_THREADS=1 OMP_NUM_THREADS=2; do \
+		echo "== $$settings"; env $$settings $(BIN)/python -m pytest -q -m processor || exit 1; \
+	done
+
 quality: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 style: install
 	$(BIN)/ruff check --fix .

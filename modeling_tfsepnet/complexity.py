@@ -17,7 +17,7 @@ MAX_MACS = 30_000_000
 
 
 class Complexity(NamedTuple):
-    """Size and cost of a network for one clip."""
+    """Parameters of a network, and its multiply-accumulate operations for one window."""
 
     parameters: int
     macs: int
@@ -26,19 +26,18 @@ class Complexity(NamedTuple):
 def count_complexity(
     config: TFSepNetConfig, num_mel_bins: int | None = None, num_frames: int | None = None
 ) -> Complexity:
-    """Counts the parameters of a TF-SepNet and its operations for one window.
+    """Count the parameters of a TF-SepNet and its multiply-accumulate operations for one window.
 
-    The convention is that of the challenge (torchinfo's): a convolution costs its output positions times its
-    parameters, bias included; a batch norm costs its affine parameters, whatever the positions; everything else is
-    free. No weights are needed: the network is run on the meta device.
+    The rule is that of the challenge (torchinfo's): a convolution costs its output positions times its parameters,
+    its bias included; a batch norm costs its affine parameters, whatever its positions; everything else is free. The
+    network runs on the meta device, so no weights are needed.
 
     Args:
         config ([`TFSepNetConfig`]): The network.
-        num_mel_bins (`int`, *optional*): Mel bands of the input; defaults to the configuration's.
-        num_frames (`int`, *optional*): Frames of the input; defaults to the configuration's.
+        num_mel_bins (`int`, *optional*): Mel bands of the input; defaults to `config.num_mel_bins`.
+        num_frames (`int`, *optional*): Frames of the input; defaults to `config.num_frames`.
 
     Example:
-
     ```python
     >>> from modeling_tfsepnet import TFSepNetConfig
     >>> from modeling_tfsepnet.complexity import count_complexity
