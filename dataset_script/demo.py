@@ -1,6 +1,5 @@
 """Demo corpus of synthetic scenes in the layout of TAU Urban Acoustic Scenes 2022 Mobile."""
 
-import io
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -8,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import soundfile
 from datasets.utils import tqdm
 from filelock import FileLock
 from huggingface_hub import metadata_load
 
+from dataset_script.audio import encode_wav
 from dataset_script.clips import SAMPLE_RATE
 from dataset_script.errors import InputError
 from dataset_script.files import atomic_path
@@ -224,10 +223,7 @@ def _write_segment(root: Path, segment: Segment, devices: dict[str, Device], see
 def _write_wav(path: Path, samples: np.ndarray) -> None:
     # Rounded here, because soundfile's rounding may change.
     codes = np.rint(samples * (2**23 - 1)).astype(np.int32) << 8
-    # Encoded in memory, because soundfile hides the cause of a write error.
-    wav = io.BytesIO()
-    soundfile.write(wav, codes, SAMPLE_RATE, format="WAV", subtype="PCM_24")
-    path.write_bytes(wav.getvalue())
+    path.write_bytes(encode_wav(codes, SAMPLE_RATE))
 
 
 def _write_tables(root: Path, segments: list[Segment]) -> None:

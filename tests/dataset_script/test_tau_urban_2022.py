@@ -1,3 +1,4 @@
+import errno
 import shutil
 import zipfile
 from pathlib import Path
@@ -6,6 +7,7 @@ import datasets
 import numpy as np
 import pandas as pd
 import pytest
+from filelock import FileLock
 
 from dataset_script import (
     CITIES,
@@ -15,8 +17,10 @@ from dataset_script import (
     TAUUrban2022,
     check,
     decode_clip,
+    files,
     is_synthetic,
     load_scenes,
+    tau_urban_2022,
 )
 
 
@@ -150,6 +154,51 @@ def test_damaged_cache_is_written_again(demo_root, tmp_path):
     del scenes
     file.write_bytes(file.read_bytes()[:1_500])
     assert load_scenes("split10", data_dir=demo_root, cache_dir=tmp_path)["train"][:] == expected
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"splits": 1}', "\0\0\0\0"])
+def test_damaged_description_in_the_cache_is_written_again(demo_root, tmp_path, caplog, content):
+    scenes = load_scenes("split5", data_dir=demo_root, cache_dir=tmp_path)
+    folder = Path(scenes["train"].cache_files[0]["filename"]).parent
+    expected = scenes["train"][:]
+    del scenes
+    (folder / "dataset_info.json").write_text(content)
+    assert load_scenes("split5", data_dir=demo_root, cache_dir=tmp_path)["train"][:] == expected
+    assert f"The cached files in {folder} are damaged" in caplog.text
+
+
+def test_other_labels_in_the_cache_are_noticed(demo_root, tmp_path):
+    scenes = load_scenes("split5", data_dir=demo_root, cache_dir=tmp_path)
+    file = Path(scenes["train"].cache_files[0]["filename"])
+    expected = scenes["train"][:]
+    labels = np.array(expected["label"]).tobytes()
+    del scenes
+    content = file.read_bytes()
+    assert content.count(labels) == 1
+    file.unlink()
+    file.write_bytes(content.replace(labels, np.array(expected["label"])[::-1].tobytes()))
+    assert load_scenes("split5", data_dir=demo_root, cache_dir=tmp_path)["train"][:] == expected
+
+
+def test_complete_cache_is_read_without_a_lock(demo_root, tmp_path, monkeypatch):
+    load_scenes("split5", data_dir=demo_root, cache_dir=tmp_path)
+    monkeypatch.setattr(files, "locked", lambda path: pytest.fail("a lock"))
+    monkeypatch.setattr(tau_urban_2022, "locked", lambda path: pytest.fail("a lock"))
+    assert len(load_scenes("split5", data_dir=demo_root, cache_dir=tmp_path)["train"]) == 10
+
+
+def test_cache_that_cannot_be_written_is_named(demo_root, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "cache", tmp_path / ("x" * 300)):
+        with pytest.raises(OSError, match=f"{place} cannot be written .*: choose another folder"):
+            load_scenes("split5", data_dir=demo_root, cache_dir=place)
+
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system", str(tmp_path / "cache" / "x.lock"))
+
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    with pytest.raises(OSError, match=r"cache cannot be written \(Read-only file system\): choose another folder"):
+        load_scenes("split5", data_dir=demo_root, cache_dir=tmp_path / "cache")
 
 
 def test_builder_follows_the_protocol_of_datasets(demo_root, tmp_path):
