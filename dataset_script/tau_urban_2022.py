@@ -29,7 +29,7 @@ from dataset_script.splits import (
     Corpus,
     find_table,
     read_corpus,
-    read_table,
+    read_evaluation_list,
 )
 
 
@@ -168,8 +168,7 @@ class TAUUrban2022(datasets.ArrowBasedBuilder):
             self.info.homepage = self.info.citation = ""
         report("folder", str(root))
         if self.config.name == "evaluation":
-            table = read_table(root / "evaluation_setup" / "fold1_test.csv", ("filename",))
-            splits = {"test": table.set_index("filename")}
+            splits = {"test": read_evaluation_list(root / "evaluation_setup" / "fold1_test.csv")}
         else:
             splits = self._labelled_splits(root, report)
         report("clips", check_clips(root, pd.concat(list(splits.values())).index.tolist()))

@@ -1,4 +1,5 @@
 import errno
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -22,6 +23,7 @@ from dataset_script import (
     load_scenes,
     tau_urban_2022,
 )
+from dataset_script.errors import InputError
 
 
 COLUMNS = ["audio", "filename", "label", "device", "city", "location", "segment"]
@@ -208,6 +210,35 @@ def test_builder_follows_the_protocol_of_datasets(demo_root, tmp_path):
     scenes = datasets.load_dataset("parquet", data_files=files, cache_dir=str(tmp_path / "cache"))
     assert {split: len(rows) for split, rows in scenes.items()} == {"train": 20, "test": 90}
     assert scenes["train"][0]["audio"]["bytes"][:4] == b"RIFF"
+
+
+@pytest.mark.parametrize("name", ["../outside.wav", "/etc/passwd", "audio/../../outside.wav", "audio/deep/0.wav"])
+def test_evaluation_clips_are_in_the_corpus(tmp_path, cache, name):
+    (tmp_path / "evaluation_setup").mkdir()
+    (tmp_path / "evaluation_setup/fold1_test.csv").write_text(f"filename\n{name}\n")
+    with pytest.raises(InputError, match=rf"line 2: {name} is not named audio/<name>\.wav"):
+        load_scenes("evaluation", data_dir=tmp_path, cache_dir=cache)
+
+
+@pytest.mark.parametrize("card", [b"\xff\xfe\x00", b"---\ntags: [\n---\n", b"---\n- a\n---\n", b"---\ntags: 3\n---\n"])
+def test_damaged_card_of_a_corpus_is_named(corpus, cache, card):
+    (corpus / "README.md").write_bytes(card)
+    with pytest.raises(InputError, match=rf"{corpus}/README\.md is not a valid dataset card"):
+        load_scenes("split5", data_dir=corpus, cache_dir=cache)
+
+
+@pytest.mark.parametrize("card", ["", "---\ntags:\n---\n", "---\nlicense: other\n---\n", "# TAU"])
+def test_corpus_is_real_unless_its_card_says_otherwise(corpus, cache, card):
+    (corpus / "README.md").write_text(card)
+    assert not is_synthetic(load_scenes("split5", data_dir=corpus, cache_dir=cache))
+
+
+def test_earlier_edition_is_named(corpus, cache):
+    for table in corpus.rglob("*.csv"):
+        names = re.sub(r"(audio/\w+-\w+-\d+-\d+)-\d+(-\w+\.wav)", r"\1\2", table.read_text())
+        table.write_text("\n".join(dict.fromkeys(names.splitlines())))
+    with pytest.raises(InputError, match=r"meta\.csv is of an earlier edition: TAU Urban .* 2022 Mobile is needed"):
+        load_scenes("split5", data_dir=corpus, cache_dir=cache)
 
 
 def test_unknown_configuration():
