@@ -4,9 +4,7 @@ Headers are not trusted. Files are decoded block by block to their actual end, s
 counts cost neither memory nor samples, and every error names its file.
 """
 
-import contextlib
 import io
-import mmap
 import os
 import stat
 from collections.abc import Iterator
@@ -18,11 +16,9 @@ from typing import BinaryIO, Literal
 import numpy as np
 import soundfile
 
+from dataset_script.audio_repair import FileCopy, Source, copy_content, finish_wav, forget_flac_length, mp3_rest
 from dataset_script.errors import InputError
 
-
-Source = str | os.PathLike[str] | bytes | BinaryIO
-"""Path of an audio file, its content, or a seekable file object."""
 
 AUDIO_SUFFIXES = frozenset(
     {f".{name.lower()}" for name in soundfile.available_formats()} - {".raw"}
@@ -94,12 +90,17 @@ class AudioReader:
 
     def __init__(self, source: Source, *, name: str | None = None):
         self.name = name or _default_name(source)
+        self._source = source
+        self._mp3: io.BytesIO | FileCopy | None = None
         if isinstance(source, str | os.PathLike):
             check_audio_file(source)
         try:
             self._file = soundfile.SoundFile(_openable(source))
-            if self._file.frames == 0 and (finished := _finish_wav(source)) is not None:
+            if self._file.frames == 0 and (finished := finish_wav(source)) is not None:
                 self._file = soundfile.SoundFile(finished)
+            if self._file.format == "MP3":
+                self._mp3 = copy_content(source)
+                self._file = soundfile.SoundFile(self._mp3)
         except soundfile.LibsndfileError as error:
             if isinstance(source, str | os.PathLike):
                 _check_readable(source)
@@ -190,6 +191,28 @@ class AudioReader:
             ) from None
 
     def _read(self, frames: int, dtype: str) -> np.ndarray:
+        block = self._read_claimed(frames, dtype)
+        if not len(block) and self._find_more():
+            block = self._read_claimed(frames, dtype)
+        return block
+
+    def _find_more(self) -> bool:
+        """Continue after the last frame that the header claims, and return whether there are more."""
+        try:
+            if self._file.format == "FLAC" and self._file.tell() == self._file.frames:
+                file = soundfile.SoundFile(forget_flac_length(self._source))
+                file.seek(self._file.frames)
+            elif self._mp3 is not None and (rest := mp3_rest(self._mp3)) is not None:
+                self._mp3, file = rest, soundfile.SoundFile(rest)
+            else:
+                return False
+        except soundfile.LibsndfileError:
+            return False
+        self._file.close()
+        self._file = file
+        return (file.samplerate, file.channels) == (self.sampling_rate, self.channels)
+
+    def _read_claimed(self, frames: int, dtype: str) -> np.ndarray:
         remaining = self._file.frames - self._file.tell()
         if remaining <= 0:
             return np.empty((0, self.channels), dtype)
@@ -386,37 +409,3 @@ def _openable(source: Source) -> str | bytes | BinaryIO:
         # As bytes, names that are not UTF-8 work too; Windows has no such names.
         return os.fspath(source) if os.name == "nt" else os.fsencode(source)
     return source
-
-
-class _FileCopy(mmap.mmap):
-    """Copy of a file, read from the disk on demand, that like a file accepts positions behind its end."""
-
-    def seek(self, position: int, whence: Literal[0, 1, 2, 3, 4] = 0) -> None:
-        """Move to a position, or stay if it is outside of the file."""
-        with contextlib.suppress(ValueError):
-            super().seek(position, whence)
-
-
-def _finish_wav(source: Source) -> io.BytesIO | mmap.mmap | None:
-    """Return a WAV file whose header gives no length, as of streams and interrupted recordings, with one that does."""
-    content: bytearray | mmap.mmap
-    if isinstance(source, bytes):
-        content = bytearray(source)
-    elif isinstance(source, str | os.PathLike):
-        with open(source, "rb") as file:
-            content = _FileCopy(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    else:
-        source.seek(0)
-        content = bytearray(source.read())
-    position = 12 if content[:4] == b"RIFF" and content[8:12] == b"WAVE" else len(content)
-    while content[position : position + 4] != b"data":
-        if position + 8 > len(content):
-            return None
-        size = int.from_bytes(content[position + 4 : position + 8], "little")
-        position += 8 + size + size % 2
-    rest = bytes(content[position + 8 : position + 16])
-    is_chunk = rest[:4].isascii() and int.from_bytes(rest[4:], "little") + 16 <= len(content) - position
-    if any(content[position + 4 : position + 8]) or is_chunk:
-        return None
-    content[position + 4 : position + 8] = b"\xff" * 4
-    return io.BytesIO(content) if isinstance(content, bytearray) else content

@@ -51,6 +51,33 @@ WRONG_HEADERS = {
 }
 
 
+def mp3_that_claims(frames):
+    content = bytearray(encode("MP3"))
+    start = content.index(b"Xing") + 8
+    content[start : start + 4] = frames.to_bytes(4, "big")
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [mp3_that_claims(0), mp3_that_claims(10), mp3_that_claims(2**31), encode("MP3")[288:]],
+    ids=["nothing", "too little", "too much", "no header"],
+)
+def test_mp3_of_unknown_length(content):
+    for tag in (b"", b"TAG" + bytes(125), b"APETAGEX" + bytes(1_000)):
+        samples, rate = read_audio(content + tag, mono=True)
+        assert rate == RATE
+        assert FRAMES <= len(samples) < FRAMES + 5_000  # with the delay of the encoder
+
+
+def test_flac_that_claims_too_little():
+    for claimed in (1, FRAMES // 2, FRAMES - 1):
+        samples, _ = read_audio(flac_that_claims(claimed), mono=True)
+        np.testing.assert_allclose(samples, SAMPLES, atol=2**-15)
+    part, _ = read_audio(flac_that_claims(FRAMES // 2), offset_seconds=3.0, seconds=1.0)
+    np.testing.assert_allclose(part[:, 0], SAMPLES[3 * RATE : 4 * RATE], atol=2**-15)
+
+
 @pytest.mark.parametrize("kind", WRONG_HEADERS)
 @pytest.mark.parametrize("as_path", [True, False], ids=["path", "bytes"])
 def test_headers_are_not_trusted(tmp_path, kind, as_path):
