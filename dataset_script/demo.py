@@ -1,6 +1,5 @@
 """Demo corpus of synthetic scenes in the layout of TAU Urban Acoustic Scenes 2022 Mobile."""
 
-import io
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -8,14 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import soundfile
 from datasets.utils import tqdm
-from filelock import FileLock
-from huggingface_hub import metadata_load
 
+from dataset_script.audio import encode_wav
+from dataset_script.cards import read_tags
 from dataset_script.clips import SAMPLE_RATE
 from dataset_script.errors import InputError
-from dataset_script.files import atomic_path
+from dataset_script.files import atomic_path, locked
 from dataset_script.splits import CITIES, DEVICES, PERCENTAGES, SCENES
 from dataset_script.synthesis import apply_device, make_place, make_response, render_scene
 
@@ -150,14 +148,17 @@ def make_demo(out: str | os.PathLike, seed: int = 0) -> None:
             identical files.
 
     Raises:
-        FileExistsError: If the folder is not empty.
+        FileExistsError: If the folder is not empty, or is a file.
+        OSError: If the folder cannot be written to.
         InputError: If the seed is negative.
     """
     if seed < 0:
         raise InputError(f"The seed is {seed}: use one that is not negative.")
     out = Path(out)
-    if out.is_dir() and any(out.iterdir()):
+    if os.path.isdir(out) and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty: choose a new folder for the demo corpus.")
+    if os.path.isfile(out):
+        raise FileExistsError(f"{out} is a file: choose a new folder for the demo corpus.")
     with atomic_path(out) as part:
         _write_corpus(part, seed)
 
@@ -190,10 +191,10 @@ def demo_corpus(cache_dir: Path, seed: int = 0) -> Path:
         seed (`int`, *optional*, defaults to 0): As for [`make_demo`].
     """
     out = cache_dir / f"demo-{DEMO_VERSION}-{seed}"
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    with FileLock(out.with_suffix(".lock")):
-        if not out.is_dir():
-            make_demo(out, seed)
+    if not out.is_dir():
+        with locked(out.with_suffix(".lock")):
+            if not out.is_dir():
+                make_demo(out, seed)
     return out
 
 
@@ -203,9 +204,16 @@ def synthetic_card(seed: int = 0) -> str:
 
 
 def has_synthetic_card(root: Path) -> bool:
-    """Return whether the dataset card of a corpus folder declares it synthetic."""
+    """Return whether the dataset card of a corpus folder declares it synthetic.
+
+    Args:
+        root (`Path`): The corpus folder.
+
+    Raises:
+        InputError: If the card cannot be read.
+    """
     card = root / "README.md"
-    return card.is_file() and "synthetic" in (metadata_load(card) or {}).get("tags", [])
+    return card.is_file() and "synthetic" in read_tags(card)
 
 
 def _write_segment(root: Path, segment: Segment, devices: dict[str, Device], seed: int) -> None:
@@ -224,10 +232,7 @@ def _write_segment(root: Path, segment: Segment, devices: dict[str, Device], see
 def _write_wav(path: Path, samples: np.ndarray) -> None:
     # Rounded here, because soundfile's rounding may change.
     codes = np.rint(samples * (2**23 - 1)).astype(np.int32) << 8
-    # Encoded in memory, because soundfile hides the cause of a write error.
-    wav = io.BytesIO()
-    soundfile.write(wav, codes, SAMPLE_RATE, format="WAV", subtype="PCM_24")
-    path.write_bytes(wav.getvalue())
+    path.write_bytes(encode_wav(codes, SAMPLE_RATE))
 
 
 def _write_tables(root: Path, segments: list[Segment]) -> None:

@@ -19,6 +19,7 @@ from datasets.utils import tqdm
 from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard, HfApi, hf_hub_download
 
+from dataset_script.cards import read_card
 from dataset_script.demo import synthetic_card
 from dataset_script.errors import InputError
 from dataset_script.files import atomic_path
@@ -52,7 +53,7 @@ def save_parquet(scenes: DatasetDict, folder: str | os.PathLike, config_name: st
     """
     folder, config_name = Path(folder), config_name or _config_name(scenes)
     readme = folder / "README.md"
-    card = make_card(scenes, config_name, readme.read_text(encoding="utf-8") if readme.is_file() else None)
+    card = make_card(scenes, config_name, read_card(readme) if readme.is_file() else None)
     # Features only, because the sizes in the info of the scenes exclude the audio.
     features = next(iter(scenes.values())).features
     DatasetInfosDict({config_name: DatasetInfo(features=features)}).to_dataset_card_data(card.data)
@@ -113,19 +114,19 @@ def push_audio(
     api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
     existing = None
     if api.file_exists(repo_id, "README.md", repo_type="dataset"):
-        existing = Path(hf_hub_download(repo_id, "README.md", repo_type="dataset")).read_text(encoding="utf-8")
+        existing = read_card(Path(hf_hub_download(repo_id, "README.md", repo_type="dataset")))
     make_card(scenes, config_name, existing).push_to_hub(repo_id, repo_type="dataset")
     commit = scenes.push_to_hub(repo_id, config_name, max_shard_size="500MB")
     return commit.commit_url
 
 
-def make_card(scenes: DatasetDict, config_name: str, existing: str | None = None) -> DatasetCard:
+def make_card(scenes: DatasetDict, config_name: str, existing: DatasetCard | None = None) -> DatasetCard:
     """Return the dataset card with the description of the corpus and the clip counts of a configuration.
 
     Args:
         scenes (`DatasetDict`): The splits of the configuration.
         config_name (`str`): Name of the configuration.
-        existing (`str`, *optional*): The current card, whose text and other configurations are kept.
+        existing (`DatasetCard`, *optional*): The current card, whose text and other configurations are kept.
 
     Raises:
         InputError: If the current card is of real recordings and the scenes are synthetic, or the other way round.
@@ -137,7 +138,7 @@ def make_card(scenes: DatasetDict, config_name: str, existing: str | None = None
         card = DatasetCard(template)
         card.data.pop("configs")  # the template lists all of them
     else:
-        card = DatasetCard(existing)
+        card = existing
         if is_synthetic(scenes) != ("synthetic" in (card.data.get("tags") or [])):
             raise InputError(
                 f"The configuration {config_name!r} would mix real and synthetic recordings in one dataset: choose "

@@ -9,9 +9,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 
 PART_SUFFIX = ".part"
 """Suffix of the name of a file or folder that is still being written."""
+
+
+UNWRITABLE = {
+    errno.EACCES,
+    errno.EEXIST,
+    errno.EFBIG,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.ENOTEMPTY,
+    errno.EPERM,
+    errno.EROFS,
+}
+"""Errors of paths that cannot be written to."""
 
 
 @contextmanager
@@ -37,25 +53,68 @@ def atomic_path(path: str | os.PathLike[str], *, size: int | None = None, durabl
         ...     _ = part.write_text("| accuracy | 60.2 % |")
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if size is not None and shutil.disk_usage(path.parent).free < size:
-        raise _no_space(path, size)
     part = path.with_name(path.name + PART_SUFFIX)
-    _remove(part)
-    try:
-        yield part
-        for file in [part, *(part.rglob("*") if part.is_dir() else ())] if durable else []:
-            _make_durable(file)
-        if part.is_dir() and path.is_dir():
-            path.rmdir()
-        os.replace(part, path)
-        if durable:
-            _flush(path.parent)
-    except BaseException as error:
+    with explain_write_errors(path, size):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if size is not None and shutil.disk_usage(path.parent).free < size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         _remove(part)
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise _no_space(path, size) from error
-        raise
+        try:
+            yield part
+            _finish(part, path, durable)
+        except BaseException:
+            _remove(part)
+            raise
+
+
+@contextmanager
+def locked(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Hold a lock file, so that processes write one after the other.
+
+    Args:
+        path (`str` or `os.PathLike`): The lock file. Its parent folder is created.
+
+    Raises:
+        OSError: If the folder cannot be written to.
+    """
+    path = Path(path)
+    lock = FileLock(path)
+    with explain_write_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def explain_write_errors(path: str | os.PathLike[str], size: int | None = None) -> Iterator[None]:
+    """Turn errors of the body about a full or read-only disk or an impossible path into one sentence.
+
+    Args:
+        path (`str` or `os.PathLike`): File or folder that the body writes.
+        size (`int`, *optional*): Number of bytes to write, if known.
+
+    Raises:
+        OSError: If the body raises it.
+    """
+    try:
+        yield
+    except OSError as error:
+        about = str(error.filename or path)
+        if not (about.startswith(str(path)) or str(path).startswith(about)):
+            raise
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            needed = "" if size is None else f", which needs {size / 1e6:,.1f} MB"
+            message = f"No space left on the disk for {path}{needed}: free some space and run again."
+        elif error.errno in UNWRITABLE:
+            message = f"{path} cannot be written ({os.strerror(error.errno)}): choose another folder."
+        else:
+            raise
+        explained = type(error)(message)
+        explained.errno = error.errno
+        raise explained from error
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
@@ -64,11 +123,15 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
         part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _no_space(path: Path, size: int | None) -> OSError:
-    needed = "" if size is None else f", which needs {size / 1e6:,.1f} MB"
-    error = OSError(f"No space left on the disk for {path}{needed}: free some space and run again.")
-    error.errno = errno.ENOSPC
-    return error
+def _finish(part: Path, path: Path, durable: bool) -> None:
+    """Move `part` to `path`."""
+    for file in [part, *(part.rglob("*") if part.is_dir() else ())] if durable else []:
+        _make_durable(file)
+    if part.is_dir() and path.is_dir():
+        path.rmdir()
+    os.replace(part, path)
+    if durable:
+        _flush(path.parent)
 
 
 def _make_durable(path: Path) -> None:
@@ -102,4 +165,4 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-__all__ = ["PART_SUFFIX", "atomic_path", "write_json"]
+__all__ = ["PART_SUFFIX", "atomic_path", "explain_write_errors", "locked", "write_json"]

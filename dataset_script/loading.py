@@ -1,18 +1,16 @@
 """Loading scenes: TAU, the demo corpus, or your own recordings."""
 
-import logging
 import os
-from pathlib import Path
 
-import pyarrow as pa
+import datasets
 from datasets import DatasetDict
+from datasets.exceptions import DatasetGenerationError
 
 from dataset_script.errors import InputError
+from dataset_script.files import explain_write_errors
+from dataset_script.recording_sources import split_configuration
 from dataset_script.recordings import load_recordings
 from dataset_script.tau_urban_2022 import TAUUrban2022
-
-
-logger = logging.getLogger(__name__)
 
 
 def load_scenes(
@@ -53,23 +51,21 @@ def load_scenes(
     """
     names = [config.name for config in TAUUrban2022.BUILDER_CONFIGS]
     if config_name not in names:
-        if "/" not in config_name and not Path(config_name).is_dir():
+        source, _ = split_configuration(config_name)
+        if "/" not in source and not os.path.isdir(source):
             raise InputError(
                 f"There is no configuration {config_name!r}: choose one of {', '.join(names)}, or give the folder or "
                 "Hub id of your own dataset."
             )
-        return load_recordings(config_name, teacher_logits)
+        return load_recordings(config_name, teacher_logits, cache_dir)
     options = {"teacher_logits": {name: str(path) for name, path in teacher_logits.items()}} if teacher_logits else {}
-    builder = TAUUrban2022(
-        config_name=config_name,
-        data_dir=None if data_dir is None else str(data_dir),
-        cache_dir=None if cache_dir is None else str(cache_dir),
-        **options,
-    )
-    builder.download_and_prepare()
-    try:
-        return builder.as_dataset()
-    except (OSError, pa.ArrowInvalid):
-        logger.warning("The cached files in %s are damaged and will be written again.", builder.cache_dir)
-        builder.download_and_prepare(download_mode="force_redownload")
-        return builder.as_dataset()
+    cache = str(cache_dir or datasets.config.HF_DATASETS_CACHE)
+    with explain_write_errors(cache):
+        builder = TAUUrban2022(
+            config_name=config_name, data_dir=None if data_dir is None else str(data_dir), cache_dir=cache, **options
+        )
+        try:
+            builder.download_and_prepare()
+        except DatasetGenerationError as error:
+            raise error.__cause__ or error from None
+    return builder.as_dataset()

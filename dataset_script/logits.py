@@ -19,6 +19,7 @@ from datasets.info import DatasetInfosDict
 from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard, DatasetCardData, snapshot_download
 
+from dataset_script.cards import read_card
 from dataset_script.errors import InputError
 from dataset_script.files import atomic_path
 from dataset_script.hub import push_files
@@ -167,7 +168,7 @@ def write_logits(
     )
     folder = Path(folder)
     with atomic_path(folder / PARQUET_FILE) as part:
-        pq.write_table(table, part)
+        pq.write_table(table, part, write_page_checksum=True)
     with atomic_path(folder / "README.md") as part:
         DatasetCard(card).save(part)
 
@@ -193,8 +194,11 @@ def read_logits(path_or_id: str | os.PathLike, label_names: Sequence[str] = SCEN
     files = sorted(folder.glob("data/*.parquet"))
     if not files or not (folder / "README.md").is_file():
         raise FileNotFoundError(f"{path_or_id} is not a logits dataset: write it with write_logits.")
-    info = DatasetInfosDict.from_dataset_card_data(DatasetCard.load(folder / "README.md").data).get("default")
-    prediction = info and info.features and info.features.get("prediction")
+    card = read_card(folder / "README.md")
+    try:
+        prediction = DatasetInfosDict.from_dataset_card_data(card.data)["default"].features["prediction"]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        prediction = None
     if not isinstance(prediction, ClassLabel):
         raise InputError(f"{path_or_id}/README.md does not list the classes: write it with write_logits.")
     if list(prediction.names) != list(label_names):
@@ -203,9 +207,12 @@ def read_logits(path_or_id: str | os.PathLike, label_names: Sequence[str] = SCEN
             "order: predict them with a model of these classes."
         )
     try:
-        table = pa.concat_tables([pq.read_table(file) for file in files], promote_options="permissive")
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{path_or_id} is damaged ({error}): write or download it again.") from None
+        table = pa.concat_tables(
+            [pq.read_table(file, page_checksum_verification=True) for file in files], promote_options="permissive"
+        )
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path_or_id} is damaged ({reason}): write or download it again.") from None
     missing = {"filename", "logits", "prediction", "teacher", "revision"} - set(table.column_names)
     if missing or not table.num_rows:
         lacking = f"column {min(missing)!r}" if missing else "rows"

@@ -3,6 +3,7 @@
 import hashlib
 import http.client
 import os
+import re
 import shutil
 import time
 import urllib.error
@@ -13,10 +14,9 @@ from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 
 from datasets.utils import tqdm
-from filelock import FileLock
 
 from dataset_script.errors import InputError
-from dataset_script.files import PART_SUFFIX, atomic_path
+from dataset_script.files import PART_SUFFIX, atomic_path, locked
 
 
 DEVELOPMENT = "TAU-urban-acoustic-scenes-2022-mobile-development"
@@ -48,6 +48,18 @@ ARCHIVES = {
 }
 """The official archives (25.6 GiB) and their MD5 sums."""
 
+EARLIER_EDITION = re.compile(r"-20(19|20|21)-mobile-")
+"""Part of the names of folders and archives of the editions with ten-second clips."""
+
+ENCRYPTED = 1
+"""Flag of encrypted files in an archive."""
+
+HIGHEST_COMPRESSION = 20
+"""Compression of an archive above which it is not official: audio and tables are compressed far less."""
+
+UNCHECKED_BYTES = 50_000_000
+"""Extracted size up to which the compression of an archive does not matter."""
+
 FRUITLESS_ATTEMPTS = 3
 """Consecutive connections without a single byte after which a download fails."""
 
@@ -72,9 +84,14 @@ def find_root(data_dir: Path, kind: str = "development") -> Path:
     """
     if not data_dir.is_dir():
         raise FileNotFoundError(f"The folder {data_dir} does not exist: give the folder that contains the corpus.")
-    extract_archives(sorted(data_dir.glob(f"*-mobile-{kind}.*.zip")))
+    archives = sorted(data_dir.glob(f"*-mobile-{kind}.*.zip"))
+    extract_archives([path for path in archives if not EARLIER_EDITION.search(path.name)])
     marker = "meta.csv" if kind == "development" else "evaluation_setup/fold1_test.csv"
     roots = [folder for folder in (data_dir, *sorted(data_dir.iterdir())) if (folder / marker).is_file()]
+    earlier = [path for path in (*roots, *archives) if EARLIER_EDITION.search(path.name)]
+    roots = [path for path in roots if path not in earlier]
+    if earlier and not roots:
+        raise InputError(f"{earlier[0]} is of an earlier edition: TAU Urban Acoustic Scenes 2022 Mobile is needed.")
     if not roots:
         raise FileNotFoundError(
             f"{data_dir} contains no {marker}, neither directly nor in a subfolder or an archive "
@@ -105,7 +122,7 @@ def extract_archives(archives: list[Path]) -> None:
         opened = {path: stack.enter_context(_open_archive(path)) for path in archives}
         if not _pending(opened):
             return
-        with FileLock(archives[0].parent / ".extracting.lock"):
+        with locked(archives[0].parent / ".extracting.lock"):
             pending = _pending(opened)
             total = sum(member.file_size for _, member, _ in pending)
             with tqdm(total=total, unit="B", unit_scale=True, desc="Extracting") as progress:
@@ -118,7 +135,7 @@ def extract_archives(archives: list[Path]) -> None:
                             open(part, "wb") as sink,
                         ):
                             shutil.copyfileobj(source, sink)
-                    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+                    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
                         problem = f"{archive.filename} is damaged at {member.filename} ({error})"
                         raise InputError(f"{problem}: download the archive again.") from None
                     progress.update(member.file_size)
@@ -127,11 +144,23 @@ def extract_archives(archives: list[Path]) -> None:
 def _open_archive(path: Path) -> zipfile.ZipFile:
     try:
         archive = zipfile.ZipFile(path)
-    except zipfile.BadZipFile:
+    except (zipfile.BadZipFile, NotImplementedError):
         raise InputError(f"{path} is not a complete zip archive: download it again.") from None
-    for name in archive.namelist():
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): download it again.") from None
+    for member in archive.infolist():
+        name = member.filename
         if name.startswith("/") or ".." in PurePosixPath(name).parts:
             raise InputError(f"{path} contains {name}, a path outside its folder: download the official archive.")
+        if member.flag_bits & ENCRYPTED or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            kind = "is encrypted" if member.flag_bits & ENCRYPTED else "has an unsupported compression"
+            raise InputError(f"{path} {kind} ({name}): download the official archive, or extract it yourself.")
+    size = sum(member.file_size for member in archive.infolist())
+    if size > max(UNCHECKED_BYTES, HIGHEST_COMPRESSION * path.stat().st_size):
+        raise InputError(
+            f"{path} would be extracted to {size / 1e6:,.0f} MB, {size / path.stat().st_size:,.0f} times its size: "
+            "download the official archive."
+        )
     return archive
 
 
@@ -160,8 +189,7 @@ def download_development(folder: Path) -> Path:
     """
     complete = folder / "complete"
     if not complete.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".downloading.lock"):
+        with locked(folder / ".downloading.lock"):
             for name, md5 in ARCHIVES.items():
                 download_file(f"{RECORD_URL}/{name}?download=1", folder / name, md5)
         find_root(folder)
@@ -182,8 +210,9 @@ def fetch_table(name: str, folder: Path) -> Path:
     Raises:
         FileNotFoundError: If the download failed; the message explains how to add the table by hand.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".downloading.lock"):
+    if (folder / f"{name}.csv").is_file():
+        return folder / f"{name}.csv"
+    with locked(folder / ".downloading.lock"):
         try:
             return download_file(f"{TABLES_URL}/{name}.csv", folder / f"{name}.csv")
         except OSError as error:

@@ -84,6 +84,12 @@ FILENAME_PATTERN = (
     r"\.wav$"
 )
 
+EARLIER_FILENAME_PATTERN = r"audio/[a-z_]+-[a-z]+-\d+-\d+-[a-z0-9]+\.wav"
+"""File names of the editions with ten-second clips, which are not divided into seconds."""
+
+CLIP_PATTERN = r"audio/[^/\\]+\.wav"
+"""File names of the evaluation set, which tell nothing."""
+
 
 @dataclass
 class Corpus:
@@ -173,6 +179,24 @@ def read_table(path: Path, columns: tuple[str, ...] = ("filename", "scene_label"
     return table
 
 
+def read_evaluation_list(path: Path) -> pd.DataFrame:
+    """Read the list of clips of the evaluation set.
+
+    Args:
+        path (`Path`): The table.
+
+    Returns:
+        `pd.DataFrame`: A table without columns, indexed by `filename`.
+
+    Raises:
+        InputError: If the table is malformed, or a clip is not in `audio/`.
+    """
+    table = read_table(path, ("filename",))
+    outside = ~table["filename"].str.fullmatch(CLIP_PATTERN)
+    refuse_row(path, table, outside, "is not named audio/<name>.wav", "download the table again")
+    return table.set_index("filename")
+
+
 def read_meta(path: Path) -> pd.DataFrame:
     """Read `meta.csv`.
 
@@ -191,6 +215,8 @@ def read_meta(path: Path) -> pd.DataFrame:
     # Arrow's regular expressions are five times as fast as those of pandas.
     parts = pc.extract_regex(pa.array(table["filename"], pa.string()), FILENAME_PATTERN)
     parts = pa.table(parts.flatten(), [part.name for part in parts.type]).to_pandas()
+    if table["filename"].str.fullmatch(EARLIER_FILENAME_PATTERN).all():
+        raise InputError(f"{path} is of an earlier edition: TAU Urban Acoustic Scenes 2022 Mobile is needed.")
     grammar = "audio/<scene>-<city>-<location>-<segment>-<sub>-<device>.wav"
     refuse_row(path, table, parts["scene"].isna(), f"is not named {grammar}", "rename the file")
     place = parts["city"] + "-" + parts["location"]

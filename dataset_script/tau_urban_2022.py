@@ -17,6 +17,7 @@ from datasets import Audio, ClassLabel, Dataset, DatasetDict, Features, List, Va
 from dataset_script.clips import SAMPLE_RATE, check_clips
 from dataset_script.demo import demo_corpus, has_synthetic_card
 from dataset_script.errors import InputError
+from dataset_script.files import locked
 from dataset_script.logits import TeacherLogits, join_logits, read_logits
 from dataset_script.sources import download_development, fetch_table, find_root
 from dataset_script.splits import (
@@ -28,7 +29,7 @@ from dataset_script.splits import (
     Corpus,
     find_table,
     read_corpus,
-    read_table,
+    read_evaluation_list,
 )
 
 
@@ -121,6 +122,7 @@ class TAUUrban2022(datasets.ArrowBasedBuilder):
     BUILDER_CONFIGS: ClassVar = list(_configs())
     DEFAULT_CONFIG_NAME = "demo"
 
+    info: datasets.DatasetInfo
     corpus: Corpus | None = None
     """Tables of the corpus after it has been read; `None` for the evaluation set."""
 
@@ -166,8 +168,7 @@ class TAUUrban2022(datasets.ArrowBasedBuilder):
             self.info.homepage = self.info.citation = ""
         report("folder", str(root))
         if self.config.name == "evaluation":
-            table = read_table(root / "evaluation_setup" / "fold1_test.csv", ("filename",))
-            splits = {"test": table.set_index("filename")}
+            splits = {"test": read_evaluation_list(root / "evaluation_setup" / "fold1_test.csv")}
         else:
             splits = self._labelled_splits(root, report)
         report("clips", check_clips(root, pd.concat(list(splits.values())).index.tolist()))
@@ -227,9 +228,30 @@ class TAUUrban2022(datasets.ArrowBasedBuilder):
             InputError: As for [`~TAUUrban2022.read_splits`].
         """
         self._splits = self.read_splits()
-        if output_dir is None:
-            output_dir = os.path.join(self._cache_dir, _content_key(self._splits))
-        super().download_and_prepare(output_dir, **kwargs)
+        if output_dir is not None:
+            super().download_and_prepare(output_dir, **kwargs)
+            return
+        output_dir = os.path.join(self._cache_dir, _content_key(self._splits))
+        if "download_mode" not in kwargs and self._restore(output_dir):
+            return
+        with locked(f"{output_dir}.lock"):
+            if not self._restore(output_dir):
+                if os.path.isdir(output_dir):
+                    logger.warning("The cached files in %s are damaged and will be written again.", output_dir)
+                super().download_and_prepare(output_dir, **kwargs | {"download_mode": "force_redownload"})
+
+    def _restore(self, output_dir: str) -> bool:
+        """Use the Arrow files in a folder if they have the rows of the corpus, and return whether they do."""
+        info, self._output_dir = self.info, output_dir
+        try:
+            self.info = datasets.DatasetInfo.from_directory(output_dir)
+            scenes = self.as_dataset()
+            if {split: rows.data.table for split, rows in scenes.items()} == self._splits:
+                return True
+        except Exception as error:  # anything may come of damaged files
+            logger.debug("The cached files in %s cannot be used: %s", output_dir, error)
+        self.info = info
+        return False
 
     def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:
         return [datasets.SplitGenerator(split, gen_kwargs={"rows": [table]}) for split, table in self._splits.items()]

@@ -1,8 +1,8 @@
 """Resampled waveforms, computed once and then memory-mapped."""
 
 import hashlib
+import logging
 import os
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,12 +10,14 @@ import datasets
 import numpy as np
 import soxr
 from datasets.utils import tqdm
-from filelock import FileLock
 
-from dataset_script.clips import decode_clip
+from dataset_script.checksums import is_intact, write_checksum
+from dataset_script.clips import audio_state, decode_clip
 from dataset_script.errors import InputError
-from dataset_script.files import atomic_path
+from dataset_script.files import atomic_path, locked
 
+
+logger = logging.getLogger(__name__)
 
 FULL_SCALE = 2**15
 """The 16-bit integer for a sample of 1.0."""
@@ -33,8 +35,8 @@ def cache_waveforms(
     1.5e-5, or -96 dB of full scale (measured: -101 dB RMS, 54 to 80 dB below the clips of the demo corpus, which peak
     at -24 to -3 dB). Resampled values beyond full scale are clipped.
 
-    Results are cached by sampling rate, file names and file states (path, size and modification time, or a checksum of
-    embedded audio).
+    Results are cached by sampling rate, file names and file states (path, size and times of change, or a checksum of
+    embedded audio). A result that does not match its own checksum is computed again.
 
     Args:
         dataset (`datasets.Dataset`): One split with the columns `audio` and `filename`, whose clips have the same
@@ -48,45 +50,40 @@ def cache_waveforms(
         32768.
 
     Raises:
-        InputError: If a clip cannot be decoded, is not mono, or differs in duration from the first one, or the cached
-            result is damaged.
-        OSError: If the result does not fit on the disk.
+        InputError: If a clip cannot be decoded, is not mono, differs in duration from the first one, or has samples
+            that are NaN, infinite or far out of [-1, 1].
+        OSError: If the result does not fit on the disk, or the cache cannot be written to.
     """
     clips = dataset.with_format(None).select_columns(["audio", "filename"])
     clips = clips.cast_column("audio", datasets.Audio(decode=False))
     folder = Path(cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "waveforms")
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{sampling_rate}-{_content_key(clips)}.npy"
-    with FileLock(path.with_suffix(".lock")):
-        if not path.is_file():
-            _resample(clips, sampling_rate, path)
-    try:
-        return np.load(path, mmap_mode="r")
-    except (ValueError, EOFError):
-        raise InputError(f"{path} is damaged: delete it and run again.") from None
+    if not is_intact(path):
+        with locked(path.with_suffix(".lock")):
+            if not is_intact(path):
+                if path.exists():
+                    logger.warning("The cached waveforms %s are damaged and will be computed again.", path)
+                _resample(clips, sampling_rate, path)
+                write_checksum(path)
+    return np.load(path, mmap_mode="r")
 
 
 def _content_key(clips: datasets.Dataset) -> str:
     digest = hashlib.sha256()
     for batch in clips.iter(100):
         for audio, filename in zip(batch["audio"], batch["filename"], strict=True):
-            if audio["bytes"] is None:
-                status = os.stat(audio["path"])
-                state = f"{audio['path']}\t{status.st_size}\t{status.st_mtime_ns}"
-            else:
-                state = str(zlib.crc32(audio["bytes"]))
-            digest.update(f"{filename}\t{state}\n".encode())
+            digest.update(f"{filename}\t{audio_state(audio)}\n".encode())
     return digest.hexdigest()[:20]
 
 
 def _resample(clips: datasets.Dataset, sampling_rate: int, path: Path) -> None:
-    samples = len(_convert(clips[0]["audio"], sampling_rate))
+    samples = len(_convert(clips[0]["audio"], clips[0]["filename"], sampling_rate))
 
     def convert_block(start: int) -> np.ndarray:
         block = clips[start : start + BLOCK]
         waveforms = np.empty((len(block["audio"]), samples), np.int16)
         for row, (audio, filename) in enumerate(zip(block["audio"], block["filename"], strict=True)):
-            waveform = _convert(audio, sampling_rate)
+            waveform = _convert(audio, filename, sampling_rate)
             if waveform.shape != (samples,):
                 raise InputError(
                     f"{filename} has the shape {waveform.shape} at {sampling_rate} Hz, but the first clip has "
@@ -109,8 +106,8 @@ def _resample(clips: datasets.Dataset, sampling_rate: int, path: Path) -> None:
             progress.update(len(waveforms))
 
 
-def _convert(audio: dict, sampling_rate: int) -> np.ndarray:
-    samples, rate = decode_clip(audio)
+def _convert(audio: dict, filename: str, sampling_rate: int) -> np.ndarray:
+    samples, rate = decode_clip(audio, name=filename if audio["bytes"] is not None else None)
     waveform = soxr.resample(samples, rate, sampling_rate, quality="HQ")
     return to_int16(waveform)
 

@@ -1,4 +1,5 @@
 import filecmp
+import re
 
 import numpy as np
 import pandas as pd
@@ -45,6 +46,15 @@ def test_folder_in_use_is_left_alone(tmp_path):
     (tmp_path / "mine").write_text("")
     with pytest.raises(FileExistsError, match="is not empty: choose a new folder"):
         demo.make_demo(tmp_path)
+
+
+def test_place_is_looked_at_before_the_work(tmp_path, monkeypatch, capsys):
+    (tmp_path / "meta.csv").touch()
+    monkeypatch.setattr(demo, "plan_segments", lambda seed: pytest.fail("work"))
+    for place in ("meta.csv", "meta.csv/corpus", "x" * 300):
+        with pytest.raises(SystemExit):
+            make_demo.main(["--out", str(tmp_path / place)])
+        assert re.search(rf"{tmp_path / place} (is a file|cannot be written .*): choose", capsys.readouterr().err)
 
 
 def test_command_line(small, tmp_path, capsys):

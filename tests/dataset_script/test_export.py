@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dataset_script import decode_clip, is_synthetic, load_scenes, push_audio, read_logits, save_parquet, write_logits
+from dataset_script.errors import InputError
 from tests.hub_server import hub_environment, hub_server
 
 
@@ -65,6 +66,13 @@ def test_real_and_synthetic_are_not_mixed(scenes, recorded_root, cache, tmp_path
     with pytest.raises(ValueError, match="'split5' would mix real and synthetic"):
         save_parquet(load_scenes("split5", data_dir=recorded_root, cache_dir=cache), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "demo10"]
+
+
+def test_damaged_card_of_a_folder_is_named(scenes, tmp_path):
+    (tmp_path / "README.md").write_text("---\ntags: [\n---\n")
+    with pytest.raises(InputError, match=rf"{tmp_path}/README\.md is not a valid dataset card"):
+        save_parquet(scenes, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
 
 
 def test_audio_is_not_pushed_by_accident(scenes):

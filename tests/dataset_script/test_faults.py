@@ -1,5 +1,6 @@
 """Faults planted in a corpus: each is named in one sentence before anything is built, and leaves nothing behind."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -31,6 +32,12 @@ def replace_clip(root, edit):
 def write_wav(rate=44_100, channels=1, samples=44_100):
     noise = np.random.default_rng(0).normal(0, 0.1, (samples, channels))
     return lambda path, _: soundfile.write(path, noise, rate, subtype="PCM_24")
+
+
+def write_float(value, subtype="FLOAT", file_format="WAV"):
+    samples = np.zeros(44_100)
+    samples[-1] = value
+    return lambda path, _: soundfile.write(path, samples, 44_100, subtype=subtype, format=file_format)
 
 
 def edit_table(path, edit):
@@ -67,6 +74,15 @@ CLIP_FAULTS = {
     "48 kHz": (write_wav(rate=48_000, samples=48_000), "has a sampling rate of 48,000 Hz instead of 44,100 Hz"),
     "two seconds": (write_wav(samples=88_200), "lasts 2.000 s instead of 1 s"),
     "a folder for a clip": (lambda path, content: path.mkdir(), "cannot be read"),
+    "a pipe for a clip": (lambda path, content: os.mkfifo(path), "is not a file"),
+    "ten seconds": (write_wav(samples=441_000), "lasts 10.000 s .*: TAU Urban Acoustic Scenes 2022 Mobile is needed"),
+    "NaN": (write_float(np.nan), "has NaN or infinite samples"),
+    "infinity": (write_float(np.inf, "DOUBLE"), "has NaN or infinite samples"),
+    "float on the scale of integers": (
+        write_float(32_767),
+        r"as large as 32,767, but the expected scale is \[-1, 1\]",
+    ),
+    "float far over scale": (write_float(1e38, file_format="WAVEX"), r"as large as 1e\+38, but the expected scale"),
 }
 
 TABLE_FAULTS = {

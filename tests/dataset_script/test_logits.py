@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dataset_script import SCENES, load_scenes, read_logits, write_logits
+from dataset_script.errors import InputError
 from dataset_script.logits import PARQUET_FILE
 
 
@@ -148,6 +149,33 @@ def test_not_a_logits_dataset(tmp_path, filenames, values):
     folder = write(tmp_path, filenames, values)
     (folder / PARQUET_FILE).write_bytes((folder / PARQUET_FILE).read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"is damaged \(.*\): write or download it again"):
+        read_logits(folder)
+
+
+def test_bit_flips_are_noticed(tmp_path, filenames, values):
+    path = write(tmp_path, filenames, values) / PARQUET_FILE
+    content = path.read_bytes()
+    for position in range(100, len(content) - 8, len(content) // 40):
+        path.write_bytes(content[:position] + bytes([content[position] ^ 4]) + content[position + 1 :])
+        try:
+            same = (read_logits(tmp_path).values == values).all()
+        except InputError as error:
+            assert "\n" not in str(error)
+        else:
+            assert same  # somewhere in the metadata
+
+
+@pytest.mark.parametrize(
+    "card",
+    [b"\xff\xfe\x00", b"---\na: [\n---\n", b"---\n- a\n---\n", b"no metadata", b"---\ndataset_info: 1\n---\n"],
+    ids=["binary", "broken YAML", "list", "text", "no classes"],
+)
+def test_damaged_card_is_named(tmp_path, filenames, values, card):
+    folder = write(tmp_path, filenames, values)
+    (folder / "README.md").write_bytes(card)
+    with pytest.raises(
+        InputError, match=rf"{folder}/README\.md (is not a valid dataset card|does not list the classes)"
+    ):
         read_logits(folder)
 
 

@@ -7,6 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from dataset_script import load_scenes, sources
+from dataset_script.errors import InputError
 from dataset_script.sources import ARCHIVES, DEVELOPMENT, download_development, download_file, fetch_table, find_root
 
 
@@ -183,6 +184,46 @@ def test_archive_that_leads_out_of_its_folder(tmp_path):
         file.writestr("../evil.wav", b"")
     with pytest.raises(ValueError, match=r"contains \.\./evil\.wav, a path outside its folder"):
         find_root(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("offset", "value", "message"), [(8, 1, "is encrypted"), (10, 99, "has an unsupported compression")]
+)
+def test_archives_that_cannot_be_extracted(tmp_path, offset, value, message):
+    path = archive(tmp_path / f"{DEVELOPMENT}.audio.1.zip", {"meta.csv": b"a table"})
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\1\2") + offset] = value  # in the directory of the archive
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=rf"{path} {message} .*: download the official archive"):
+        find_root(tmp_path)
+    assert not (tmp_path / DEVELOPMENT).exists()
+
+
+def test_archive_of_zeros(tmp_path):
+    with zipfile.ZipFile(tmp_path / f"{DEVELOPMENT}.audio.1.zip", "w", zipfile.ZIP_DEFLATED) as file:
+        for number in range(6):
+            file.writestr(f"{DEVELOPMENT}/audio/{number}.wav", bytes(10_000_000))
+    with pytest.raises(InputError, match=r"audio\.1\.zip would be extracted to 60 MB, [\d,]+ times its size"):
+        find_root(tmp_path)
+    assert not (tmp_path / DEVELOPMENT).exists()
+
+
+def test_earlier_editions(tmp_path):
+    name = "TAU-urban-acoustic-scenes-2020-mobile-development"
+    with zipfile.ZipFile(tmp_path / f"{name}.audio.1.zip", "w") as file:
+        file.writestr(f"{name}/meta.csv", b"a table")
+    message = "is of an earlier edition: TAU Urban Acoustic Scenes 2022 Mobile is needed"
+    with pytest.raises(InputError, match=message):
+        find_root(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "meta.csv").touch()
+    for folder in (tmp_path, tmp_path / name):
+        with pytest.raises(InputError, match=message):
+            find_root(folder)
+    (tmp_path / DEVELOPMENT).mkdir()
+    (tmp_path / DEVELOPMENT / "meta.csv").touch()
+    assert find_root(tmp_path) == tmp_path / DEVELOPMENT
 
 
 def test_several_corpora(tmp_path):

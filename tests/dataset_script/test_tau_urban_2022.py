@@ -1,3 +1,5 @@
+import errno
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -6,6 +8,7 @@ import datasets
 import numpy as np
 import pandas as pd
 import pytest
+from filelock import FileLock
 
 from dataset_script import (
     CITIES,
@@ -15,9 +18,12 @@ from dataset_script import (
     TAUUrban2022,
     check,
     decode_clip,
+    files,
     is_synthetic,
     load_scenes,
+    tau_urban_2022,
 )
+from dataset_script.errors import InputError
 
 
 COLUMNS = ["audio", "filename", "label", "device", "city", "location", "segment"]
@@ -152,6 +158,51 @@ def test_damaged_cache_is_written_again(demo_root, tmp_path):
     assert load_scenes("split10", data_dir=demo_root, cache_dir=tmp_path)["train"][:] == expected
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"splits": 1}', "\0\0\0\0"])
+def test_damaged_description_in_the_cache_is_written_again(demo_root, tmp_path, caplog, content):
+    scenes = load_scenes("split5", data_dir=demo_root, cache_dir=tmp_path)
+    folder = Path(scenes["train"].cache_files[0]["filename"]).parent
+    expected = scenes["train"][:]
+    del scenes
+    (folder / "dataset_info.json").write_text(content)
+    assert load_scenes("split5", data_dir=demo_root, cache_dir=tmp_path)["train"][:] == expected
+    assert f"The cached files in {folder} are damaged" in caplog.text
+
+
+def test_other_labels_in_the_cache_are_noticed(demo_root, tmp_path):
+    scenes = load_scenes("split5", data_dir=demo_root, cache_dir=tmp_path)
+    file = Path(scenes["train"].cache_files[0]["filename"])
+    expected = scenes["train"][:]
+    labels = np.array(expected["label"]).tobytes()
+    del scenes
+    content = file.read_bytes()
+    assert content.count(labels) == 1
+    file.unlink()
+    file.write_bytes(content.replace(labels, np.array(expected["label"])[::-1].tobytes()))
+    assert load_scenes("split5", data_dir=demo_root, cache_dir=tmp_path)["train"][:] == expected
+
+
+def test_complete_cache_is_read_without_a_lock(demo_root, tmp_path, monkeypatch):
+    load_scenes("split5", data_dir=demo_root, cache_dir=tmp_path)
+    monkeypatch.setattr(files, "locked", lambda path: pytest.fail("a lock"))
+    monkeypatch.setattr(tau_urban_2022, "locked", lambda path: pytest.fail("a lock"))
+    assert len(load_scenes("split5", data_dir=demo_root, cache_dir=tmp_path)["train"]) == 10
+
+
+def test_cache_that_cannot_be_written_is_named(demo_root, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "cache", tmp_path / ("x" * 300)):
+        with pytest.raises(OSError, match=f"{place} cannot be written .*: choose another folder"):
+            load_scenes("split5", data_dir=demo_root, cache_dir=place)
+
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system", str(tmp_path / "cache" / "x.lock"))
+
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    with pytest.raises(OSError, match=r"cache cannot be written \(Read-only file system\): choose another folder"):
+        load_scenes("split5", data_dir=demo_root, cache_dir=tmp_path / "cache")
+
+
 def test_builder_follows_the_protocol_of_datasets(demo_root, tmp_path):
     builder = TAUUrban2022(config_name="split10", data_dir=str(demo_root), cache_dir=str(tmp_path / "cache"))
     builder.download_and_prepare(str(tmp_path / "parquet"), file_format="parquet")
@@ -159,6 +210,35 @@ def test_builder_follows_the_protocol_of_datasets(demo_root, tmp_path):
     scenes = datasets.load_dataset("parquet", data_files=files, cache_dir=str(tmp_path / "cache"))
     assert {split: len(rows) for split, rows in scenes.items()} == {"train": 20, "test": 90}
     assert scenes["train"][0]["audio"]["bytes"][:4] == b"RIFF"
+
+
+@pytest.mark.parametrize("name", ["../outside.wav", "/etc/passwd", "audio/../../outside.wav", "audio/deep/0.wav"])
+def test_evaluation_clips_are_in_the_corpus(tmp_path, cache, name):
+    (tmp_path / "evaluation_setup").mkdir()
+    (tmp_path / "evaluation_setup/fold1_test.csv").write_text(f"filename\n{name}\n")
+    with pytest.raises(InputError, match=rf"line 2: {name} is not named audio/<name>\.wav"):
+        load_scenes("evaluation", data_dir=tmp_path, cache_dir=cache)
+
+
+@pytest.mark.parametrize("card", [b"\xff\xfe\x00", b"---\ntags: [\n---\n", b"---\n- a\n---\n", b"---\ntags: 3\n---\n"])
+def test_damaged_card_of_a_corpus_is_named(corpus, cache, card):
+    (corpus / "README.md").write_bytes(card)
+    with pytest.raises(InputError, match=rf"{corpus}/README\.md is not a valid dataset card"):
+        load_scenes("split5", data_dir=corpus, cache_dir=cache)
+
+
+@pytest.mark.parametrize("card", ["", "---\ntags:\n---\n", "---\nlicense: other\n---\n", "# TAU"])
+def test_corpus_is_real_unless_its_card_says_otherwise(corpus, cache, card):
+    (corpus / "README.md").write_text(card)
+    assert not is_synthetic(load_scenes("split5", data_dir=corpus, cache_dir=cache))
+
+
+def test_earlier_edition_is_named(corpus, cache):
+    for table in corpus.rglob("*.csv"):
+        names = re.sub(r"(audio/\w+-\w+-\d+-\d+)-\d+(-\w+\.wav)", r"\1\2", table.read_text())
+        table.write_text("\n".join(dict.fromkeys(names.splitlines())))
+    with pytest.raises(InputError, match=r"meta\.csv is of an earlier edition: TAU Urban .* 2022 Mobile is needed"):
+        load_scenes("split5", data_dir=corpus, cache_dir=cache)
 
 
 def test_unknown_configuration():

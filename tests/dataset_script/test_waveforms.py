@@ -1,9 +1,16 @@
+import errno
+import os
+import shutil
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import soundfile
 from datasets import Audio, Dataset
+from filelock import FileLock
 
 from dataset_script import cache_waveforms, decode_clip, load_scenes
+from dataset_script.errors import InputError
 
 
 HALF_STEP = 0.5 / 32_768
@@ -89,19 +96,79 @@ def test_unequal_clips_are_refused(tmp_path, second, message):
     assert not list(tmp_path.glob("*.npy"))
 
 
-def test_damaged_result_is_named(tmp_path):
-    dataset = dataset_of(tmp_path, np.zeros((2, 44_100)))
-    cache_waveforms(dataset, 16_000, tmp_path)
+def flip_a_bit(content):
+    content[-1_001] ^= 4
+
+
+def halve_the_clips(content):
+    """What a call with clips of half the length leaves."""
+    content[:] = content.replace(b"(2, 16000)", b"(2, 8000) ")[: 128 + len(content[128:]) // 2]
+
+
+def shorten(content):
+    del content[5_000:]
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, halve_the_clips, shorten, bytearray.clear])
+def test_damaged_result_is_made_again(tmp_path, caplog, damage):
+    dataset = dataset_of(tmp_path, np.random.default_rng(0).normal(0, 0.1, (2, 44_100)))
+    expected = np.array(cache_waveforms(dataset, 16_000, tmp_path))
+    assert not caplog.records
     (path,) = tmp_path.glob("*.npy")
-    path.write_bytes(path.read_bytes()[:5_000])
-    with pytest.raises(ValueError, match=f"{path} is damaged: delete it"):
+    content = bytearray(path.read_bytes())
+    damage(content)
+    path.unlink()  # the memory map stays what it was
+    path.write_bytes(content)
+    np.testing.assert_array_equal(cache_waveforms(dataset, 16_000, tmp_path), expected)
+    assert f"{path} are damaged" in caplog.text
+
+
+def test_clip_that_was_replaced_with_its_times_is_resampled_again(tmp_path):
+    dataset = dataset_of(tmp_path, np.random.default_rng(0).normal(0, 0.1, (2, 44_100)))
+    before = np.array(cache_waveforms(dataset, 16_000, tmp_path))
+    state = (tmp_path / "0.wav").stat()
+    (tmp_path / "0.wav").write_bytes((tmp_path / "1.wav").read_bytes())
+    os.utime(tmp_path / "0.wav", ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert (tmp_path / "0.wav").stat().st_mtime_ns == state.st_mtime_ns
+    np.testing.assert_array_equal(cache_waveforms(dataset, 16_000, tmp_path)[0], before[1])
+
+
+def test_result_is_read_where_nothing_can_be_written(tmp_path, monkeypatch):
+    dataset = dataset_of(tmp_path, np.zeros((2, 44_100)))
+    expected = cache_waveforms(dataset, 16_000, tmp_path / "cache")
+    (tmp_path / "cache" / "other").mkdir()
+
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    np.testing.assert_array_equal(cache_waveforms(dataset, 16_000, tmp_path / "cache"), expected)
+    with pytest.raises(OSError, match=r"/cache cannot be written \(Read-only file system\): choose another"):
+        cache_waveforms(dataset, 32_000, tmp_path / "cache")
+
+
+def test_full_disk_says_what_is_needed(tmp_path, monkeypatch):
+    dataset = dataset_of(tmp_path, np.zeros((100, 44_100)))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1e6))
+    with pytest.raises(OSError, match=r"No space left on the disk for \S+\.npy, which needs 3\.2 MB"):
+        cache_waveforms(dataset, 16_000, tmp_path)
+    assert not list(tmp_path.glob("*.npy*"))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"), [(np.nan, "NaN or infinite"), (np.inf, "NaN or infinite"), (1e38, "as large as 1e")]
+)
+def test_values_that_are_no_sound_are_named(tmp_path, value, message):
+    dataset = dataset_of(tmp_path, np.zeros((2, 44_100)))
+    soundfile.write(tmp_path / "1.wav", np.full(44_100, value), 44_100, subtype="FLOAT")
+    with pytest.raises(InputError, match=rf"1\.wav has .*{message}"):
         cache_waveforms(dataset, 16_000, tmp_path)
 
 
 def test_damaged_clip_is_named(tmp_path):
     dataset = dataset_of(tmp_path, [np.zeros(44_100), np.zeros(44_100)])
     (tmp_path / "1.wav").write_bytes(b"no sound")
-    with pytest.raises(ValueError, match=r"1\.wav cannot be decoded .*: get the file again"):
+    with pytest.raises(ValueError, match=r"1\.wav cannot be decoded .*: replace or remove it"):
         cache_waveforms(dataset, 16_000, tmp_path)
 
 
