@@ -51,11 +51,14 @@ def push_files(
     Raises:
         ConnectionError: If the Hub is unreachable or refuses. The folder is unchanged, and the next call does not
             upload again what has arrived.
-        InputError: If `repo_id` is invalid, or the Hub rejects the dataset or model card.
+        InputError: If `repo_id` is invalid, a file is a link, or the Hub rejects the dataset or model card.
     """
     check_repo_id(repo_id)
     folder = Path(folder)
     paths = sorted({path for pattern in patterns for path in folder.glob(pattern)})
+    for path in paths:
+        if path.is_symlink() or not path.resolve().is_relative_to(folder.resolve()):
+            raise InputError(f"{path} is a link, which is not pushed: replace it by a copy of the file, or remove it.")
     operations = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in paths]
     api = HfApi()
     try:

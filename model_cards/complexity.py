@@ -1,6 +1,7 @@
 """Size and cost of a model, counted once for results, cards, gates and submissions, and the challenge's limits."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -181,9 +182,10 @@ def weight_files(model_dir: str | Path) -> list[Path]:
     Raises:
         FileNotFoundError: If there are none.
     """
-    files = sorted(Path(model_dir).glob("*.safetensors"))
+    names = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
+    files = sorted(path for path in Path(model_dir).glob("*.safetensors") if names.fullmatch(path.name))
     if not files:
-        raise FileNotFoundError(f"{model_dir} contains no *.safetensors: use a finished model folder.")
+        raise FileNotFoundError(f"{model_dir} contains no model.safetensors: use a finished model folder.")
     return files
 
 

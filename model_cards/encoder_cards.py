@@ -1,14 +1,16 @@
 """Cards of BEATs encoders that do not know scenes: pre-trained ones, tokenizers, and those fine-tuned on AudioSet."""
 
+import shlex
 from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
 from dataset_script.errors import InputError
+from dataset_script.markdown import code, code_block, markdown_table, plain
 from model_cards.complexity import measure_folder, read_config
 from model_cards.corpora import SYNTHETIC
 from model_cards.results import RESULTS_FILE, RunResults
-from model_cards.tables import hyperparameter_table, markdown_table
+from model_cards.tables import hyperparameter_table
 
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -77,7 +79,10 @@ def make_encoder_card(
         card_data,
         template_path=str(TEMPLATES / "encoder.md"),
         name=name,
-        model_id=repo_id or str(model_dir),
+        model_id=shlex.quote(repo_id or str(model_dir)),
+        plain=plain,
+        code=code,
+        code_block=code_block,
         description=description,
         next_step=next_step,
         synthetic=synthetic,

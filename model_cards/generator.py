@@ -7,6 +7,7 @@ same recipe on other subsets or with other seeds.
 """
 
 import argparse
+import json
 import re
 import shutil
 import sys
@@ -18,6 +19,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from dataset_script import SCENES
 from dataset_script.errors import InputError
 from dataset_script.files import atomic_path, write_json
+from dataset_script.markdown import code, code_block, plain
 from dataset_script.splits import subset_percentage
 from model_cards.complexity import check_limits, measure_folder, read_config, weight_files
 from model_cards.encoder_cards import TEMPLATES, make_encoder_card
@@ -92,7 +94,10 @@ def make_card(
         student=complexity.macs is not None,
         classes="ten acoustic scenes" if labels == list(SCENES) else f"{len(labels)} classes of sound",
         name=name,
-        model_id=repo_id or str(model_dir),
+        model_id=json.dumps(repo_id or str(model_dir), ensure_ascii=False),
+        plain=plain,
+        code=code,
+        code_block=code_block,
         corpus=corpus,
         complexity=complexity,
         excesses=complexity.excesses(),

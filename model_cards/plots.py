@@ -30,7 +30,7 @@ def plot_confusion_matrix(confusion: Sequence[Sequence[int]], labels: Sequence[s
         if counts[row, column]:
             color = "white" if percent[row, column] > 55 else "black"
             axes.text(column, row, f"{percent[row, column]:.0f}", ha="center", va="center", color=color, fontsize=9)
-    names = [label.replace("_", " ") for label in labels]
+    names = [_text(label) for label in labels]
     axes.set_xticks(range(len(names)), names, rotation=40, ha="right")
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="predicted", ylabel="true", title="percent of the true class")
@@ -52,7 +52,7 @@ def plot_groups(groups: Mapping[str, Mapping[str, Any] | None], path: str | Path
     bars = axes.bar(range(len(scores)), heights, color=[ORANGE if name in unseen else BLUE for name in scores])
     axes.bar_label(bars, fmt="%.0f", padding=2, fontsize=9)
     rotation = 40 if max(map(len, scores)) > 4 else 0
-    names = [name.replace("_", " ") for name in scores]
+    names = [_text(name) for name in scores]
     axes.set_xticks(range(len(scores)), names, rotation=rotation, ha="right" if rotation else "center")
     axes.set(ylabel="accuracy, %", ylim=(0, 110))
     if set(unseen) & set(scores):
@@ -125,3 +125,8 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     with matplotlib.rc_context({"svg.hashsalt": path.name}):
         figure.savefig(f"{path}.svg", metadata={"Date": None})
     figure.savefig(f"{path}.png", dpi=150)
+
+
+def _text(name: str) -> str:
+    """Return the name of a class or device as matplotlib draws it, without mathematical notation."""
+    return " ".join(name.replace("_", " ").split()).replace("$", r"\$")

@@ -12,22 +12,42 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import modeling_beats
+import modeling_tfsepnet
 from dataset_script import push_logits
 from dataset_script.hub import check_repo_id, push_files
+from model_cards.complexity import read_config, weight_files
 from model_cards.generator import add_card_arguments, run_command, write_card
+from model_cards.results import RESULTS_FILE
 
 
-PUSHED = (
-    "README.md",
-    "*config.json",
-    "*.safetensors",
-    "*.py",
-    "*.png",
-    "*.svg",
-    "results.json",
-    "results/*.json",
-)
-"""Files of a run's folder that are pushed: no checkpoints, no pickled arguments."""
+CONFIGURATIONS = ("config.json", "preprocessor_config.json", "inc_config.json", "generation_config.json")
+
+PLOTS = ("confusion_matrix", "classes", "devices", "learning_curve", "layers")
+
+CODE = {"tfsepnet": modeling_tfsepnet, "beats": modeling_beats}
+"""Packages whose modules a model folder has copies of, by the type of the model."""
+
+
+def published_files(folder: Path) -> list[str]:
+    """Return the files of a model folder that are pushed: those that this project writes, and no others.
+
+    Checkpoints, pickled arguments and files of the user that lie in the folder stay where they are.
+
+    Args:
+        folder (`Path`): Model folder with its card.
+
+    Raises:
+        FileNotFoundError, InputError: If the folder is not a model folder of this project.
+    """
+    package = Path(str(CODE[read_config(folder)["model_type"]].__file__)).parent
+    modules = [path.name for path in package.glob("*.py") if path.name != "__init__.py"]
+    plots = [f"{name}.{suffix}" for name in PLOTS for suffix in ("png", "svg")]
+    weights = [path.name for path in weight_files(folder)]
+    results = [f"results/{path.name}" for path in (folder / "results").glob("*.json")]
+    index = "model.safetensors.index.json"
+    names = ["README.md", RESULTS_FILE, *CONFIGURATIONS, *weights, index, *modules, *plots, *results]
+    return [name for name in names if (folder / name).exists()]
 
 
 def push_model(folder: str | Path, repo_id: str, *, private: bool | None = None, **card_options: Any) -> str:
@@ -49,7 +69,9 @@ def push_model(folder: str | Path, repo_id: str, *, private: bool | None = None,
     check_repo_id(repo_id)
     folder = Path(folder)
     write_card(folder, repo_id=repo_id, **card_options)
-    return push_files(folder, repo_id, PUSHED, message="Upload the model with its card and results", private=private)
+    return push_files(
+        folder, repo_id, published_files(folder), message="Upload the model with its card and results", private=private
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> str:

@@ -6,11 +6,12 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from dataset_script.errors import InputError
+from dataset_script.markdown import markdown_table
 from model_cards.evidence import identify_corpus
 from model_cards.plots import BLUE, GREY, ORANGE, save_figure
 from model_cards.published import PUBLISHED_ROWS, published, published_row
 from model_cards.results import RunResults
-from model_cards.tables import markdown_table, mean_interval, mean_metric
+from model_cards.tables import mean_interval, mean_metric
 
 
 Cells = Mapping[str, Mapping[str, Mapping[int, Sequence[RunResults]]]]

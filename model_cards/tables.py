@@ -1,9 +1,10 @@
 """Tables of results, in Markdown."""
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dataset_script.markdown import code, markdown_table, plain
 from dataset_script.splits import subset_percentage
 from model_cards.complexity import ModelComplexity
 from model_cards.corpora import Corpus
@@ -33,21 +34,6 @@ DISTILLATION_ONLY = {"kd_lambda", "kd_reduction", "temperature"}
 """Hyperparameters without effect if there are no teachers."""
 
 
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table whose first column is left-aligned and whose others are right-aligned.
-
-    Args:
-        header (`Sequence[str]`): Titles of the columns.
-        rows (`Iterable[Sequence[str]]`): Cells, as many as titles in each row. Bars and line breaks are escaped.
-    """
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(map(_escaped, line))} |" for line in lines)
-
-
-def _escaped(cell: str) -> str:
-    return " ".join(cell.split()).replace("|", "\\|")
-
-
 def results_table(results: Mapping[str, Any]) -> str:
     """Return the main results of an evaluated model as a Markdown table.
 
@@ -65,7 +51,7 @@ def results_table(results: Mapping[str, Any]) -> str:
     ]
     for group, title in GROUPS.items():
         for name, scores in metrics.get(group, {}).items():
-            rows.append([title.format(name), accuracy_text(scores) if scores else "no clips"])
+            rows.append([title.format(plain(name)), accuracy_text(scores) if scores else "no clips"])
     rows += [[name.replace("_", " "), f"{count:,}"] for name, count in results["complexity"].items()]
     return markdown_table(["", "result"], rows) + "\n"
 
@@ -84,7 +70,7 @@ def quantization_table(results: Mapping[str, Any]) -> str:
     for group, title in GROUPS.items():
         for name, scores in before.get(group, {}).items():
             if scores:
-                rows.append([title.format(name), accuracy_text(scores), accuracy_text(after[group][name])])
+                rows.append([title.format(plain(name)), accuracy_text(scores), accuracy_text(after[group][name])])
     latency, size = results["latency_ms"], results["complexity"]
     rows += [
         ["one clip, one thread (torch)", f"{latency['float']:.1f} ms", f"{latency['int8']:.1f} ms"],
@@ -104,8 +90,9 @@ def confusion_table(confusion: Sequence[Sequence[int]], labels: Sequence[str]) -
         confusion (array of shape `(classes, classes)`): Numbers of clips.
         labels (`Sequence[str]`): Names of the classes.
     """
-    rows = [[label, *map(str, counts)] for label, counts in zip(labels, confusion, strict=True)]
-    return markdown_table(["true / predicted", *labels], rows) + "\n"
+    names = [plain(label) for label in labels]
+    rows = [[name, *map(str, counts)] for name, counts in zip(names, confusion, strict=True)]
+    return markdown_table(["true / predicted", *names], rows) + "\n"
 
 
 def summary_table(subsets: Subsets, recipe: str | None, corpus: Corpus, number_format: str) -> str:
@@ -132,7 +119,7 @@ def summary_table(subsets: Subsets, recipe: str | None, corpus: Corpus, number_f
         if len(runs) > 1:
             macro += f" ± {percent(statistics.stdev(run.metrics['macro_accuracy'] for run in runs))}"
         row = [
-            f"{subset_percentage(subset)} % (`{subset}`)",
+            f"{subset_percentage(subset)} % ({code(subset)})",
             macro,
             f"{percent(interval[0])} to {percent(interval[1])}" if interval else "",
             percent(mean_metric(runs, "accuracy")),
@@ -156,7 +143,7 @@ def group_table(subsets: Subsets, grouping: str) -> str:
     names = dict.fromkeys(name for runs in subsets.values() for run in runs for name in run.metrics[grouping])
     rows = []
     for name in names:
-        row = [f"{name} (not in training)" if grouping == "device_wise" and name in unseen else name]
+        row = [plain(name) + (" (not in training)" if grouping == "device_wise" and name in unseen else "")]
         for runs in subsets.values():
             scores = [run.metrics[grouping].get(name) for run in runs]
             row.append("no clips" if None in scores else percent(statistics.fmean(s["accuracy"] for s in scores)))
@@ -215,7 +202,7 @@ def hyperparameter_table(arguments: Mapping[str, Any]) -> str:
     """
     omitted = NOT_HYPERPARAMETERS if arguments.get("teachers") else NOT_HYPERPARAMETERS | DISTILLATION_ONLY
     rows = [
-        [f"`{name}`", f"`{value}`"]
+        [code(name), code(str(value))]
         for name, value in arguments.items()
         if name not in omitted and (value or name == "seed") and not (name == "max_steps" and value < 0)
     ]

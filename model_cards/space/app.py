@@ -44,9 +44,11 @@ def load_models(sources: Sequence[str]) -> dict[str, SceneClassifier]:
     """
     if not sources:
         raise ValueError("There is no model: give a model folder or Hub id, such as outputs/demo.")
-    named = [source.partition("=") if "=" in source else (source, "=", source) for source in sources]
     models: dict[str, SceneClassifier] = {}
-    for name, _, model in named:
+    for source in sources:
+        name, _, model = source.partition("=")
+        if not model or os.path.exists(source):  # the path of a folder may contain an equals sign
+            name, model = source, source
         if name in models:
             raise ValueError(f"Two models are called {name}: give each a name of its own.")
         try:
@@ -79,10 +81,18 @@ def classify(classifier: SceneClassifier, recording: Any) -> tuple[dict[str, flo
     inputs = classifier.feature_extractor([audio], sampling_rate=rate, return_tensors="pt")["input_values"]
     with torch.inference_mode():
         logits = classifier.model(input_values=inputs.transpose(0, 1)).logits  # each second as a clip of its own
-    labels = classifier.model.config.id2label
     overall = logits.mean(dim=0).softmax(dim=0)
-    scores = {labels[index].replace("_", " "): float(score) for index, score in enumerate(overall)}
+    scores = dict(zip(scene_names(classifier.model.config.id2label), overall.tolist(), strict=True))
     return scores, logits.softmax(dim=1).numpy(), np.concatenate(list(inputs[0].numpy()), axis=1)
+
+
+def scene_names(id2label: Mapping[int, str]) -> list[str]:
+    """Return the scenes in the order of the logits, as text; names that occur twice get a number."""
+    names: list[str] = []
+    for index in range(len(id2label)):
+        name = " ".join(str(id2label[index]).replace("_", " ").split())
+        names.append(f"{name} ({index + 1})" if name in names else name)
+    return names
 
 
 def draw(probabilities: np.ndarray, spectrogram: np.ndarray, labels: Sequence[str]) -> Figure:
@@ -101,7 +111,8 @@ def draw(probabilities: np.ndarray, spectrogram: np.ndarray, labels: Sequence[st
     image = bottom.imshow(
         probabilities.T, aspect="auto", vmin=0, vmax=1, cmap="Blues", extent=(0, seconds, len(labels), 0)
     )
-    bottom.set_yticks(np.arange(len(labels)) + 0.5, labels)
+    # Dollar signs would start mathematical notation.
+    bottom.set_yticks(np.arange(len(labels)) + 0.5, [label.replace("$", r"\$") for label in labels])
     bottom.set_xlabel("second")
     figure.colorbar(image, ax=bottom, label="probability")
     return figure

@@ -308,6 +308,37 @@ class TestTAU:
         assert "optimistic" in write_card(folder).text
 
 
+HOSTILE = [
+    "a|b",
+    "<img src=x onerror=alert(1)>",
+    "[click](javascript:alert(1))",
+    "line\nbreak",
+    "`code`",
+    "# head",
+    r"$\frac{$",
+]
+
+
+def test_names_of_classes_are_text(tmp_path):
+    """Class names are shown as they are: no cell, tag, link, line or formula comes of them."""
+    labels = {"id2label": dict(enumerate(HOSTILE))}
+    model = TFSepNetForAudioClassification(TFSepNetConfig(base_channels=8, num_mel_bins=64, **labels))
+    rng = np.random.default_rng(0)
+    truth = np.arange(70) % len(HOSTILE)
+    metrics = scene_metrics(rng.normal(size=(70, len(HOSTILE))), truth, labels=HOSTILE, devices=["a`b|c"] * 70)
+    folder = make_student(
+        tmp_path / "hostile", make_results(model, metrics=metrics), id2label=dict(enumerate(HOSTILE))
+    )
+    text = write_card(folder).text
+    assert "<img" not in text and "](javascript" not in text.replace("\\]", "")
+    table = next(block for block in re.findall(r"(?:^\|.*\|\n)+", text, flags=re.MULTILINE) if "onerror" in block)
+    assert len(table.splitlines()) == 2 + len(HOSTILE)
+    for line in table.splitlines():
+        assert len(re.findall(r"(?<!\\)\|", line)) == 3
+    assert not [line for line in text.splitlines() if line.startswith("# ") and "hostile" not in line]
+    assert (folder / "classes.svg").is_file() and (folder / "confusion_matrix.svg").is_file()
+
+
 class TestRefusal:
     """One sentence, and no card."""
 

@@ -99,6 +99,28 @@ def test_the_limits_come_first(student, monkeypatch):
         push.push_model(student, "user/scenes")
 
 
+def test_only_files_of_the_model_are_pushed(student, tmp_path):
+    (tmp_path / "secret.txt").write_text("secret")
+    for name in ("my_notes.py", "secret.safetensors", "secret_config.json", "notes.png", "optimizer.pt", ".env"):
+        (student / name).write_text("secret")
+    (student / "results").mkdir()
+    (student / "results" / "notes.txt").write_text("secret")
+    push.write_card(student)
+    names = push.published_files(student)
+    assert "model.safetensors" in names and "README.md" in names and "modeling_tfsepnet.py" in names
+    assert not [name for name in names if "secret" in name or "notes" in name or name in ("optimizer.pt", ".env")]
+
+
+@pytest.mark.parametrize("name", ["classes.png", "modeling_tfsepnet.py", "config.json"])
+def test_links_are_not_pushed(student, tmp_path, monkeypatch, name):
+    monkeypatch.setattr("dataset_script.hub.HfApi", lambda: pytest.fail("the Hub was asked"))
+    (tmp_path / "secret").write_bytes((student / name).read_bytes())
+    (student / name).unlink()
+    (student / name).symlink_to(tmp_path / "secret")
+    with pytest.raises(ValueError, match=f"{name} is a link, which is not pushed"):
+        push.push_model(student, "user/scenes")
+
+
 @pytest.mark.parametrize("repo_id", ["scenes", "user/my/scenes", "user/my scenes"])
 def test_wrong_repository(student, monkeypatch, repo_id):
     monkeypatch.setattr("dataset_script.hub.HfApi", lambda: pytest.fail("the Hub was asked"))

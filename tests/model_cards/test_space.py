@@ -5,7 +5,7 @@ import pytest
 import soundfile
 
 from model_cards.space import app
-from tests.model_cards.helpers import make_teacher
+from tests.model_cards.helpers import make_student, make_teacher
 
 
 @pytest.fixture
@@ -81,6 +81,17 @@ def test_no_audio_is_one_sentence(classifier, tmp_path):
         app.respond(classifier, str(tmp_path / "text.wav"))
     with pytest.raises(FileNotFoundError, match="no audio file"):
         app.respond(classifier, str(tmp_path / "missing.wav"))
+
+
+def test_names_of_classes_and_folders(tmp_path, recording):
+    labels = ["rain", "rain", r"$\frac{$", "a_b"]
+    folder = make_student(tmp_path / "lr=0.01", id2label=dict(enumerate(labels)))
+    models = app.load_models([str(folder), f"mine={folder}"])
+    assert list(models) == [str(folder), "mine"]
+    scores, probabilities, spectrogram = app.classify(models["mine"], recording)
+    assert list(scores) == ["rain", "rain (2)", r"$\frac{$", "a b"]
+    assert sum(scores.values()) == pytest.approx(1, abs=1e-5)
+    app.draw(probabilities, spectrogram, list(scores)).savefig(tmp_path / "plot.png")
 
 
 def test_a_teacher_is_refused(tmp_path):

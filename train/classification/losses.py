@@ -41,7 +41,6 @@ class DistillationLoss(nn.Module):
     Source: Cai et al., "Data-Efficient Acoustic Scene Classification with Self-Supervised Teachers", 2024, section 3.
 
     Example:
-
         >>> loss_function = DistillationLoss()
         >>> logits, teacher_logits = torch.zeros(4, 10), torch.zeros(4, 10)
         >>> loss_function(logits, torch.tensor([0, 1, 2, 3]), teacher_logits)  # 0.02 ln 10

@@ -83,7 +83,6 @@ class INCQuantizer(OptimumQuantizer):
             The float network that was rounded last, batch norms folded in and channels equalised.
 
     Example:
-
     ```python
     >>> quantizer = INCQuantizer.from_pretrained("outputs/demo")
     >>> model = quantizer.quantize(INCConfig(), calibration_dataset, "outputs/demo-int8")

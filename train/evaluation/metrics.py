@@ -48,7 +48,6 @@ class SceneClassification(evaluate.Metric):
     """`evaluate.Metric` around [`scene_metrics`]; arguments and results are described there.
 
     Example:
-
         >>> metric = SceneClassification()
         >>> result = metric.compute(predictions=np.eye(3)[[0, 1, 1, 1]], references=[0, 1, 1, 2])
         >>> result["accuracy"], round(result["macro_accuracy"], 3), result["confusion_matrix"]

@@ -164,7 +164,7 @@ def test_gate_counts_what_is_stored(quantized, small, tmp_path):
     with pytest.raises(InputError, match=r"507,432 bytes, over the limit of 128,000"):
         INCQuantizer.push_to_hub(None, tmp_path / "float", "user/float")
     (tmp_path / "float" / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"\*\.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
         measure_folder(tmp_path / "float")
 
 
