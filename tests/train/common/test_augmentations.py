@@ -1,3 +1,6 @@
+import collections
+import itertools
+
 import numpy as np
 import pytest
 import scipy.signal
@@ -36,6 +39,32 @@ class TestMix:
         assert first.lam == second.lam
         assert torch.equal(first.perm, second.perm)
         assert sorted(first.perm.tolist()) == list(range(16))
+
+    def test_every_permutation_is_as_likely(self):
+        source = generator()
+        draws = [tuple(Mix.draw(4, 0.3, source).perm.tolist()) for _ in range(2400)]
+        counts = [draws.count(order) for order in itertools.permutations(range(4))]
+        assert scipy.stats.chisquare(counts).pvalue > 1e-3, f"partners should be random, not {counts}"
+
+    @pytest.mark.parametrize(
+        "augmentation",
+        [lambda x, source: SoftMixup(0.7)(x, source)[0], FreqMixStyle(0.7, p=1.0)],
+        ids=["Soft Mixup", "Freq-MixStyle"],
+    )
+    def test_every_batch_gets_partners_and_a_weight_of_its_own(self, augmentation):
+        """The means of these clips are unit vectors, and afterwards rows of the matrix that mixed them."""
+        x = torch.eye(6)[:, None, :, None] + 0.01 * torch.randn(6, 1, 6, 500, generator=generator())
+        source, partners, weights = generator(1), [], []
+        for _ in range(300):
+            mixed = augmentation(x, source).mean((1, 3))
+            others = mixed - mixed.diag().diag()
+            weights.append(1 - others.sum(1).max().item())
+            partners.append(tuple(torch.where(others.amax(1) > 0.5 * others.max(), others.argmax(1), -1).tolist()))
+        assert len(set(partners)) > 200, "partners should be drawn anew for every batch"
+        for clip in range(6):
+            chosen = collections.Counter(order[clip] for order in partners)
+            assert len(chosen) == 6 and min(chosen.values()) > 20, f"clip {clip} should get all partners: {chosen}"
+        assert scipy.stats.kstest(weights, scipy.stats.beta(0.7, 0.7).cdf).pvalue > 1e-3, "lam ~ Beta(alpha, alpha)"
 
     def test_soft_mixup_returns_the_mix_it_applied(self):
         x = torch.randn(5, 1, 4, 3, generator=generator())
