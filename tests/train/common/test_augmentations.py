@@ -77,6 +77,7 @@ class TestMix:
 
 
 class TestFreqMixStyle:
+    @pytest.mark.processor
     def test_reference_output_and_gradient(self, shared):
         reference = load_file(shared / "reference" / "tfsepnet_golden" / "freq_mixstyle.safetensors")
         x = reference["input"].requires_grad_()
@@ -133,6 +134,7 @@ class TestSpecAugment:
 
 
 class TestDeviceImpulseResponse:
+    @pytest.mark.processor
     def test_reference_output(self, shared, tmp_path):
         reference = load_file(shared / "reference" / "tfsepnet_golden" / "device_impulse_response.safetensors")
         soundfile.write(tmp_path / "only.wav", reference["impulse_response"].numpy(), 32000, subtype="FLOAT")
@@ -153,6 +155,18 @@ class TestDeviceImpulseResponse:
         for clip, result, response in zip(waveform, output, drawn.tolist(), strict=True):
             expected = clip.numpy() if response < 0 else np.convolve(clip.numpy(), augment.responses[response])[:1000]
             np.testing.assert_allclose(result.numpy(), expected, atol=1e-5)
+
+    @pytest.mark.processor
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+    def test_computes_in_the_precision_of_the_clips(self, responses, dtype):
+        augment = DeviceImpulseResponse(responses, 32000, p=1.0)
+        waveform = torch.randn(8, 1000, generator=generator(), dtype=dtype)
+        drawn = augment.draw(torch.zeros(8, dtype=torch.long), generator(5))
+        output = augment.apply(waveform, drawn)
+        assert output.dtype == dtype
+        for clip, result, response in zip(waveform.double(), output, drawn.tolist(), strict=True):
+            expected = np.convolve(clip.numpy(), augment.responses[response].astype(np.float64))[:1000]
+            np.testing.assert_allclose(result, expected, rtol=0, atol=50 * torch.finfo(dtype).eps)
 
     def test_leaves_its_input_alone(self, responses):
         waveform = torch.randn(4, 1000, generator=generator())
@@ -186,7 +200,7 @@ class TestDeviceImpulseResponse:
         np.testing.assert_allclose(measured, expected, rtol=1e-3)
 
     def test_empty_folder(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match="holds no WAV file"):
+        with pytest.raises(FileNotFoundError, match="contains no WAV file"):
             DeviceImpulseResponse(tmp_path, 32000)
 
     def test_missing_folder(self, tmp_path):
@@ -209,5 +223,5 @@ class TestDeviceImpulseResponse:
     "make", [lambda: SoftMixup(0.0), lambda: FreqMixStyle(-1.0), lambda: FreqMixStyle(p=1.2), lambda: SpecAugment(2.0)]
 )
 def test_arguments_out_of_range_are_refused(make):
-    with pytest.raises(ValueError, match="give a number"):
+    with pytest.raises(ValueError, match="choose a number"):
         make()
