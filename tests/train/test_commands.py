@@ -275,7 +275,7 @@ class TestPushOfTheEvaluatedModel:
         [
             (["--split", "train"], "on the test split: leave out --split train"),
             (["--model_name_or_path", "user/model"], "user/model is none"),
-            (["--hub_model_id", ""], "give --hub_model_id user/name"),
+            (["--hub_model_id", ""], "set --hub_model_id user/name"),
             (["--bootstrap", "-1"], "bootstrap is -1"),
         ],
     )
@@ -303,7 +303,7 @@ class TestWrongInput:
         monkeypatch.setattr("train.classification.trainer.DistillationTrainer.train", train)
 
     def refuse(self, command, message, tmp_path):
-        with pytest.raises((ValueError, OSError), match=message) as error:
+        with pytest.raises((InputError, OSError), match=message) as error:
             distill(command)
         text = str(error.value)
         assert "\n" not in text and text.endswith((".", ")."))
@@ -371,7 +371,7 @@ class TestWrongInput:
         [
             ("learning_rat: 1", "sets learning_rat"),
             ("learning_rate: -1", "learning_rate is -1"),
-            ("impulse_response_p: 7", "The recipe of the teacher .* p of the impulse responses is 7.0"),
+            ("impulse_response_p: 7", "The recipe .*mine.yaml.* is invalid: impulse_response_p is 7.0"),
         ],
     )
     def test_wrong_recipe_of_a_teacher(self, student, tmp_path, recipe, message):
@@ -387,7 +387,7 @@ class TestWrongInput:
     def test_empty_impulse_response_folder(self, student, logits, tmp_path):
         (tmp_path / "empty").mkdir()
         command = [*student, "--teachers", str(logits), "--impulse_responses", str(tmp_path / "empty")]
-        self.refuse(command, "holds no WAV file", tmp_path)
+        self.refuse(command, "contains no WAV file", tmp_path)
 
     def test_wrong_probability_of_impulse_responses(self, student, logits, tmp_path):
         self.refuse([*student, "--teachers", str(logits), "--impulse_response_p", "1.5"], "is 1.5", tmp_path)
@@ -403,7 +403,7 @@ class TestWrongInput:
                 (tmp_path / "own" / split / label).mkdir(parents=True)
                 soundfile.write(tmp_path / "own" / split / label / "only.wav", np.zeros(96_000), 32_000)
         command = [*student, "--recipe", "vanilla", "--dataset", str(tmp_path / "own"), "--impulse_response_p", "0"]
-        self.refuse([*command, "--validation_fraction", "0.5"], "one location only", tmp_path)
+        self.refuse([*command, "--validation_fraction", "0.5"], "only one location", tmp_path)
 
     @pytest.mark.parametrize(
         "overrides", ["base_channels=5", "depth=3", "colour=red", "base_channels", "num_labels=5"]

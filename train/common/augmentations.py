@@ -63,7 +63,6 @@ class SoftMixup:
         alpha (`float`, *optional*, defaults to 0.3): Both parameters of the Beta distribution of `lam`.
 
     Example:
-
     ```python
     >>> features, mix = SoftMixup()(torch.randn(8, 1, 512, 64), torch.Generator().manual_seed(0))
     >>> targets = mix(torch.eye(8))

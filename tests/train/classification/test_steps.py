@@ -103,13 +103,15 @@ class TestOrder:
         assert not set(orders[0]) & set(orders[2]), "another seed should give other orders"
 
 
-class TestSeeds:
-    SETTINGS = {"batch_size": 4, "gradient_accumulation_steps": 3, "num_train_epochs": 2}  # 5 passes in an epoch
+FIVE_PASSES_IN_AN_EPOCH = {"batch_size": 4, "gradient_accumulation_steps": 3}
+"""Of 20 clips: a step of three passes, and one of two."""
 
+
+class TestSeeds:
     def test_every_pass_draws_from_a_seed_of_its_own(self, tmp_path):
         seeds = []
         for run, seed in enumerate((1, 1, 2)):
-            passes = trained_passes(tmp_path / str(run), make_dataset(20), seed=seed, **self.SETTINGS)
+            passes = trained_passes(tmp_path / str(run), make_dataset(20), seed=seed, **FIVE_PASSES_IN_AN_EPOCH)
             assert [one.step for one in passes] == [0, 0, 0, 1, 1, 2, 2, 2, 3, 3]
             assert all(len(one.seeds) == 1 for one in passes), "a pass should take one seed"
             seeds.append([one.seeds[0] for one in passes])
@@ -120,7 +122,9 @@ class TestSeeds:
         assert not set(seeds[0]) & set(seeds[2]), "another seed of the run should give other seeds of the passes"
 
     def test_dropout_draws_from_the_seed_of_the_pass(self, tmp_path, responses):
-        for one in trained_passes(tmp_path, make_dataset(20), impulse_responses=responses, **self.SETTINGS, **ALL):
+        for one in trained_passes(
+            tmp_path, make_dataset(20), impulse_responses=responses, **FIVE_PASSES_IN_AN_EPOCH, **ALL
+        ):
             expected = torch.Generator().manual_seed(one.seeds[0]).get_state()
             assert torch.equal(one.random_state, expected), (
                 "the forward pass should start from the seed of the pass, whatever was drawn before"
@@ -146,7 +150,8 @@ class TestSeeds:
             assert sorted(partners[-1]) == list(range(8)), "every clip should be the partner of one clip"
         assert len(set(partners)) == len(passes) == 15, "partners should be drawn anew in every pass"
         for clip in range(8):
-            assert len({order[clip] for order in partners}) > 3, f"clip {clip} should get many partners, not {partners}"
+            chosen = {order[clip] for order in partners}
+            assert len(chosen) > 3, f"clip {clip} should get many partners, not only {chosen}"
 
 
 def augmented(batch, generator, active, responses, extractor):
@@ -239,12 +244,11 @@ def test_loss_and_gradient_of_every_step(tmp_path, responses, settings):
         model=model,
         extractor=extractor,
         impulse_responses=responses,
-        batch_size=4,
-        gradient_accumulation_steps=3,
         learning_rate=1e-30,
         logging_strategy="steps",
         logging_steps=1,
         **settings,
+        **FIVE_PASSES_IN_AN_EPOCH,
         **ALL,
     )
     gradients = []
