@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import soundfile
+import torch
 import yaml
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForSequenceClassification, pipeline
@@ -133,6 +134,44 @@ def test_validation_and_selection_on_test(student, logits, tmp_path):
     on_test = distill([*command, "--select_on_test", "True", "--output_dir", str(tmp_path / "other")])
     assert on_test["selection"] == "best epoch on the test split"
     assert held_out["training_clips"] < on_test["training_clips"]
+
+
+class TestStart:
+    """What training starts from."""
+
+    @pytest.fixture
+    def starts(self, monkeypatch):
+        """Models and scenes that training would have started with."""
+        calls = []
+
+        def start(model, feature_extractor, scenes, *others):
+            calls.append((model, scenes))
+            raise KeyboardInterrupt
+
+        for module in ("distillation", "training"):
+            monkeypatch.setattr(f"train.classification.{module}.run_training", start)
+        return calls
+
+    @pytest.mark.parametrize("script", [distill, finetune_teacher])
+    def test_seed_decides_the_first_weights(self, script, data, student, starts, tmp_path):
+        overrides = ",".join(f"{name}={value}" for name, value in TINY_BEATS.items())
+        command = [*student, "--recipe", "vanilla"] if script is distill else [*data, *QUICK, "--config_overrides", overrides]
+        for run, seed in enumerate((1, 1, 2)):
+            with pytest.raises(KeyboardInterrupt):
+                script([*command, "--seed", str(seed), "--output_dir", str(tmp_path / str(run))])
+        first, same, other = (model.state_dict() for model, _ in starts)
+        assert all(torch.equal(value, same[name]) for name, value in first.items()), "the same seed, the same weights"
+        assert not all(torch.equal(value, other[name]) for name, value in first.items()), "another seed, other weights"
+
+    def test_student_gets_the_logits_of_every_teacher(self, student, teacher, logits, starts, tmp_path):
+        with pytest.raises(KeyboardInterrupt):
+            distill([*student, "--teachers", str(teacher), str(logits)])
+        clips = starts[0][1]["train"]
+        for name, folder in (("beats", tmp_path / "student" / "logits" / "beats"), ("random", logits)):
+            written = read_logits(folder)
+            values = dict(zip(written.filenames, np.asarray(written.values), strict=True))
+            expected = [values[filename] for filename in clips["filename"]]
+            np.testing.assert_array_equal(clips[f"teacher_logits_{name}"], np.asarray(expected, np.float32))
 
 
 def test_frozen_encoder_stays_as_it_is(data, teacher, tmp_path):
