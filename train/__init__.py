@@ -1,8 +1,8 @@
-"""Training, distillation and evaluation: one script a stage, and the modules that they share."""
+"""Training, distillation and evaluation: one command for each stage, and the library of the commands."""
 
 import logging
 
 
-# transformers imports torchao where it is installed, which warns of kernels for hardware that is not there.
+# transformers imports torchao if it is installed, which warns about kernels for absent hardware.
 logging.getLogger("torchao").setLevel(logging.ERROR)
 logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)

@@ -1,12 +1,11 @@
-"""Distil teachers into TF-SepNet, or train it without teachers.
+"""Distill teachers into TF-SepNet, or train it without teachers.
 
     accelerate launch train/distill.py
     python train/distill.py --recipe s2 --dataset split25 --data_dir TAU --teachers outputs/ssl_star outputs/ssl …
 
-Without arguments it runs the recipe `demo`: a small BEATs is trained on the synthetic demo corpus, predicts its
-logits, and is distilled into a student, which is evaluated. The recipes `vanilla`, `s1`, `s2` and `s3` are the systems
-of the report's Table 3. Every value of a recipe can be overridden. Run the same command to resume after an
-interruption.
+The default recipe `demo` trains a small BEATs model on the synthetic demo corpus, predicts its logits, distills them
+into a student and evaluates it. The recipes `vanilla`, `s1`, `s2` and `s3` are the systems of Table 3 of the report.
+Any value of a recipe can be overridden. Run the same command again to resume after an interruption.
 """
 
 import logging
@@ -14,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from model_cards.tables import results_table
-from train.classification.arguments import DataArguments, SceneTrainingArguments, StudentArguments
+from train.classification.arguments import DataArguments, DistillationArguments, SceneTrainingArguments
 from train.classification.distillation import distill
 from train.common.hub import take_over_push
 from train.common.process import configure_logging, run_command
@@ -27,7 +26,7 @@ DEFAULT_RECIPE = "demo"
 
 SUMMARY = """
 %s
-The model, results.json, results.md and plots are in %s. To use the model:
+The model, its results and plots are in %s. To use the model:
 
     from transformers import pipeline; pipeline("audio-classification", "%s", trust_remote_code=True)("clip.wav")
 """
@@ -41,14 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
     Raises:
         FileExistsError, FileNotFoundError, InputError: As [`~train.classification.distillation.distill`]; if an
-            argument is wrong.
+            argument is invalid.
     """
-    recipe, (student_args, data_args, args) = parse_arguments(
-        (StudentArguments, DataArguments, SceneTrainingArguments), DEFAULT_RECIPE, arguments
+    recipe, (distillation_args, data_args, args) = parse_arguments(
+        (DistillationArguments, DataArguments, SceneTrainingArguments), DEFAULT_RECIPE, arguments
     )
     configure_logging(args.log_level)
     push = take_over_push(args)
-    results = distill(recipe, student_args, data_args, args)
+    results = distill(recipe, distillation_args, data_args, args)
     logger.info(SUMMARY, results_table(results), args.output_dir, args.output_dir)
     push()
     return results

@@ -1,11 +1,11 @@
-"""Fine-tune BEATs on scenes, to become a teacher.
+"""Fine-tune BEATs on scenes, as a teacher.
 
     python train/finetune_teacher.py --recipe ssl_star --dataset split25 --data_dir TAU
 
-The recipes are those of the report's Table 1: `ssl_star` (frozen encoder), `ssl` and `ssl_sl` (unfrozen, from the
-self-supervised and from the AudioSet-supervised checkpoint), which start from model folders made by
-`python -m modeling_beats.convert_beats`; and `demo_teacher`, which starts from random weights. Every value of a recipe
-can be overridden. Run the same command to resume after an interruption.
+The recipes `ssl_star` (frozen encoder), `ssl` and `ssl_sl` (unfrozen, from the self-supervised checkpoint and from the
+one supervised on AudioSet) are those of Table 1 of the report. They start from model folders that
+`python -m modeling_beats.convert_beats` creates. The default recipe `demo_teacher` starts from random weights. Any
+value of a recipe can be overridden. Run the same command again to resume after an interruption.
 """
 
 import logging
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
     Raises:
         FileExistsError, FileNotFoundError, InputError: As [`~train.classification.training.finetune_teacher`]; if an
-            argument is wrong.
+            argument is invalid.
     """
     recipe, (teacher_args, data_args, args) = parse_arguments(
         (TeacherArguments, DataArguments, SceneTrainingArguments), DEFAULT_RECIPE, arguments
@@ -41,9 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     configure_logging(args.log_level)
     push = take_over_push(args)
     results = finetune_teacher(recipe, teacher_args, data_args, args)
-    logger.info(
-        "%s\nThe teacher, results.json, results.md and plots are in %s.", results_table(results), args.output_dir
-    )
+    logger.info("%s\nThe teacher, its results and plots are in %s.", results_table(results), args.output_dir)
     push()
     return results
 

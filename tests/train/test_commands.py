@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import soundfile
+import torch
 import yaml
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForSequenceClassification, pipeline
@@ -133,6 +134,48 @@ def test_validation_and_selection_on_test(student, logits, tmp_path):
     on_test = distill([*command, "--select_on_test", "True", "--output_dir", str(tmp_path / "other")])
     assert on_test["selection"] == "best epoch on the test split"
     assert held_out["training_clips"] < on_test["training_clips"]
+
+
+class TestStart:
+    """What training starts from."""
+
+    @pytest.fixture
+    def starts(self, monkeypatch):
+        """Models and scenes that training would have started with."""
+        calls = []
+
+        def start(model, feature_extractor, scenes, *others):
+            calls.append((model, scenes))
+            raise KeyboardInterrupt
+
+        for module in ("distillation", "training"):
+            monkeypatch.setattr(f"train.classification.{module}.run_training", start)
+        return calls
+
+    @pytest.mark.parametrize("script", [distill, finetune_teacher])
+    def test_seed_decides_the_first_weights(self, script, data, student, starts, tmp_path):
+        overrides = ",".join(f"{name}={value}" for name, value in TINY_BEATS.items())
+        command = (
+            [*student, "--recipe", "vanilla"]
+            if script is distill
+            else [*data, *QUICK, "--config_overrides", overrides]
+        )
+        for run, seed in enumerate((1, 1, 2)):
+            with pytest.raises(KeyboardInterrupt):
+                script([*command, "--seed", str(seed), "--output_dir", str(tmp_path / str(run))])
+        first, same, other = (model.state_dict() for model, _ in starts)
+        assert all(torch.equal(value, same[name]) for name, value in first.items()), "the same seed, the same weights"
+        assert not all(torch.equal(value, other[name]) for name, value in first.items()), "another seed, other weights"
+
+    def test_student_gets_the_logits_of_every_teacher(self, student, teacher, logits, starts, tmp_path):
+        with pytest.raises(KeyboardInterrupt):
+            distill([*student, "--teachers", str(teacher), str(logits)])
+        clips = starts[0][1]["train"]
+        for name, folder in (("beats", tmp_path / "student" / "logits" / "beats"), ("random", logits)):
+            written = read_logits(folder)
+            values = dict(zip(written.filenames, np.asarray(written.values), strict=True))
+            expected = [values[filename] for filename in clips["filename"]]
+            np.testing.assert_array_equal(clips[f"teacher_logits_{name}"], np.asarray(expected, np.float32))
 
 
 def test_frozen_encoder_stays_as_it_is(data, teacher, tmp_path):
@@ -275,7 +318,7 @@ class TestPushOfTheEvaluatedModel:
         [
             (["--split", "train"], "on the test split: leave out --split train"),
             (["--model_name_or_path", "user/model"], "user/model is none"),
-            (["--hub_model_id", ""], "give --hub_model_id user/name"),
+            (["--hub_model_id", ""], "set --hub_model_id user/name"),
             (["--bootstrap", "-1"], "bootstrap is -1"),
         ],
     )
@@ -303,7 +346,7 @@ class TestWrongInput:
         monkeypatch.setattr("train.classification.trainer.DistillationTrainer.train", train)
 
     def refuse(self, command, message, tmp_path):
-        with pytest.raises((ValueError, OSError), match=message) as error:
+        with pytest.raises((InputError, OSError), match=message) as error:
             distill(command)
         text = str(error.value)
         assert "\n" not in text and text.endswith((".", ")."))
@@ -371,7 +414,7 @@ class TestWrongInput:
         [
             ("learning_rat: 1", "sets learning_rat"),
             ("learning_rate: -1", "learning_rate is -1"),
-            ("impulse_response_p: 7", "The recipe of the teacher .* p of the impulse responses is 7.0"),
+            ("impulse_response_p: 7", "The recipe .*mine.yaml.* is invalid: impulse_response_p is 7.0"),
         ],
     )
     def test_wrong_recipe_of_a_teacher(self, student, tmp_path, recipe, message):
@@ -387,7 +430,7 @@ class TestWrongInput:
     def test_empty_impulse_response_folder(self, student, logits, tmp_path):
         (tmp_path / "empty").mkdir()
         command = [*student, "--teachers", str(logits), "--impulse_responses", str(tmp_path / "empty")]
-        self.refuse(command, "holds no WAV file", tmp_path)
+        self.refuse(command, "contains no WAV file", tmp_path)
 
     def test_wrong_probability_of_impulse_responses(self, student, logits, tmp_path):
         self.refuse([*student, "--teachers", str(logits), "--impulse_response_p", "1.5"], "is 1.5", tmp_path)
@@ -403,7 +446,7 @@ class TestWrongInput:
                 (tmp_path / "own" / split / label).mkdir(parents=True)
                 soundfile.write(tmp_path / "own" / split / label / "only.wav", np.zeros(96_000), 32_000)
         command = [*student, "--recipe", "vanilla", "--dataset", str(tmp_path / "own"), "--impulse_response_p", "0"]
-        self.refuse([*command, "--validation_fraction", "0.5"], "one location only", tmp_path)
+        self.refuse([*command, "--validation_fraction", "0.5"], "only one location", tmp_path)
 
     @pytest.mark.parametrize(
         "overrides", ["base_channels=5", "depth=3", "colour=red", "base_channels", "num_labels=5"]

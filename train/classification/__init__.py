@@ -1,1 +1,1 @@
-"""Training on labelled scenes: students and their teachers."""
+"""Training of scene classifiers: students and their teachers."""

@@ -1,4 +1,4 @@
-"""Arguments of distillation and of fine-tuning on scenes: dataclasses filled from a recipe and the command line."""
+"""Arguments of distillation and fine-tuning: dataclasses that are filled from a recipe and the command line."""
 
 import math
 from dataclasses import dataclass, field, fields
@@ -9,56 +9,56 @@ from transformers import TrainingArguments
 from dataset_script.errors import InputError
 from train.classification.losses import DistillationLoss
 from train.common.arguments import CorpusArguments, ModelArguments, ResumableTrainingArguments
-from train.common.augmentations import FreqMixStyle, SoftMixup, SpecAugment
+from train.common.augmentations import FreqMixStyle, SoftMixup, SpecAugment, check_probability
 
 
 @dataclass
 class TeacherArguments(ModelArguments):
-    """What the teacher starts from, and what of it is trained."""
+    """The pretrained model of a teacher, and the part of it that is trained."""
 
-    freeze_encoder: bool = field(default=False, metadata={"help": "Train the classifier only."})
+    freeze_encoder: bool = field(default=False, metadata={"help": "Train only the classification head."})
 
 
 @dataclass
 class DataArguments(CorpusArguments):
-    """Which clips are used, and on which of them the epoch to keep is chosen."""
+    """The clips, and those among them that select the epoch to keep."""
 
     validation_fraction: float = field(
         default=0.0,
         metadata={
-            "help": "Share of the training subset's locations to hold out; the epoch with the best macro accuracy on "
-            "them is kept. 0 keeps the last epoch."
+            "help": "Fraction of the training clips to hold out, by recording location; the epoch with the best macro "
+            "accuracy on them is kept. 0 keeps the last epoch."
         },
     )
     select_on_test: bool = field(
         default=False,
-        metadata={"help": "Keep the epoch that is best on the test split, as the report does; results are marked."},
+        metadata={"help": "Keep the epoch that is best on the test split, as the report does; the results say so."},
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.validation_fraction < 1:
             raise InputError(
-                f"validation_fraction is {self.validation_fraction}: give a share of the training locations, "
-                "from 0 to below 1."
+                f"validation_fraction is {self.validation_fraction}: choose a fraction of the training clips, from 0 "
+                "to below 1."
             )
         if self.validation_fraction and self.select_on_test:
-            raise InputError("validation_fraction and select_on_test exclude each other: give one of them.")
+            raise InputError("validation_fraction and select_on_test exclude each other: leave out one of them.")
 
 
-REPLACED = {
+UNSUPPORTED_ARGUMENTS = {
     "per_device_train_batch_size": "use batch_size",
     "lr_scheduler_type": "use schedule",
     "warmup_steps": "use warmup_epochs",
     "eval_strategy": "use validation_fraction or select_on_test",
     "load_best_model_at_end": "use validation_fraction or select_on_test",
     "label_smoothing_factor": "use teachers",
-    "dataloader_drop_last": "leave it out, since every clip counts",
-    "remove_unused_columns": "leave it out, since the loss needs the columns",
-    "resume_from_checkpoint": "leave it out, since the same command goes on by itself",
+    "dataloader_drop_last": "leave it out, because every clip is used",
+    "remove_unused_columns": "leave it out, because the loss needs the columns",
+    "resume_from_checkpoint": "leave it out, because the same command resumes by itself",
 }
 """Arguments of `TrainingArguments` that have no effect here, and what to do instead."""
 
-POSITIVE = (
+POSITIVE_ARGUMENTS = (
     "learning_rate",
     "num_train_epochs",
     "gradient_accumulation_steps",
@@ -66,88 +66,119 @@ POSITIVE = (
     "first_cycle",
     "cycle_factor",
 )
-NOT_NEGATIVE = ("weight_decay", "max_grad_norm", "warmup_epochs", "dataloader_num_workers", "seed")
+NONNEGATIVE_ARGUMENTS = ("weight_decay", "max_grad_norm", "warmup_epochs", "dataloader_num_workers", "seed")
 
 
 @dataclass
 class SceneTrainingArguments(ResumableTrainingArguments):
-    """`TrainingArguments` with the recipes' batch, schedule, augmentations and loss.
+    """`TrainingArguments` with the batch size, schedule, augmentations and loss of the recipes.
 
-    The optimizer is AdamW, which without weight decay (the default) is Adam, as in the report.
+    The optimizer is AdamW; without weight decay, the default, it is Adam, as in the report.
     """
 
     batch_size: int = field(
         default=256,
-        metadata={"help": "Clips of a forward pass over all processes together: the same training on any number."},
+        metadata={"help": "Clips per forward pass, summed over all processes: their number does not matter."},
     )
-    num_train_epochs: float = field(default=150, metadata={"help": "Passes over the training subset."})
-    learning_rate: float = field(default=0.004, metadata={"help": "The initial learning rate."})
-    max_grad_norm: float = field(default=0.0, metadata={"help": "Largest gradient norm; 0 does not clip."})
+    num_train_epochs: float = field(default=150, metadata={"help": "Passes over the training clips."})
+    learning_rate: float = field(default=0.004, metadata={"help": "Initial learning rate."})
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Maximum gradient norm; 0 disables clipping."})
     schedule: Literal["sgdr", "warmup_linear", "constant"] = field(
         default="sgdr",
-        metadata={"help": "Learning rate by epoch: warm restarts, warm-up and linear descent, or none."},
+        metadata={"help": "Learning rate by epoch: warm restarts, warm-up and linear decay, or constant."},
     )
     first_cycle: int = field(default=10, metadata={"help": "Epochs before the first warm restart."})
-    cycle_factor: int = field(default=2, metadata={"help": "How much longer each cycle is than the one before."})
-    warmup_epochs: int = field(default=4, metadata={"help": "Epochs of the warm-up of schedule warmup_linear."})
+    cycle_factor: int = field(
+        default=2, metadata={"help": "Factor by which each cycle is longer than the previous one."}
+    )
+    warmup_epochs: int = field(default=4, metadata={"help": "Epochs of warm-up in the schedule warmup_linear."})
 
     impulse_responses: str | None = field(
         default=None,
-        metadata={"help": "Folder of WAV files to convolve clips of device a with; defaults to that of the corpus."},
+        metadata={"help": "Folder of WAV files to convolve clips of device a with; defaults to the corpus's own."},
     )
-    impulse_response_p: float = field(default=0.0, metadata={"help": "Probability of that for a clip; 0 is off."})
-    freq_mixstyle_alpha: float = field(default=0.4, metadata={"help": "Beta parameter of Freq-MixStyle."})
-    freq_mixstyle_p: float = field(default=0.0, metadata={"help": "Probability of it for a batch; 0 is off."})
+    impulse_response_p: float = field(
+        default=0.0, metadata={"help": "Probability that a clip of device a is convolved."}
+    )
+    freq_mixstyle_alpha: float = field(
+        default=0.4, metadata={"help": "Parameter of the Beta distribution of Freq-MixStyle."}
+    )
+    freq_mixstyle_p: float = field(default=0.0, metadata={"help": "Probability of Freq-MixStyle for a batch."})
     spec_augment_size: float = field(
-        default=0.0, metadata={"help": "Largest share of each axis that SpecAugment masks; 0 is off."}
+        default=0.0, metadata={"help": "Largest fraction of each axis that SpecAugment masks; 0 disables it."}
     )
-    mixup_alpha: float = field(default=0.0, metadata={"help": "Beta parameter of (Soft) Mixup; 0 is off."})
+    mixup_alpha: float = field(
+        default=0.0, metadata={"help": "Parameter of the Beta distribution of Soft Mixup; 0 disables it."}
+    )
 
-    temperature: float = field(default=2.0, metadata={"help": "Softens teacher and student in distillation."})
-    kd_lambda: float = field(default=0.02, metadata={"help": "Weight of the labels beside the teachers."})
+    temperature: float = field(default=2.0, metadata={"help": "Temperature of distillation; higher is softer."})
+    kd_lambda: float = field(
+        default=0.02, metadata={"help": "Weight of the label loss; the distillation loss has the rest."}
+    )
     kd_reduction: Literal["batchmean", "mean"] = field(
         default="batchmean",
-        metadata={"help": "batchmean is the report's equation; mean also divides by the classes, as its public code."},
+        metadata={"help": "batchmean as in the report; mean also averages over classes, as its public code does."},
     )
     mixup_targets: Literal["logits", "losses"] = field(
         default="logits",
-        metadata={"help": "logits mixes teacher logits, as the report's equations; losses as its public code."},
+        metadata={"help": "Soft Mixup of teacher logits, as in the report, or of losses, as in its public code."},
     )
 
     waveforms_on_device: bool = field(
         default=False,
-        metadata={"help": "Keep the training clips on the device: 64 kB each, 8.9 GB for all of TAU at 32 kHz."},
+        metadata={"help": "Keep all training clips on the device: 64 kB each at 32 kHz, 8.9 GB for TAU."},
     )
-    logging_strategy: str = field(default="epoch", metadata={"help": "When the loss is logged: epoch, steps or no."})
-    save_strategy: str = field(default="epoch", metadata={"help": "When checkpoints are written: epoch, steps or no."})
+    logging_strategy: str = field(default="epoch", metadata={"help": "When to log the loss: epoch, steps or no."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to write checkpoints: epoch, steps or no."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep, at least two."})
-    per_device_eval_batch_size: int = field(default=256, metadata={"help": "Clips of a forward pass in evaluation."})
+    per_device_eval_batch_size: int = field(default=256, metadata={"help": "Clips per forward pass in evaluation."})
 
-    def __post_init__(self):
-        for field_ in fields(TrainingArguments):
-            if field_.name in REPLACED and getattr(self, field_.name) != field_.default:
-                raise InputError(f"{field_.name} has no effect here: {REPLACED[field_.name]}.")
-        for name in (*POSITIVE, *NOT_NEGATIVE):
-            value, may_be_zero = getattr(self, name), name in NOT_NEGATIVE
-            if not 0 <= value < math.inf or (value == 0 and not may_be_zero):
-                raise InputError(f"{name} is {value}: give {'0 or more' if may_be_zero else 'a number above 0'}.")
-        if self.batch_size < 2:
-            raise InputError(
-                f"batch_size is {self.batch_size}, but batch normalisation and mixing need company: give 2 or more."
-            )
-        if self.waveforms_on_device and self.dataloader_num_workers:
-            raise InputError("waveforms_on_device leaves loader workers nothing to do: leave out one of the two.")
-        self.loss_function(), self.feature_augmentations()  # so that wrong values are found at once
+    def __post_init__(self) -> None:
+        self._check_support()
+        self._check_ranges()
+        self._check_combinations()
+        self._check_loss_and_augmentations()
         self.label_names = ["labels", "device"]
         self.remove_unused_columns = False
         super().__post_init__()
 
+    def _check_support(self) -> None:
+        """Raise `InputError` if an argument of `TrainingArguments` is set that has no effect here."""
+        for argument in fields(TrainingArguments):
+            if argument.name in UNSUPPORTED_ARGUMENTS and getattr(self, argument.name) != argument.default:
+                raise InputError(f"{argument.name} has no effect here: {UNSUPPORTED_ARGUMENTS[argument.name]}.")
+
+    def _check_ranges(self) -> None:
+        """Raise `InputError` if a number is out of range."""
+        for name in POSITIVE_ARGUMENTS:
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"{name} is {getattr(self, name)}: choose a number above 0.")
+        for name in NONNEGATIVE_ARGUMENTS:
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{name} is {getattr(self, name)}: choose 0 or a number above it.")
+        if self.batch_size < 2:
+            raise InputError(
+                f"batch_size is {self.batch_size}, but batch normalisation and mixing need several clips: choose 2 or "
+                "more."
+            )
+
+    def _check_combinations(self) -> None:
+        """Raise `InputError` if arguments exclude each other."""
+        if self.waveforms_on_device and self.dataloader_num_workers:
+            raise InputError("waveforms_on_device and dataloader_num_workers exclude each other: leave out one.")
+
+    def _check_loss_and_augmentations(self) -> None:
+        """Raise `InputError` if the loss or an augmentation cannot be created with its arguments."""
+        check_probability("impulse_response_p", self.impulse_response_p)
+        self.loss_function()
+        self.feature_augmentations()
+
     def loss_function(self) -> DistillationLoss:
-        """Return the recipe's loss."""
+        """Create the loss."""
         return DistillationLoss(self.temperature, self.kd_lambda, self.kd_reduction, self.mixup_targets)
 
     def feature_augmentations(self) -> tuple[FreqMixStyle | None, SpecAugment | None, SoftMixup | None]:
-        """Return the recipe's augmentations of features, None for those that are off."""
+        """Create the augmentations of features, with None for those that are off."""
         return (
             FreqMixStyle(self.freq_mixstyle_alpha, self.freq_mixstyle_p) if self.freq_mixstyle_p else None,
             SpecAugment(self.spec_augment_size) if self.spec_augment_size else None,
@@ -156,17 +187,17 @@ class SceneTrainingArguments(ResumableTrainingArguments):
 
 
 @dataclass
-class StudentArguments:
-    """The student, and whom it learns from."""
+class DistillationArguments:
+    """The teachers, and the network of the student."""
 
     teachers: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Teachers, whose logits are averaged: logits datasets; model folders or Hub ids, whose logits are "
-            "predicted first; or recipes of teachers, which are fine-tuned first."
+            "help": "Teachers whose logits are averaged: logits datasets; model folders or Hub ids, which predict "
+            "logits first; or recipes of teachers, which are fine-tuned first."
         },
     )
     config_overrides: str | None = field(
-        default=None, metadata={"help": "Settings of the network to change, as name=value,name=value."}
+        default=None, metadata={"help": "Settings of the network to override, as name=value,name=value."}
     )
-    trust_remote_code: bool = field(default=False, metadata={"help": "Allow code that comes with teachers to run."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run the teachers' own code."})

@@ -1,6 +1,7 @@
-"""Scenes as the trainer wants them: waveforms from a memory map, labels, devices and the ensemble's logits."""
+"""Clips for the trainer: waveforms of a memory map, labels, devices and the mean logits of the teachers."""
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import datasets
 import numpy as np
@@ -14,26 +15,52 @@ LOGITS_PREFIX = "teacher_logits_"
 ROWS_PER_COPY = 1024
 
 
-class SceneDataset(Dataset):
-    """Clips of one split, with everything but the audio in memory; read a batch at a time.
+class RowSelection:
+    """Selected rows of waveforms, which are read when they are indexed.
 
     Args:
-        scenes (`datasets.Dataset`): Columns `filename`, `label`, `device`, `city`, `location`, and `teacher_logits_*`
-            of any number of teachers, whose mean is the teacher of [`~train.classification.losses.DistillationLoss`].
-        waveforms (`np.ndarray` of shape `(rows, samples)`, int16): The clips of these rows, in this order.
-        with_teachers (`bool`, *optional*, defaults to `True`): Whether rows get `teacher_logits`, if there are any.
-
-    A list of rows gives a dictionary of:
-
-    - `waveform` (`torch.ShortTensor` of shape `(batch_size, samples)`): Half as much to move to the training device
-      as floats, to which [`~train.classification.trainer.DistillationTrainer`] scales them there.
-    - `labels`, `device` (`torch.LongTensor` of shape `(batch_size,)`)
-    - `teacher_logits` (`torch.FloatTensor` of shape `(batch_size, num_labels)`), if there are teachers
+        waveforms (`np.ndarray`, `torch.Tensor` or `RowSelection` of shape `(rows, samples)`): The waveforms.
+        rows (`Sequence[int]`): Indices of the selected rows.
     """
 
-    def __init__(self, scenes: datasets.Dataset, waveforms: np.ndarray, with_teachers: bool = True):
+    def __init__(self, waveforms: "Waveforms", rows: Sequence[int]):
+        self.waveforms = waveforms
+        self.rows = np.asarray(rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int | slice | list[int] | np.ndarray) -> np.ndarray | torch.Tensor:
+        return self.waveforms[self.rows[index]]
+
+
+Waveforms: TypeAlias = np.ndarray | torch.Tensor | RowSelection
+
+
+class SceneDataset(Dataset):
+    """Clips of one split, read in batches, with everything but the audio in memory.
+
+    Args:
+        scenes (`datasets.Dataset`): Columns `filename`, `label`, `device`, `city`, `location`, and one
+            `teacher_logits_*` for each teacher, of which the mean is taken.
+        waveforms (`np.ndarray`, `torch.Tensor` or `RowSelection` of shape `(rows, samples)`, int16): The clips, in
+            the order of `scenes`.
+        with_teachers (`bool`, *optional*, defaults to `True`): Whether batches have `teacher_logits`, if `scenes` has.
+
+    Indexing with a list of rows returns a dictionary of:
+
+    - `waveform` (`torch.ShortTensor` of shape `(batch_size, samples)`): 16-bit samples, which take half the bandwidth
+      to the training device; [`~train.classification.trainer.DistillationTrainer`] scales them there.
+    - `labels`, `device` (`torch.LongTensor` of shape `(batch_size,)`)
+    - `teacher_logits` (`torch.FloatTensor` of shape `(batch_size, num_labels)`), if there are teachers
+
+    Raises:
+        ValueError: If the numbers of clips and waveforms differ.
+    """
+
+    def __init__(self, scenes: datasets.Dataset, waveforms: Waveforms, with_teachers: bool = True):
         if len(scenes) != len(waveforms):
-            raise ValueError(f"There are {len(scenes)} clips but {len(waveforms)} waveforms: prepare them again.")
+            raise ValueError(f"There are {len(scenes)} clips but {len(waveforms)} waveforms.")
         self.scenes = scenes.with_format(None)
         self.waveforms = waveforms
         self.columns = {name: np.asarray(self.scenes[name]) for name in ("label", "device")}
@@ -50,7 +77,7 @@ class SceneDataset(Dataset):
         return {"waveform": torch.as_tensor(self.waveforms[rows]), "labels": columns.pop("label"), **columns}
 
     def move_waveforms(self, device: torch.device) -> None:
-        """Copy all waveforms to a device, from which batches are then taken."""
+        """Copy all waveforms to a device; batches are then read from there."""
         if isinstance(self.waveforms, torch.Tensor):
             self.waveforms = self.waveforms.to(device)
             return
@@ -62,46 +89,40 @@ class SceneDataset(Dataset):
         self.waveforms = moved
 
     def subset(self, rows: Sequence[int], with_teachers: bool = True) -> "SceneDataset":
-        """Return the given rows, in their order, without copying the waveforms."""
-        return SceneDataset(self.scenes.select(rows), _Rows(self.waveforms, rows), with_teachers)
+        """Select clips, without copying their waveforms.
 
+        Args:
+            rows (`Sequence[int]`): The clips, in their new order.
+            with_teachers (`bool`, *optional*, defaults to `True`): As for the class.
 
-class _Rows:
-    """Chosen rows of an array, read when they are asked for."""
-
-    def __init__(self, array: np.ndarray, rows: Sequence[int]):
-        self.array = array
-        self.rows = np.asarray(rows)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int | slice) -> np.ndarray:
-        return self.array[self.rows[index]]
+        Returns:
+            `SceneDataset`: The selected clips.
+        """
+        return SceneDataset(self.scenes.select(rows), RowSelection(self.waveforms, rows), with_teachers)
 
 
 def check_splits(scenes: datasets.DatasetDict, name: str) -> None:
-    """Raise `InputError` unless the configuration `name` has what training and testing need."""
+    """Raise `InputError` if the configuration `name` does not have a training and a test split."""
     if set(scenes) != {"train", "test"}:
-        raise InputError(f"{name} has no training and test split: give a subset such as split25 or demo.")
+        raise InputError(f"{name} does not have a training and a test split: choose a subset such as split25 or demo.")
 
 
 def split_by_location(scenes: datasets.Dataset, fraction: float, seed: int) -> tuple[list[int], list[int]]:
-    """Divide clips into a training and a validation part that share no recording location.
+    """Split clips into a training and a validation part without a common recording location.
 
-    Of every class, random locations are held out until they have at least `fraction` of its clips, but never the last
-    location of a class.
+    For each class, random locations are held out until they contain at least `fraction` of its clips, but never its
+    last location. Locations are numbered within a city.
 
     Args:
         scenes (`datasets.Dataset`): Columns `label`, `city` and `location`.
-        fraction (`float`): Share of each class's clips to hold out, above 0 and below 1.
-        seed (`int`): Chooses the locations.
+        fraction (`float`): Fraction of each class's clips to hold out, above 0 and below 1.
+        seed (`int`): Seed of the choice of locations.
 
     Returns:
-        The row numbers of both parts, ascending.
+        `tuple[list[int], list[int]]`: The rows of both parts, in ascending order.
 
     Raises:
-        InputError: If every class was recorded at a single location.
+        InputError: If every class has a single location.
     """
     columns = scenes.with_format("numpy", columns=["label", "city", "location"])[:]
     _, location = np.unique(np.stack([columns["city"], columns["location"]]), axis=1, return_inverse=True)
@@ -116,5 +137,5 @@ def split_by_location(scenes: datasets.Dataset, fraction: float, seed: int) -> t
                 break
             held_out |= location == candidate
     if not held_out.any():
-        raise InputError("Every class has one location only, so none can be held out: use validation_fraction 0.")
+        raise InputError("Every class has only one location, so none can be held out: set validation_fraction to 0.")
     return np.flatnonzero(~held_out).tolist(), np.flatnonzero(held_out).tolist()

@@ -1,24 +1,36 @@
-"""Distillation of teachers into a student, from the teachers' logits to the student's results."""
+"""Distillation: from the teachers to their logits, and to a student with its results."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 from transformers import set_seed
 
 from dataset_script.errors import input_errors
-from train.classification.arguments import DataArguments, SceneTrainingArguments, StudentArguments, TeacherArguments
-from train.classification.training import find_impulse_responses, finetune_teacher, load_splits, run_training
-from train.common.models import load_classifier, load_config, new_student
+from train.classification.arguments import (
+    DataArguments,
+    DistillationArguments,
+    SceneTrainingArguments,
+    TeacherArguments,
+)
+from train.classification.training import (
+    check_impulse_responses,
+    check_training,
+    finetune_teacher,
+    impulse_response_folder,
+    load_splits,
+    run_training,
+)
+from train.common.models import load_classifier, load_config, new_student, student_config
 from train.common.recipes import is_recipe, recipe_arguments
 from train.common.runs import describe_run, run_or_load
 from train.evaluation.inference import predict_split
 
 
-SHARED_WITH_STUDENT = (
+SHARED_ARGUMENTS = (
     "impulse_responses",
     "use_cpu",
     "bf16",
@@ -29,63 +41,68 @@ SHARED_WITH_STUDENT = (
     "dataloader_num_workers",
     "report_to",
 )
-"""Arguments of the student's run that hold for the fine-tuning of its teachers too."""
+"""Arguments of the student's run that are also used to fine-tune its teachers."""
 
 
 @dataclass
 class Teacher:
-    """One member of the ensemble.
+    """One teacher of the ensemble.
 
-    Attributes:
-        name: Of its column of logits; letters, digits and underscores.
-        source: What the user named.
-        kind: "logits", "model" or "recipe".
-        seed: Of its fine-tuning, if it is a recipe.
+    Args:
+        name (`str`): Suffix of its column of logits: letters, digits and underscores.
+        source (`str`): A logits dataset, a model or a recipe, as given by the user.
+        kind (`str`): `"logits"`, `"model"` or `"recipe"`.
+        seed (`int`): Seed of its fine-tuning, if `source` is a recipe.
     """
 
     name: str
     source: str
-    kind: str
+    kind: Literal["logits", "model", "recipe"]
     seed: int
 
 
 def resolve_teachers(sources: Sequence[str], seed: int) -> list[Teacher]:
-    """Tell logits datasets, models and recipes apart, and name them.
+    """Return a teacher for each source; those of the same recipe differ by their seed.
 
-    A recipe that is named several times gives as many teachers, which differ by their seed.
+    Args:
+        sources (`Sequence[str]`): Logits datasets, models and recipes.
+        seed (`int`): Seed of the student's run.
     """
-    teachers = []
+    teachers: list[Teacher] = []
     for source in sources:
         stem = re.sub(r"\W", "_", Path(source).name.removesuffix(".yaml"))
         repetition = sum(teacher.source == source for teacher in teachers)
         number = sum(re.fullmatch(rf"{stem}(_\d+)?", teacher.name) is not None for teacher in teachers)
         name = f"{stem}_{number + 1}" if number else stem
-        if is_recipe(source):
-            kind = "recipe"
-        elif (Path(source) / "data").is_dir():
-            kind = "logits"
-        else:
-            kind = "model"
-        teachers.append(Teacher(name, source, kind, seed + repetition))
+        teachers.append(Teacher(name, source, _kind(source), seed + repetition))
     return teachers
+
+
+def _kind(source: str) -> Literal["logits", "model", "recipe"]:
+    if is_recipe(source):
+        return "recipe"
+    return "logits" if (Path(source) / "data").is_dir() else "model"
 
 
 def teacher_arguments(
     teacher: Teacher, output_dir: str, data_args: DataArguments, args: SceneTrainingArguments
 ) -> tuple[TeacherArguments, DataArguments, SceneTrainingArguments]:
-    """Return the arguments that fine-tune a teacher of kind "recipe" on the student's data and hardware.
+    """Return the arguments to fine-tune a teacher of kind "recipe" on the student's data and hardware.
 
     Args:
         teacher (`Teacher`): The teacher.
-        output_dir (`str`): Where it goes.
+        output_dir (`str`): Its output folder.
         data_args (`DataArguments`): The student's clips.
         args (`SceneTrainingArguments`): The student's run.
+
+    Returns:
+        `tuple`: The arguments of [`~train.classification.training.finetune_teacher`], without the recipe's name.
 
     Raises:
         FileNotFoundError, InputError: As [`~train.common.recipes.recipe_arguments`].
     """
-    shared = {name: getattr(args, name) for name in SHARED_WITH_STUDENT}
-    start, data, teacher_args = recipe_arguments(
+    shared = {name: getattr(args, name) for name in SHARED_ARGUMENTS}
+    teacher_args, teacher_data_args, training_args = recipe_arguments(
         (TeacherArguments, DataArguments, SceneTrainingArguments),
         teacher.source,
         **vars(data_args),
@@ -93,7 +110,7 @@ def teacher_arguments(
         output_dir=output_dir,
         seed=teacher.seed,
     )
-    return start, data, teacher_args
+    return teacher_args, teacher_data_args, training_args
 
 
 def check_teachers(
@@ -103,13 +120,14 @@ def check_teachers(
     args: SceneTrainingArguments,
     trust_remote_code: bool = False,
 ) -> None:
-    """Check that every teacher is available and has the classes of the data, before any long work.
+    """Raise an error if a teacher is unavailable or has different classes, before anything is trained.
 
     Args:
         teachers (`Sequence[Teacher]`): The teachers.
         scenes (`datasets.DatasetDict`): The student's clips.
-        data_args, args: As for [`teacher_arguments`].
-        trust_remote_code (`bool`, *optional*, defaults to `False`): Whether code that comes with a teacher may run.
+        data_args (`DataArguments`): The student's clips.
+        args (`SceneTrainingArguments`): The student's run.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): Whether to run the teachers' own code.
 
     Raises:
         FileNotFoundError, InputError: If a teacher is unavailable or has different classes.
@@ -118,16 +136,16 @@ def check_teachers(
         if teacher.kind == "model":
             load_classifier(teacher.source, scenes["train"].features["label"].names, trust_remote_code)
         elif teacher.kind == "recipe":
-            start, _, teacher_args = teacher_arguments(teacher, args.output_dir, data_args, args)
+            teacher_args, _, training_args = teacher_arguments(teacher, args.output_dir, data_args, args)
             with input_errors(f"The recipe of the teacher {teacher.source!r} does not fit: "):
-                find_impulse_responses(scenes, teacher_args)
-            if model := start.model_name_or_path:
+                check_impulse_responses(scenes, training_args)
+            if model := teacher_args.model_name_or_path:
                 try:
                     load_config(model)
                 except FileNotFoundError:
                     raise FileNotFoundError(
-                        f"The teacher {teacher.source!r} is fine-tuned from {model}, which does not exist: make it "
-                        "with python -m modeling_beats.convert_beats, or give --teachers that are fine-tuned."
+                        f"The teacher {teacher.source!r} is fine-tuned from {model}, which does not exist: create it "
+                        "with python -m modeling_beats.convert_beats, or set --teachers to fine-tuned models."
                     ) from None
 
 
@@ -138,11 +156,17 @@ def predict_teacher(
     args: SceneTrainingArguments,
     trust_remote_code: bool = False,
 ) -> str:
-    """Return the logits dataset of a teacher, after fine-tuning and prediction if need be.
+    """Fine-tune a teacher and predict its logits, as far as its kind requires.
 
     Args:
         teacher (`Teacher`): The teacher.
-        scenes, data_args, args, trust_remote_code: As for [`check_teachers`].
+        scenes (`datasets.DatasetDict`): The student's clips.
+        data_args (`DataArguments`): The student's clips.
+        args (`SceneTrainingArguments`): The student's run.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): Whether to run the teacher's own code.
+
+    Returns:
+        `str`: The folder of the teacher's logits dataset.
     """
     if teacher.kind == "logits":
         return teacher.source
@@ -166,39 +190,40 @@ def predict_teacher(
 
 
 def distill(
-    recipe: str, student_args: StudentArguments, data_args: DataArguments, args: SceneTrainingArguments
+    recipe: str, distillation_args: DistillationArguments, data_args: DataArguments, args: SceneTrainingArguments
 ) -> dict[str, Any]:
-    """Train a student from its teachers' logits, or without teachers, and leave a model folder in `args.output_dir`.
+    """Train a student, from teachers or without, and write a model folder to `args.output_dir`; resume a run there.
 
     Args:
         recipe (`str`): Name of the recipe, for the results.
-        student_args (`StudentArguments`): The student and its teachers, which are fine-tuned and asked for their
-            logits if need be.
+        distillation_args (`DistillationArguments`): The teachers, and the network of the student.
         data_args (`DataArguments`): The clips.
-        args (`SceneTrainingArguments`): The run.
+        args (`SceneTrainingArguments`): The run; `impulse_responses` is set to the corpus's folder if it is needed.
 
     Returns:
-        `dict`: The results, as in `results.json`; those of the folder if the run is already finished.
+        `dict`: The results, as in `results.json`.
 
     Raises:
-        FileExistsError, FileNotFoundError, InputError: If the data, a teacher or the output folder is wrong; before
-            any long work.
+        FileExistsError, FileNotFoundError, InputError: If the data, a teacher or the output folder is invalid; before
+            training.
     """
-    trusted = student_args.trust_remote_code
-    teachers = resolve_teachers(student_args.teachers, args.seed)
-    ready = {teacher.name: teacher.source for teacher in teachers if teacher.kind == "logits"}
-    scenes = load_splits(data_args, args, ready)
+    trusted = distillation_args.trust_remote_code
+    teachers = resolve_teachers(distillation_args.teachers, args.seed)
+    available = {teacher.name: teacher.source for teacher in teachers if teacher.kind == "logits"}
+    scenes = load_splits(data_args, available)
+    check_training(scenes, data_args, args)
+    args.impulse_responses = impulse_response_folder(scenes, args)
     check_teachers(teachers, scenes, data_args, args, trusted)
     label_names = scenes["train"].features["label"].names
-    new_student(label_names, student_args.config_overrides)  # only to check the overrides
-    run = describe_run(recipe, student_args, data_args, args)
+    student_config(label_names, distillation_args.config_overrides)  # raises an error if the overrides are invalid
+    run = describe_run(recipe, distillation_args, data_args, args)
 
     def work() -> dict[str, Any]:
         logits = {teacher.name: predict_teacher(teacher, scenes, data_args, args, trusted) for teacher in teachers}
-        clips = scenes if logits == ready else load_splits(data_args, args, logits)
+        clips = scenes if logits == available else load_splits(data_args, logits)
         set_seed(args.seed)
-        model, feature_extractor = new_student(label_names, student_args.config_overrides)
-        description = {"recipe": recipe, "teachers": student_args.teachers, "arguments": run}
+        model, feature_extractor = new_student(label_names, distillation_args.config_overrides)
+        description = {"recipe": recipe, "teachers": distillation_args.teachers, "arguments": run}
         return run_training(model, feature_extractor, clips, data_args, args, description)
 
     return run_or_load(args.output_dir, run, work)

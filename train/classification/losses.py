@@ -1,4 +1,4 @@
-"""The distillation loss of the report (equations 1 to 5), with the public code's two deviations as options."""
+"""The distillation loss of the report (equations 1 to 5), with two deviations of its public code as options."""
 
 from typing import Literal
 
@@ -15,36 +15,38 @@ MixupTargets = Literal["logits", "losses"]
 
 
 class DistillationLoss(nn.Module):
-    r"""Cross-entropy on the labels plus divergence from the teachers, both on Soft-Mixup targets.
+    r"""Cross-entropy with the labels plus divergence from the teachers, both with mixed targets.
 
-    With student logits `z` of the *mixed* input, one-hot labels `y`, teacher logits `t` of the *clean* clips, and
-    Soft Mixup's `lam` and `perm`:
+    With student logits `z` of the *mixed* input, one-hot labels `y` and teacher logits `t` of the *clean* clips, and
+    `lam` and `perm` of Soft Mixup:
 
         y' = lam y + (1 - lam) y[perm]
         t' = lam t + (1 - lam) t[perm]
         L  = kd_lambda CE(y', softmax z) + (1 - kd_lambda) T² KL(softmax(t'/T) ‖ softmax(z/T)),  T = temperature
 
-    Without teacher logits the loss is `CE(y', softmax z)` alone, the report's "Vanilla".
-
-    Args:
-        temperature (`float`, *optional*, defaults to 2.0): Softens both distributions; larger is softer.
-        kd_lambda (`float`, *optional*, defaults to 0.02): Weight of the label term, from 0 to 1.
-        kd_reduction (`str`, *optional*, defaults to `"batchmean"`): `"batchmean"` averages the divergence over the
-            clips, as the equation does. `"mean"` averages over clips *and* classes, as the public code does; with
-            ten classes its `kd_lambda` of 0.02 then acts like 0.169.
-        mixup_targets (`str`, *optional*, defaults to `"logits"`): `"logits"` mixes the teachers' logits (equation 3).
-            `"losses"` mixes two divergences, as the public code does, which amounts to mixing probabilities.
-
-    Raises:
-        InputError: If an argument is outside its range.
+    Without teacher logits the loss is `CE(y', softmax z)`, the report's "Vanilla".
 
     Source: Cai et al., "Data-Efficient Acoustic Scene Classification with Self-Supervised Teachers", 2024, section 3.
 
+    Args:
+        temperature (`float`, *optional*, defaults to 2.0): Divisor of the logits; larger is softer.
+        kd_lambda (`float`, *optional*, defaults to 0.02): Weight of the label loss, from 0 to 1.
+        kd_reduction (`str`, *optional*, defaults to `"batchmean"`): `"batchmean"` averages the divergence over clips
+            (equation 4). `"mean"` averages over clips *and* classes, as the public code does; with ten classes its
+            `kd_lambda` of 0.02 is then equivalent to 0.169.
+        mixup_targets (`str`, *optional*, defaults to `"logits"`): `"logits"` mixes the teachers' logits (equation 3).
+            `"losses"` mixes two divergences, as the public code does, which is equivalent to mixing probabilities.
+
+    Raises:
+        InputError: If an argument is out of range.
+
     Example:
-        >>> loss_function = DistillationLoss()
-        >>> logits, teacher_logits = torch.zeros(4, 10), torch.zeros(4, 10)
-        >>> loss_function(logits, torch.tensor([0, 1, 2, 3]), teacher_logits)  # 0.02 ln 10
-        tensor(0.0461)
+    ```python
+    >>> loss_function = DistillationLoss()
+    >>> logits, teacher_logits = torch.zeros(4, 10), torch.zeros(4, 10)
+    >>> loss_function(logits, torch.tensor([0, 1, 2, 3]), teacher_logits)  # 0.02 ln 10
+    tensor(0.0461)
+    ```
     """
 
     def __init__(
@@ -56,13 +58,13 @@ class DistillationLoss(nn.Module):
     ):
         super().__init__()
         if not temperature > 0:
-            raise InputError(f"temperature is {temperature}, but it divides the logits: give a number above 0.")
+            raise InputError(f"temperature is {temperature}: choose a number above 0.")
         if not 0 <= kd_lambda <= 1:
-            raise InputError(f"kd_lambda is {kd_lambda}, but it is the label term's share: give a number from 0 to 1.")
+            raise InputError(f"kd_lambda is {kd_lambda}: choose a number from 0 to 1.")
         if kd_reduction not in ("batchmean", "mean"):
-            raise InputError(f"kd_reduction is {kd_reduction!r}: give 'batchmean' or 'mean'.")
+            raise InputError(f"kd_reduction is {kd_reduction!r}: choose 'batchmean' or 'mean'.")
         if mixup_targets not in ("logits", "losses"):
-            raise InputError(f"mixup_targets is {mixup_targets!r}: give 'logits' or 'losses'.")
+            raise InputError(f"mixup_targets is {mixup_targets!r}: choose 'logits' or 'losses'.")
         self.temperature = temperature
         self.kd_lambda = kd_lambda
         self.kd_reduction = kd_reduction
@@ -71,14 +73,17 @@ class DistillationLoss(nn.Module):
     def forward(
         self, student_logits: Tensor, labels: Tensor, teacher_logits: Tensor | None = None, mix: Mix | None = None
     ) -> Tensor:
-        """Return the scalar loss of a batch.
+        """Compute the loss of a batch.
 
         Args:
-            student_logits (`torch.Tensor` of shape `(batch_size, num_labels)`): For the mixed input.
-            labels (`torch.LongTensor` of shape `(batch_size,)`): Of the clips before mixing.
-            teacher_logits (`torch.Tensor` of shape `(batch_size, num_labels)`, *optional*): Of the clips before
+            student_logits (`torch.Tensor` of shape `(batch_size, num_labels)`): Logits of the mixed input.
+            labels (`torch.LongTensor` of shape `(batch_size,)`): Labels of the clips before mixing.
+            teacher_logits (`torch.Tensor` of shape `(batch_size, num_labels)`, *optional*): Logits of the clips before
                 mixing; for an ensemble, the mean of the teachers' logits.
-            mix (`Mix`, *optional*): What Soft Mixup did to the input; None where it was left alone.
+            mix (`Mix`, *optional*): The mix of the input; None if it is not mixed.
+
+        Returns:
+            `torch.Tensor`: The scalar loss.
         """
         label_loss = self.label_loss(student_logits, labels, mix)
         if teacher_logits is None:
@@ -87,12 +92,12 @@ class DistillationLoss(nn.Module):
         return self.kd_lambda * label_loss + (1 - self.kd_lambda) * kd_loss
 
     def label_loss(self, student_logits: Tensor, labels: Tensor, mix: Mix | None = None) -> Tensor:
-        """Return the cross-entropy with the mixed one-hot labels, averaged over the batch."""
+        """Compute the cross-entropy with mixed labels, averaged over the batch; arguments as for `forward`."""
         targets = F.one_hot(labels, student_logits.shape[-1]).to(student_logits.dtype)
         return F.cross_entropy(student_logits, targets if mix is None else mix(targets))
 
     def kd_loss(self, student_logits: Tensor, teacher_logits: Tensor, mix: Mix | None = None) -> Tensor:
-        """Return temperature² times the divergence from the (mixed) teacher, reduced by `kd_reduction`."""
+        """Compute temperature² times the divergence from the mixed teacher; arguments as for `forward`."""
         if mix is None:
             return self._divergence(student_logits, teacher_logits)
         if self.mixup_targets == "logits":

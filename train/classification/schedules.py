@@ -1,18 +1,22 @@
-"""Learning-rate schedules of the recipes, as factors of the initial rate for an epoch."""
+"""Learning-rate schedules: the factor of the initial rate in each epoch."""
 
 import math
 
 
-def sgdr(epoch: int, first_cycle: int = 10, cycle_factor: int = 2) -> float:
-    """Return the factor of cosine annealing with warm restarts to zero (SGDR), in the given epoch.
+FINAL_FACTOR = 0.005
+"""Factor that the descent of [`warmup_linear`] leads to."""
 
-    Args:
-        epoch (`int`): Counted from 0.
-        first_cycle (`int`, *optional*, defaults to 10): Epochs of the first cycle (T_0).
-        cycle_factor (`int`, *optional*, defaults to 2): Each cycle is this many times longer than the one before
-            (T_mult); with the defaults the rate restarts at epochs 10, 30 and 70 and epoch 149 ends a cycle.
+
+def sgdr(epoch: int, first_cycle: int = 10, cycle_factor: int = 2) -> float:
+    """Return the factor of SGDR: cosine annealing to zero with warm restarts.
 
     Source: Loshchilov and Hutter, arXiv 1608.03983, equation 5.
+
+    Args:
+        epoch (`int`): The epoch, counted from 0.
+        first_cycle (`int`, *optional*, defaults to 10): Epochs of the first cycle (T_0).
+        cycle_factor (`int`, *optional*, defaults to 2): Factor by which each cycle is longer than the previous one
+            (T_mult). With the defaults, cycles end after 10, 30, 70 and 150 epochs.
     """
     cycle = first_cycle
     while epoch >= cycle:
@@ -21,18 +25,35 @@ def sgdr(epoch: int, first_cycle: int = 10, cycle_factor: int = 2) -> float:
     return (1 + math.cos(math.pi * epoch / cycle)) / 2
 
 
-def warmup_linear(epoch: int, num_epochs: int, warmup_epochs: int = 4, final_factor: float = 0.005) -> float:
-    """Return the factor of an exponential warm-up followed by a linear descent, in the given epoch.
+def sgdr_ends(num_epochs: int, first_cycle: int = 10, cycle_factor: int = 2) -> list[int]:
+    """Return the numbers of epochs around `num_epochs` after which a cycle of [`sgdr`] ends.
 
     Args:
-        epoch (`int`): Counted from 0.
-        num_epochs (`int`): Epochs of the whole training, where the descent would reach `final_factor`.
-        warmup_epochs (`int`, *optional*, defaults to 4): Epochs before the full rate is reached.
-        final_factor (`float`, *optional*, defaults to 0.005): Where the descent leads.
+        num_epochs (`int`): Number of epochs.
+        first_cycle (`int`, *optional*, defaults to 10): As for [`sgdr`].
+        cycle_factor (`int`, *optional*, defaults to 2): As for [`sgdr`].
 
-    Source: the DCASE 2024 public code's fine-tuning of BEATs (four epochs up, 26 down).
+    Returns:
+        `list[int]`: The last end up to `num_epochs`, if there is one, and the next three.
+    """
+    ends, cycle = [first_cycle], first_cycle
+    while len(ends) < 4 or ends[-3] <= num_epochs:
+        cycle *= cycle_factor
+        ends.append(ends[-1] + cycle)
+    return ends[-4:]
+
+
+def warmup_linear(epoch: int, num_epochs: int, warmup_epochs: int = 4) -> float:
+    """Return the factor of an exponential warm-up followed by a linear descent.
+
+    Source: the fine-tuning of BEATs in the public code of DCASE 2024 (4 epochs up, 26 down).
+
+    Args:
+        epoch (`int`): The epoch, counted from 0.
+        num_epochs (`int`): Epochs of the whole training, after which the descent would reach `FINAL_FACTOR`.
+        warmup_epochs (`int`, *optional*, defaults to 4): Epochs before the full rate is reached.
     """
     if epoch < warmup_epochs:
         return math.exp(-5 * (1 - max(epoch, 0.5) / warmup_epochs) ** 2)
     descent = (epoch - warmup_epochs) / max(num_epochs - warmup_epochs, 1)
-    return 1 - (1 - final_factor) * min(descent, 1.0)
+    return 1 - (1 - FINAL_FACTOR) * min(descent, 1.0)

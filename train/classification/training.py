@@ -1,5 +1,7 @@
-"""A training run on scenes: clips, selection of the epoch, training, evaluation, results."""
+"""Training runs on scenes: clips, selection of the epoch, training, evaluation, results."""
 
+import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,7 +9,6 @@ from typing import Any
 import datasets
 from accelerate import PartialState
 from transformers import PreTrainedModel, set_seed
-from transformers.feature_extraction_utils import FeatureExtractionMixin
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from dataset_script import cache_waveforms, is_synthetic, load_scenes
@@ -16,88 +17,139 @@ from model_cards.complexity import measure_model
 from model_cards.plots import plot_learning_curve
 from train.classification.arguments import DataArguments, SceneTrainingArguments, TeacherArguments
 from train.classification.data import SceneDataset, check_splits, split_by_location
+from train.classification.schedules import sgdr, sgdr_ends
 from train.classification.trainer import DistillationTrainer
-from train.common.augmentations import DeviceImpulseResponse
+from train.common.augmentations import read_impulse_responses
 from train.common.checkpoints import last_complete_checkpoint
+from train.common.features import WaveformFeatures
 from train.common.models import new_teacher
 from train.common.process import main_process_first
 from train.common.runs import describe_run, run_or_load
 from train.evaluation.scoring import evaluate_classifier, unseen_devices, write_results
 
 
-def load_splits(
-    data_args: DataArguments, args: SceneTrainingArguments, teacher_logits: Mapping[str, str] | None = None
-) -> datasets.DatasetDict:
-    """Load the clips of a run, checked, with the impulse responses if it needs some.
+logger = logging.getLogger(__name__)
+
+
+def load_splits(data_args: DataArguments, teacher_logits: Mapping[str, str] | None = None) -> datasets.DatasetDict:
+    """Load the clips of a run; all processes must call this.
 
     Args:
-        data_args (`DataArguments`): Which clips.
-        args (`SceneTrainingArguments`): As for [`find_impulse_responses`].
-        teacher_logits (`Mapping[str, str]`, *optional*): Logits dataset of each teacher.
+        data_args (`DataArguments`): The clips.
+        teacher_logits (`Mapping[str, str]`, *optional*): Name and logits dataset of each teacher.
+
+    Returns:
+        `datasets.DatasetDict`: The splits `train` and `test`, with a column of logits for each teacher.
 
     Raises:
-        FileNotFoundError, InputError: As `load_scenes` and [`find_impulse_responses`]; if there is nothing to train,
-            validate or test on; if there are no checkpoints to choose from.
+        FileNotFoundError, InputError: As `load_scenes`; if a split is missing.
     """
     with main_process_first():
         scenes = load_scenes(data_args.dataset, data_args.data_dir, dict(teacher_logits or {}), data_args.cache_dir)
     check_splits(scenes, data_args.dataset)
-    if (data_args.validation_fraction or data_args.select_on_test) and args.save_strategy != SaveStrategy.EPOCH:
-        raise InputError(
-            f"save_strategy is {args.save_strategy.value}, but the best epoch is one that has a checkpoint: leave "
-            "it out."
-        )
-    if data_args.validation_fraction:
-        split_by_location(scenes["train"], data_args.validation_fraction, args.seed)
-    find_impulse_responses(scenes, args)
     return scenes
 
 
-def find_impulse_responses(scenes: datasets.DatasetDict, args: SceneTrainingArguments) -> None:
-    """Check the impulse responses that a run needs.
+def check_training(scenes: datasets.DatasetDict, data_args: DataArguments, args: SceneTrainingArguments) -> None:
+    """Raise an error if training would fail later, and warn if it would end with a high learning rate.
 
     Args:
-        scenes (`datasets.DatasetDict`): The clips, whose corpus may have a folder of impulse responses.
-        args (`SceneTrainingArguments`): Get that folder if they need one and name none.
+        scenes (`datasets.DatasetDict`): The clips.
+        data_args (`DataArguments`): The selection of the epoch.
+        args (`SceneTrainingArguments`): The run.
 
     Raises:
-        FileNotFoundError, InputError: If there are none, or as [`~train.common.augmentations.DeviceImpulseResponse`].
+        FileNotFoundError, InputError: As [`check_impulse_responses`]; if no clip can be held out, or there are no
+            checkpoints to select from.
     """
-    if not args.impulse_response_p:
+    if (data_args.validation_fraction or data_args.select_on_test) and args.save_strategy != SaveStrategy.EPOCH:
+        raise InputError(
+            f"save_strategy is {SaveStrategy(args.save_strategy).value}, but only an epoch with a checkpoint can be "
+            "selected: leave it out."
+        )
+    if data_args.validation_fraction:
+        split_by_location(scenes["train"], data_args.validation_fraction, args.seed)
+    check_impulse_responses(scenes, args)
+    warn_of_unfinished_cycle(args)
+
+
+def impulse_response_folder(scenes: datasets.DatasetDict, args: SceneTrainingArguments) -> str | None:
+    """Return the folder of impulse responses of a run: that of its arguments, or else that of the corpus.
+
+    Args:
+        scenes (`datasets.DatasetDict`): The clips.
+        args (`SceneTrainingArguments`): The run.
+
+    Returns:
+        `str`: The folder, or None if there is none and the run needs none.
+
+    Raises:
+        InputError: If the run needs a folder and there is none.
+    """
+    if args.impulse_responses is not None or not args.impulse_response_p:
+        return args.impulse_responses
+    clip = scenes["train"][0]["audio"]["path"]
+    folder = Path(clip).parents[1] / "impulse_responses" if clip else None
+    if folder is None or not folder.is_dir():
+        raise InputError(
+            "impulse_response_p is set, but the corpus has no folder of impulse responses: set --impulse_responses to "
+            "one (such as MicIRP), or impulse_response_p to 0."
+        )
+    return str(folder)
+
+
+def check_impulse_responses(scenes: datasets.DatasetDict, args: SceneTrainingArguments) -> None:
+    """Raise an error if a run needs impulse responses that are not available.
+
+    Args:
+        scenes (`datasets.DatasetDict`): The clips.
+        args (`SceneTrainingArguments`): The run.
+
+    Raises:
+        FileNotFoundError, InputError: As [`impulse_response_folder`] and
+            [`~train.common.augmentations.read_impulse_responses`].
+    """
+    folder = impulse_response_folder(scenes, args)
+    if folder is not None and args.impulse_response_p:
+        read_impulse_responses(folder)
+
+
+def warn_of_unfinished_cycle(args: SceneTrainingArguments) -> None:
+    """Warn if training ends in the middle of a cycle of the learning rate, where the rate is still high."""
+    epochs = math.ceil(args.num_train_epochs)
+    ends = sgdr_ends(epochs, args.first_cycle, args.cycle_factor)
+    if args.schedule != "sgdr" or args.max_steps > 0 or epochs in ends or not args.should_log:
         return
-    if args.impulse_responses is None:
-        path = scenes["train"][0]["audio"]["path"]
-        responses = Path(path).parents[1] / "impulse_responses" if path else None
-        if responses is None or not responses.is_dir():
-            raise InputError(
-                "impulse_response_p is set, but neither do you name a folder of impulse responses nor has the corpus "
-                "one: give --impulse_responses (such as MicIRP), or set impulse_response_p to 0."
-            )
-        args.impulse_responses = str(responses)
-    # reads, and so checks, every file
-    DeviceImpulseResponse(args.impulse_responses, 32_000, args.impulse_response_p)
+    logger.warning(
+        "The learning rate ends at %.0f %% of its initial value, in the middle of a cycle: set first_cycle to %d, or "
+        "num_train_epochs to %s or %d.",
+        100 * sgdr(epochs, args.first_cycle, args.cycle_factor),
+        epochs,
+        ", ".join(map(str, ends[:-1])),
+        ends[-1],
+    )
 
 
 def run_training(
     model: PreTrainedModel,
-    feature_extractor: FeatureExtractionMixin,
+    feature_extractor: WaveformFeatures,
     scenes: datasets.DatasetDict,
     data_args: DataArguments,
     args: SceneTrainingArguments,
     description: dict[str, Any],
 ) -> dict[str, Any]:
-    """Train, or go on training, and leave a model folder with results and pictures in `args.output_dir`.
+    """Start or resume training, and write a model folder with results and plots to `args.output_dir`.
 
     Args:
-        model (`PreTrainedModel`): To be trained.
-        feature_extractor (`FeatureExtractionMixin`): Of the model.
-        scenes (`datasets.DatasetDict`): Splits `train` (perhaps with columns of teacher logits) and `test`.
-        data_args (`DataArguments`): How a model is selected.
-        args (`SceneTrainingArguments`): Recipe of the run.
-        description (`dict`): Goes into the results.
+        model (`PreTrainedModel`): The model to train.
+        feature_extractor (`WaveformFeatures`): Feature extractor of the model.
+        scenes (`datasets.DatasetDict`): The splits `train`, which may have teacher logits, and `test`.
+        data_args (`DataArguments`): The selection of the epoch.
+        args (`SceneTrainingArguments`): The run.
+        description (`dict`): Entries of the results that describe the run.
 
     Returns:
-        The results, as in `results.json`.
+        `dict`: The results, as in `results.json`.
     """
     waveforms = {
         split: cache_waveforms(clips, feature_extractor.sampling_rate, data_args.cache_dir)
@@ -145,22 +197,24 @@ def run_training(
 def finetune_teacher(
     recipe: str, teacher_args: TeacherArguments, data_args: DataArguments, args: SceneTrainingArguments
 ) -> dict[str, Any]:
-    """Fine-tune a BEATs on scenes, or resume that, and leave a model folder in `args.output_dir`.
+    """Fine-tune a BEATs model on scenes and write a model folder to `args.output_dir`; resume a run that is there.
 
     Args:
         recipe (`str`): Name of the recipe, for the results.
-        teacher_args (`TeacherArguments`): What the teacher starts from, and what of it is trained.
+        teacher_args (`TeacherArguments`): The pretrained model, and the part of it that is trained.
         data_args (`DataArguments`): The clips.
-        args (`SceneTrainingArguments`): The run.
+        args (`SceneTrainingArguments`): The run; `impulse_responses` is set to the corpus's folder if it is needed.
 
     Returns:
-        `dict`: The results, as in `results.json`; those of the folder if the run is already finished.
+        `dict`: The results, as in `results.json`.
 
     Raises:
-        FileExistsError, FileNotFoundError, InputError: If the data, the checkpoint or the output folder is wrong;
-            before any long work.
+        FileExistsError, FileNotFoundError, InputError: If the data, the pretrained model or the output folder is
+            invalid; before training.
     """
-    scenes = load_splits(data_args, args)
+    scenes = load_splits(data_args)
+    check_training(scenes, data_args, args)
+    args.impulse_responses = impulse_response_folder(scenes, args)
     set_seed(args.seed)
     model, feature_extractor = new_teacher(
         scenes["train"].features["label"].names, teacher_args.model_name_or_path, teacher_args.config_overrides

@@ -1,1 +1,1 @@
-"""What every stage uses."""
+"""The parts that all stages share."""

@@ -1,4 +1,4 @@
-"""Arguments that several commands share, and the parser of all of them."""
+"""Arguments that several commands share, and the parser of all commands."""
 
 import difflib
 import math
@@ -13,23 +13,26 @@ from dataset_script.errors import InputError, input_errors
 
 
 class CommandParser(HfArgumentParser):
-    """`HfArgumentParser` that accepts no abbreviations, and answers wrong input with one sentence.
+    """`HfArgumentParser` without abbreviations, which reports invalid input in one sentence.
 
     A flag is set by its name alone (`--push_to_hub`), or with a value (`--push_to_hub True`).
 
     Args:
         dataclass_types (`type` or `Iterable[type]`, *optional*): As for `HfArgumentParser`.
-        settings: As for `argparse.ArgumentParser`.
+        settings: Further arguments of `argparse.ArgumentParser`.
     """
 
     def __init__(self, dataclass_types: Any = (), **settings: Any):
         super().__init__(dataclass_types, allow_abbrev=False, **settings)
 
     def parse(self, arguments: Sequence[str] | None = None) -> list[Any]:
-        """Return an instance of each dataclass, and a namespace for arguments that belong to none.
+        """Parse the arguments of a command.
 
         Args:
             arguments (`Sequence[str]`, *optional*): Defaults to the command line.
+
+        Returns:
+            `list`: An instance of each dataclass, and a namespace of the arguments that belong to none.
 
         Raises:
             InputError: If an argument is unknown or missing, or its value is invalid.
@@ -43,18 +46,18 @@ class CommandParser(HfArgumentParser):
         if unknown:
             option = unknown[0].split("=")[0]
             close = difflib.get_close_matches(option, self._option_string_actions, n=1, cutoff=0.75)
-            raise InputError(f"There is no argument {option}: {f'use {close[0]}' if close else 'see --help'}.")
+            raise InputError(f"Unknown argument {option}: {f'use {close[0]}' if close else 'see --help'}.")
         return instances
 
     def error(self, message: str) -> NoReturn:
-        """Raise `InputError` with argparse's message, without the usage, which fills a screen."""
+        """Raise `InputError` with argparse's message, without printing the usage, which fills a screen."""
         message = re.sub(r"/--[\w-]+", "", message).rstrip(".")  # the other spelling of an argument's name
         raise InputError(f"{message[0].upper()}{message[1:]}: see --help.")
 
 
 @dataclass
 class CorpusArguments:
-    """Which clips are used."""
+    """The corpus."""
 
     dataset: str = field(
         default="demo",
@@ -64,82 +67,83 @@ class CorpusArguments:
         },
     )
     data_dir: str | None = field(default=None, metadata={"help": "Folder with the corpus, extracted or as archives."})
-    cache_dir: str | None = field(default=None, metadata={"help": "Where prepared and resampled clips are kept."})
+    cache_dir: str | None = field(default=None, metadata={"help": "Folder of prepared and resampled clips."})
 
 
 @dataclass(kw_only=True)
 class InferenceArguments(CorpusArguments):
-    """Which model runs on which clips, and where its output goes."""
+    """The model, the clips and the output of inference."""
 
     model_name_or_path: str = field(metadata={"help": "Model folder or Hub id of the classifier."})
     output_dir: str = field(metadata={"help": "Output folder."})
     split: str = field(default="test", metadata={"help": "train or test."})
     batch_size: int = field(default=256, metadata={"help": "Clips per forward pass."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run the model's own code."})
     use_cpu: bool = field(default=False, metadata={"help": "Do not use an accelerator."})
     dtype: Literal["float32", "bfloat16", "int8"] = field(
         default="float32",
-        metadata={"help": "Precision of the network; int8 is for linear layers on the CPU. Features are float32."},
+        metadata={"help": "Precision of the network (features are float32); int8 is for linear layers on the CPU."},
     )
     torch_compile: bool = field(
-        default=False, metadata={"help": "Compile the network, which takes half a minute or more at first."}
+        default=False, metadata={"help": "Compile the network, which takes at least half a minute."}
     )
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise InputError(f"batch_size is {self.batch_size}: choose at least one clip per forward pass.")
         if self.dtype == "int8" and self.torch_compile:
-            raise InputError("INT8 layers are already compiled: leave out torch_compile, or choose another dtype.")
+            raise InputError("INT8 layers are precompiled: leave out torch_compile, or choose another dtype.")
 
 
 @dataclass
 class HubArguments:
-    """Where a script's outcome is pushed; named as in `TrainingArguments`."""
+    """The repository to push the output to, with the names of `TrainingArguments`."""
 
-    push_to_hub: bool = field(default=False, metadata={"help": "Push the outcome to the Hub."})
+    push_to_hub: bool = field(default=False, metadata={"help": "Push the output to the Hub."})
     hub_model_id: str | None = field(default=None, metadata={"help": "Repository on the Hub, as user/name."})
     hub_private_repo: bool | None = field(
-        default=None, metadata={"help": "Whether a new repository is private; defaults to what the account has set."}
+        default=None, metadata={"help": "Whether a new repository is private; defaults to the account's setting."}
     )
 
 
 @dataclass
 class ModelArguments:
-    """The BEATs that training starts from."""
+    """The BEATs model that training starts from."""
 
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "BEATs model folder or Hub id to start from; without it, random weights."}
+        default=None, metadata={"help": "BEATs model folder or Hub id to start from; defaults to random weights."}
     )
     config_overrides: str | None = field(
-        default=None, metadata={"help": "Settings of the network to change, as name=value,name=value."}
+        default=None, metadata={"help": "Settings of the network to override, as name=value,name=value."}
     )
 
 
 @dataclass
 class ResumableTrainingArguments(TrainingArguments):
-    """`TrainingArguments` of runs that can be interrupted, and that are the same on any number of processes.
+    """`TrainingArguments` of runs that can be interrupted and do not depend on the number of processes.
 
-    One process drives one device; several devices are several processes, started by accelerate.
+    Each process uses one device; `accelerate launch` starts several.
     """
 
-    batch_size: int = field(default=256, metadata={"help": "Rows per forward pass, over all processes together."})
+    output_dir: str = field(default="trainer_output", metadata={"help": "Output folder of the run."})
+    batch_size: int = field(default=256, metadata={"help": "Rows per forward pass, summed over all processes."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep, at least two."})
 
     def __post_init__(self) -> None:
         if self.save_total_limit is not None and self.save_total_limit < 2:
             raise InputError(
-                f"save_total_limit is {self.save_total_limit}, but a run that is killed while it writes its only "
+                f"save_total_limit is {self.save_total_limit}, but a run that is killed while writing its only "
                 "checkpoint could not resume: choose 2 or more."
             )
         if self.batch_size < 1:
             raise InputError(f"batch_size is {self.batch_size}: choose at least one row per forward pass.")
         super().__post_init__()
-        self._n_gpu = min(self.n_gpu, 1)  # reading n_gpu first sets it up
+        self._n_gpu = min(self.n_gpu, 1)  # the property n_gpu initializes _n_gpu
         self.per_device_train_batch_size = math.ceil(self.batch_size / self.world_size)
         self.ddp_broadcast_buffers = False
 
 
 def check_bootstrap(bootstrap: int) -> None:
-    """Raise `InputError` unless `bootstrap` is a number of resamples."""
+    """Raise `InputError` if `bootstrap` is negative."""
     if bootstrap < 0:
         raise InputError(f"bootstrap is {bootstrap}: choose the number of resamples, or 0 for none.")

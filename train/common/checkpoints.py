@@ -1,4 +1,4 @@
-"""Checkpoints of runs: which of them are complete, and which one a run resumes from."""
+"""Checkpoints of runs."""
 
 import logging
 import shutil
@@ -10,16 +10,17 @@ from accelerate import PartialState
 logger = logging.getLogger(__name__)
 
 COMPLETE = "complete"
-"""Empty file that is written last into a checkpoint: a checkpoint without it was interrupted."""
+"""Empty file that is written last into a checkpoint; a checkpoint without it is incomplete."""
 
 
 def last_complete_checkpoint(folder: str | Path) -> str | None:
-    """Return the newest complete checkpoint in `folder`, after deleting those that were interrupted.
-
-    All processes must call this. None means that the run starts from its beginning.
+    """Find the newest complete checkpoint of a run and delete incomplete ones; all processes must call this.
 
     Args:
         folder (`str` or `Path`): Output folder of the run.
+
+    Returns:
+        `str`: The checkpoint's folder, or None if there is no complete checkpoint.
     """
     state = PartialState()
     checkpoints = sorted(
@@ -30,7 +31,7 @@ def last_complete_checkpoint(folder: str | Path) -> str | None:
     state.wait_for_everyone()
     if state.is_main_process:
         for path in set(checkpoints) - set(complete):
-            logger.warning("Deleting %s: the run was interrupted while it was being written.", path)
+            logger.warning("Deleting the incomplete checkpoint %s: the run was interrupted while writing it.", path)
             shutil.rmtree(path)
     state.wait_for_everyone()
     return str(complete[-1]) if complete else None

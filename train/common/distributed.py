@@ -1,9 +1,9 @@
-"""What makes training on several processes equal to training on one.
+"""Training on several processes that computes the same as training on one.
 
-Every process knows the whole ("global") batch and works on its own consecutive rows of it. Three things would
-otherwise differ from one process: the partners of Freq-MixStyle and Soft Mixup (so features are gathered), the masks
-of dropout (so they are drawn for the global batch and cut), and the statistics of batch normalisation (so they are
-summed over the processes). Each process computes the loss of the global batch, with gradient through its own rows.
+Each process loads the whole ("global") batch and runs the network on its own slice of it. Three operations depend on
+the other rows: Freq-MixStyle and Soft Mixup (so features are gathered), dropout (so masks are drawn for the global
+batch and sliced), and batch normalisation (so statistics are summed over the processes). Each process computes the
+loss of the global batch, whose gradient flows through its own rows only.
 """
 
 from itertools import pairwise
@@ -18,14 +18,19 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class BatchRows:
-    """The rows of the global batch that belong to this process: consecutive, and as many as the others' up to one.
+    """The rows of the global batch that this process computes: a contiguous slice.
 
-    A process has none when the last batch of an epoch is smaller than the number of processes. It then works on the
-    first row, so that its layers have something to work on, and that row counts for nothing.
+    The slices of the processes differ in size by at most one row. If the batch has fewer rows than there are
+    processes, some have none: these compute the first row, because layers need input, and ignore the output.
 
     Args:
         num_processes (`int`): Number of processes.
-        process_index (`int`): This process, counted from 0.
+        process_index (`int`): Index of this process.
+
+    Attributes:
+        total (`int`): Rows of the global batch.
+        count (`int`): Rows of this process.
+        slice (`slice`): The rows that this process computes; those of `count`, or the first one if that is 0.
     """
 
     def __init__(self, num_processes: int, process_index: int):
@@ -34,18 +39,22 @@ class BatchRows:
         self.resize(0)
 
     def resize(self, total: int) -> None:
-        """Set the number of rows of the global batch."""
+        """Set the number of rows of the global batch to `total`."""
         self.total = total
         bounds = [total * index // self.num_processes for index in range(self.num_processes + 1)]
         self._counts = [stop - start for start, stop in pairwise(bounds)]
         self.count = self._counts[self.process_index]
         start = bounds[self.process_index] if self.count else 0
-        self.work = slice(start, start + max(self.count, 1))
+        self.slice = slice(start, start + max(self.count, 1))
 
     def gather(self, x: Tensor) -> Tensor:
-        """Return the global batch `(total, ...)` from what every process made of its rows `work`.
+        """Concatenate the rows of all processes; the gradient flows to the rows of this process only.
 
-        Gradient flows to the rows of this process.
+        Args:
+            x (`torch.Tensor` of shape `(rows, ...)`): Values of the rows `slice` of this process.
+
+        Returns:
+            `torch.Tensor` of shape `(total, ...)`: Values of the global batch.
         """
         if self.num_processes == 1:
             return x
@@ -60,9 +69,13 @@ class BatchRows:
 
 
 def synchronize_layers(model: nn.Module, rows: BatchRows) -> None:
-    """Replace batch normalisation and dropout in `model`, in place, by versions that act on the global batch.
+    """Replace batch normalisation and dropout in a model, in place, by layers that act on the global batch.
 
-    Parameters, buffers and their names stay, so the state dict is the same before and after.
+    The state dict stays the same.
+
+    Args:
+        model (`nn.Module`): The model.
+        rows (`BatchRows`): Rows of the batch that the model computes.
     """
     for module in model.modules():
         for name, child in module.named_children():
@@ -73,13 +86,13 @@ def synchronize_layers(model: nn.Module, rows: BatchRows) -> None:
 
 
 class SynchronizedDropout(nn.Dropout):
-    """Element-wise dropout whose mask is drawn for the global batch and cut to the rows of this process.
+    """Element-wise dropout whose mask is drawn for the global batch and sliced to the rows of this process.
 
-    All processes must hold the same state of torch's random generator. On one process the masks are torch's own.
+    torch's random generator must have the same state in all processes. On one process the masks are those of torch.
 
     Args:
-        p (`float`): Probability of an element to be zeroed.
-        rows (`BatchRows`): Kept up to date by whoever runs the model; the input's first axis is its rows `work`.
+        p (`float`): Probability that an element is set to zero.
+        rows (`BatchRows`): Rows of the input, resized by the caller for each batch.
     """
 
     def __init__(self, p: float, rows: BatchRows):
@@ -87,12 +100,12 @@ class SynchronizedDropout(nn.Dropout):
         self.rows = rows
 
     def forward(self, x: Tensor) -> Tensor:
-        """Drop elements of `x` `(rows, ...)` in training, and nothing in evaluation."""
+        """Drop elements of `x`, of shape `(rows, ...)`, in training."""
         if not self.training or self.p == 0:
             return x
-        # torch fills its mask in the memory order of the input, so the mask of all rows has the input's strides.
+        # torch fills its mask in the memory order of the input, so the global mask gets the input's strides.
         mask = torch.empty_strided((self.rows.total, *x.shape[1:]), x.stride(), dtype=x.dtype, device=x.device)
-        return x * mask.bernoulli_(1 - self.p).div_(1 - self.p)[self.rows.work]
+        return x * mask.bernoulli_(1 - self.p).div_(1 - self.p)[self.rows.slice]
 
 
 class SynchronizedBatchNorm(_BatchNorm):
@@ -101,9 +114,13 @@ class SynchronizedBatchNorm(_BatchNorm):
     In evaluation it is ordinary batch normalisation.
 
     Args:
-        module (`_BatchNorm`): Layer whose settings, parameters and buffers are taken over.
-        rows (`BatchRows`): Kept up to date by whoever runs the model; the input's first axis is its rows `work`.
+        module (`_BatchNorm`): Layer to replace; its settings, parameters and buffers are used.
+        rows (`BatchRows`): Rows of the input, resized by the caller for each batch.
     """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
 
     def __init__(self, module: _BatchNorm, rows: BatchRows):
         super().__init__(module.num_features, module.eps, module.momentum)
@@ -111,7 +128,7 @@ class SynchronizedBatchNorm(_BatchNorm):
         self.rows = rows
 
     def _check_input_dim(self, x: Tensor) -> None:
-        pass  # any number of axes, as long as the second is the channels
+        pass  # any number of axes, of which the second one is the channels
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `x` of shape `(rows, channels, ...)`."""
@@ -129,7 +146,7 @@ class SynchronizedBatchNorm(_BatchNorm):
 
 
 class _SynchronizedNormalization(torch.autograd.Function):
-    """Normalisation with statistics of all processes; the gradient sums the same two moments over them."""
+    """Normalisation by statistics of all processes; the backward pass sums two moments of the gradient over them."""
 
     @staticmethod
     def forward(
@@ -138,7 +155,7 @@ class _SynchronizedNormalization(torch.autograd.Function):
         axes, shape = [0, *range(2, x.ndim)], [1, -1, *[1] * (x.ndim - 2)]
         counted = x[:num_rows].to(torch.promote_types(x.dtype, torch.float32))
         count = counted.new_tensor([counted.numel() / x.shape[1]])
-        # Two sums instead of one of the squares: exact where the mean is large beside the deviation.
+        # Two passes instead of a sum of squares, which is inexact if the mean is much larger than the deviation.
         total = _sum_over_processes(torch.cat([count, counted.sum(axes)]))
         count, mean = total[0], total[1:] / total[0]
         variance = _sum_over_processes((counted - mean.view(shape)).square().sum(axes)) / count

@@ -1,4 +1,4 @@
-"""What training needs of a model's feature extractor."""
+"""The interface of feature extractors in training."""
 
 from os import PathLike
 from typing import Any, Protocol
@@ -7,19 +7,19 @@ from torch import Tensor
 
 
 class WaveformFeatures(Protocol):
-    """A feature extractor whose features are a batched torch function of waveforms.
+    """A feature extractor that computes features of a batch of waveforms in torch, on their device.
 
-    Those of `modeling_tfsepnet` and `modeling_beats` are; [`~train.evaluation.inference.compute_logits`] also takes
-    any other feature extractor of transformers.
+    The feature extractors of `modeling_tfsepnet` and `modeling_beats` do. Prediction accepts any feature extractor of
+    transformers: see [`~train.evaluation.inference.compute_logits`].
     """
 
     sampling_rate: int
     """Rate of the waveforms, in Hz."""
 
     def features(self, waveform: Tensor) -> Tensor:
-        """Return the `input_values` of waveforms of shape `(batch, samples)` in [-1, 1], on their device."""
+        """Return the `input_values` of waveforms of shape `(batch_size, samples)` in [-1, 1]."""
         ...
 
     def save_pretrained(self, save_directory: str | PathLike[str], **kwargs: Any) -> Any:
-        """Write the feature extractor's file beside a model."""
+        """Write the configuration of the feature extractor to a model folder."""
         ...

@@ -1,4 +1,4 @@
-"""Pushing what a script has finished: `--push_to_hub`."""
+"""Pushes of finished runs to the Hub: `--push_to_hub`."""
 
 import logging
 from collections.abc import Callable
@@ -12,20 +12,23 @@ from dataset_script import push_logits
 from dataset_script.errors import InputError
 from dataset_script.hub import check_repo_id
 from model_cards.push import push_model
-from train.common.arguments import HubArguments
+from train.common.arguments import HubArguments, ResumableTrainingArguments
 
 
 logger = logging.getLogger(__name__)
 
 
-def take_over_push(args: TrainingArguments) -> Callable[[], None]:
-    """Return what pushes a finished run, once and with its card; `Trainer` would push every checkpoint.
+def take_over_push(args: ResumableTrainingArguments) -> Callable[[], None]:
+    """Disable `Trainer`'s push of each checkpoint, and return a function that pushes the finished run with its card.
 
     Args:
-        args (`TrainingArguments`): Their `push_to_hub` is switched off; without it the returned function does nothing.
+        args (`ResumableTrainingArguments`): Arguments of the run, whose `push_to_hub` is set to False.
+
+    Returns:
+        `Callable`: Pushes the output folder if `push_to_hub` was set; does nothing otherwise.
 
     Raises:
-        InputError: If no repository is named.
+        InputError: If `push_to_hub` is set without a valid `hub_model_id`.
     """
     wanted, args.push_to_hub = args.push_to_hub, False
     check_repository(wanted, args.hub_model_id)
@@ -38,30 +41,38 @@ def take_over_push(args: TrainingArguments) -> Callable[[], None]:
 
 
 def push_folder(args: HubArguments | TrainingArguments, folder: str | Path, **card_options: Any) -> None:
-    """Push a finished model folder, from one process.
+    """Push a model folder from the main process.
 
     Args:
-        args (`HubArguments` or `TrainingArguments`): Where to.
-        folder (`str` or `Path`): The model, with its `results.json`.
-        card_options: As for [`~model_cards.generator.write_card`].
+        args (`HubArguments` or `TrainingArguments`): The repository, checked by [`check_repository`].
+        folder (`str` or `Path`): Model folder with its `results.json`.
+        card_options: Arguments of [`~model_cards.generator.write_card`].
 
     Raises:
         ConnectionError, InputError: As [`~model_cards.push.push_model`].
     """
     if PartialState().is_main_process:
+        assert args.hub_model_id is not None
         url = push_model(folder, args.hub_model_id, private=args.hub_private_repo, **card_options)
         logger.info("The model is on the Hub: %s", url)
 
 
 def push_predictions(args: HubArguments, folder: str) -> None:
-    """Push a finished logits dataset if the arguments ask for it."""
+    """Push a logits dataset from the main process, if `push_to_hub` is set.
+
+    Args:
+        args (`HubArguments`): The repository, checked by [`check_repository`].
+        folder (`str`): Folder of the dataset.
+    """
     if args.push_to_hub and PartialState().is_main_process:
+        assert args.hub_model_id is not None
         logger.info("The logits are on the Hub: %s", push_logits(folder, args.hub_model_id, args.hub_private_repo))
 
 
 def check_repository(push_to_hub: bool, hub_model_id: str | None) -> None:
-    """Raise `InputError` if a push is asked for without saying where to."""
-    if push_to_hub and not hub_model_id:
-        raise InputError("push_to_hub needs the repository: give --hub_model_id user/name.")
-    if push_to_hub:
-        check_repo_id(hub_model_id)
+    """Raise `InputError` if `push_to_hub` is set without a valid `hub_model_id`."""
+    if not push_to_hub:
+        return
+    if not hub_model_id:
+        raise InputError("push_to_hub needs a repository: set --hub_model_id user/name.")
+    check_repo_id(hub_model_id)

@@ -1,4 +1,4 @@
-"""The process of a command: threads, memory, logging, order among processes, and how errors end it."""
+"""The process of a command: threads, memory, logging, synchronization and errors."""
 
 import ctypes
 import logging
@@ -25,13 +25,12 @@ M_MMAP_THRESHOLD = -3
 def keep_freed_memory() -> bool:
     """Make glibc reuse freed memory of any size instead of returning it to the system.
 
-    By default large blocks are mapped from the system and unmapped again, so every activation of a training step is
-    zeroed and mapped anew, page by page, which takes about half of the time. The process keeps its peak memory
-    instead. Set `MALLOC_MMAP_THRESHOLD_` (glibc's own variable) to choose the threshold yourself; nothing is changed
-    then.
+    By default glibc maps each large block and unmaps it when it is freed, so the kernel zeroes and maps all
+    activations again in each training step, which takes about half of the time. With this setting the process keeps
+    its peak memory instead. If `MALLOC_MMAP_THRESHOLD_` (glibc's own variable) is set, nothing is changed.
 
     Returns:
-        `bool`: Whether the allocator was changed: only with glibc, and only if the environment variable is not set.
+        `bool`: Whether the allocator was changed.
     """
     if not sys.platform.startswith("linux") or "MALLOC_MMAP_THRESHOLD_" in os.environ:
         return False
@@ -44,10 +43,10 @@ def keep_freed_memory() -> bool:
 
 
 def use_all_cores() -> None:
-    """Use all cores if the only limit is the single thread that `accelerate launch` sets by default.
+    """Use all cores if the only thread limit is `accelerate launch`'s default of one.
 
-    Two or more threads per process (`--num_cpu_threads_per_process`) are respected, and so is `OMP_NUM_THREADS`
-    without the launcher. Several processes on a machine share its cores.
+    Explicit limits are respected: two or more threads per process (`--num_cpu_threads_per_process`), and
+    `OMP_NUM_THREADS` without the launcher. The processes of a machine share its cores.
     """
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ
     if launched and os.environ.get("OMP_NUM_THREADS") == "1":
@@ -59,8 +58,8 @@ def use_all_cores() -> None:
 def main_process_first() -> Iterator[None]:
     """Run the body on the main process first, then on the others.
 
-    Unlike accelerate's version, the others also continue when the main one fails, so all raise the same error instead
-    of waiting forever.
+    Unlike accelerate's version, the other processes also continue when the main one fails, so all raise the same error
+    instead of hanging.
     """
     state = PartialState()
     if not state.is_main_process:
@@ -73,24 +72,26 @@ def main_process_first() -> Iterator[None]:
 
 
 def configure_logging(log_level: str = "info") -> None:
-    """Show the messages of this project on the main process, and only warnings of the libraries.
+    """Show this project's messages on the main process, and only warnings of libraries.
 
     Args:
-        log_level (`str`, *optional*, defaults to `"info"`): As for `TrainingArguments`; `"passive"` is `"info"`.
+        log_level (`str`, *optional*, defaults to `"info"`): As for `TrainingArguments`; `"passive"` means `"info"`.
     """
     level = logging.INFO if log_level == "passive" else log_level.upper()
     logging.basicConfig(format="%(message)s")
     for name in ("train", "dataset_script", "model_cards", "__main__"):
         logging.getLogger(name).setLevel(level if _is_main_process() else logging.WARNING)
-    transformers.utils.logging.disable_progress_bar()  # of reading and writing model files
+    transformers.utils.logging.disable_progress_bar()  # for model files
 
 
 def run_command(main: Callable[[], Any]) -> None:
-    """Run the `main` of a command.
+    """Run the `main` of a command and exit with a one-line message on errors that the user can fix.
 
-    Errors that the user can fix ([`~dataset_script.errors.InputError`], and `OSError`: files, disk, network) and
-    Ctrl-C end it with one line, without a traceback (shown at log level debug). Any other error is a bug and keeps its
-    traceback.
+    These are [`~dataset_script.errors.InputError`], `OSError` (files, disk, network) and Ctrl-C; their traceback is
+    shown at log level debug only. Any other error is a bug and keeps its traceback.
+
+    Args:
+        main (`Callable`): The command, without arguments.
     """
     keep_freed_memory()
     use_all_cores()
@@ -104,12 +105,12 @@ def run_command(main: Callable[[], Any]) -> None:
 
 
 def _sentence(error: Exception) -> str:
-    """Return an error's message; one of the system without its number, and with the file it is about."""
+    """Return the message of an error; for errors of the system the file and the reason, without the number."""
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}."
     return str(error)
 
 
 def _is_main_process() -> bool:
-    # Known before the processes are connected, which may never happen.
+    # The environment variable is set before the processes are connected, and even if they never are.
     return os.environ.get("RANK", "0") == "0"

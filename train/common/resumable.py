@@ -1,4 +1,4 @@
-"""Training that can be interrupted anywhere: seeds, orders and checkpoints."""
+"""Training that can be interrupted at any point: seeds, order of the rows, checkpoints."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,11 +12,12 @@ from transformers import Trainer
 
 from dataset_script.files import write_json
 from model_cards.results import RESULTS_FILE, provenance
+from train.common.arguments import ResumableTrainingArguments
 from train.common.checkpoints import COMPLETE
 
 
 class EpochShuffle(Sampler[int]):
-    """Visit all rows in an order that depends on nothing but the seed and the epoch.
+    """Sampler of all rows in a random order that depends only on the seed and the epoch.
 
     Args:
         num_rows (`int`): Number of rows.
@@ -29,7 +30,7 @@ class EpochShuffle(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next pass."""
+        """Set the epoch of the next iteration."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -41,12 +42,17 @@ class EpochShuffle(Sampler[int]):
 
 
 def derived_seed(*numbers: int) -> int:
-    """Return a 63-bit seed that depends on all of the numbers, such as the run's seed, the step and the micro-step."""
+    """Return a 63-bit seed that depends on all `numbers`, such as the run's seed, the step and the micro-step."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
 class ResumableTrainer(Trainer):
-    """`Trainer` with reproducible random draws in each step, which marks complete checkpoints."""
+    """`Trainer` whose random draws depend only on seed, step and micro-step, and which marks complete checkpoints.
+
+    A micro-step is one of the passes whose gradients are accumulated in a step.
+    """
+
+    args: ResumableTrainingArguments
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -54,7 +60,7 @@ class ResumableTrainer(Trainer):
         self._micro_step = (-1, 0)
 
     def next_seed(self) -> int:
-        """Return the seed of the pass that starts: a function of the run's seed, the step and the micro-step."""
+        """Return the seed of the next pass, derived from the run's seed, the step and the micro-step."""
         step, micro_step = self.state.global_step, 0
         if self._micro_step[0] == step:
             micro_step = self._micro_step[1] + 1
@@ -62,7 +68,7 @@ class ResumableTrainer(Trainer):
         return derived_seed(self.args.seed, step, micro_step)
 
     def floating_point_ops(self, inputs: dict[str, Tensor]) -> int:
-        """Return 0: the base class counts tokens, which waveforms have none of."""
+        """Return 0: the base class counts tokens, but the inputs are waveforms."""
         return 0
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -72,13 +78,13 @@ class ResumableTrainer(Trainer):
             (Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / COMPLETE).touch()
 
     def finish(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Save the model and, last, its results; all processes must call this.
+        """Save the model and then its results; all processes must call this.
 
         Args:
-            results (`dict`): The content of `results.json`, to which the provenance is added.
+            results (`dict`): The content of `results.json` except the provenance.
 
         Returns:
-            `dict`: The completed results.
+            `dict`: The results with their provenance.
         """
         self.save_model()
         results = {**results, "provenance": provenance()}

@@ -1,4 +1,4 @@
-"""Output folders of the commands: whose run they contain, where it resumes, and the results it leaves."""
+"""Output folders of the commands, and the runs that they contain."""
 
 import json
 import logging
@@ -17,7 +17,7 @@ from train.common.process import main_process_first
 
 logger = logging.getLogger(__name__)
 
-DECISIVE = {
+OUTCOME_ARGUMENTS = {
     "adam_beta1",
     "adam_beta2",
     "adam_epsilon",
@@ -32,31 +32,38 @@ DECISIVE = {
     "seed",
     "weight_decay",
 }
-"""Arguments inherited from `TrainingArguments` that change the weights a run ends with."""
+"""The arguments of `TrainingArguments` that change the final weights."""
 
 
 def describe_run(recipe: str, *arguments: Any) -> dict[str, Any]:
-    """Return the arguments that decide the outcome of a run, for [`run_or_load`].
+    """Return the arguments that determine the outcome of a run, for [`run_or_load`].
 
-    The arguments that `TrainingArguments` has besides `DECISIVE` are about logging, hardware and the like.
+    The other arguments of `TrainingArguments` concern logging, hardware and the like.
 
     Args:
         recipe (`str`): Name of the recipe.
         arguments: Dataclasses of the command's arguments.
+
+    Returns:
+        `dict`: The recipe's name and the arguments by name.
     """
-    irrelevant = {field.name for field in fields(TrainingArguments)} - DECISIVE | {"cache_dir", "trust_remote_code"}
+    irrelevant = {field.name for field in fields(TrainingArguments)} - OUTCOME_ARGUMENTS
+    irrelevant |= {"cache_dir", "trust_remote_code"}
     values = {name: value for instance in arguments for name, value in vars(instance).items()}
     names = {field.name for instance in arguments for field in fields(instance)} - irrelevant
     return {"recipe": recipe, **{name: values[name] for name in sorted(names)}}
 
 
 def run_or_load(folder: str | Path, run: Mapping[str, Any], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return the results of a run: from its folder if it is finished, otherwise of `work`; all processes call this.
+    """Start or resume a run, or load its results if it is finished; all processes must call this.
 
     Args:
         folder (`str` or `Path`): Output folder.
-        run (`Mapping`): As for [`claim_output_folder`].
+        run (`Mapping`): Identity of the run, as for [`claim_output_folder`].
         work (`Callable[[], dict]`): Starts or resumes the run, writes `results.json` last, and returns its content.
+
+    Returns:
+        `dict`: The content of `results.json`.
 
     Raises:
         FileExistsError, InputError, OSError: As [`claim_output_folder`].
@@ -70,11 +77,11 @@ def run_or_load(folder: str | Path, run: Mapping[str, Any], work: Callable[[], d
 
 
 def claim_output_folder(folder: str | Path, run: Mapping[str, Any]) -> None:
-    """Make `folder` the output of `run`, or check that it already is; all processes must call this.
+    """Record in `run.json` that a folder belongs to a run, or check that it does; all processes must call this.
 
     Args:
-        folder (`str` or `Path`): Created if need be.
-        run (`Mapping`): What identifies the run: arguments that change its outcome. Kept in `run.json`.
+        folder (`str` or `Path`): Output folder, created if it does not exist.
+        run (`Mapping`): Identity of the run: the arguments that determine its outcome.
 
     Raises:
         FileExistsError: If the folder contains another run or other files.
@@ -110,7 +117,7 @@ def claim_output_folder(folder: str | Path, run: Mapping[str, Any]) -> None:
 
 
 def finished_results(folder: str | Path) -> dict[str, Any] | None:
-    """Return the results of the run in `folder`, or None if it is not finished.
+    """Load the results of the run in `folder`, or return None if it is not finished.
 
     Raises:
         InputError: If the file is damaged.

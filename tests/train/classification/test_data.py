@@ -60,6 +60,17 @@ class TestSplitByLocation:
             assert fraction <= share <= fraction + 0.3
             assert (labels[kept] == label).any()
 
+    def test_equal_numbers_in_two_cities_are_two_locations(self):
+        """Location numbers count the places of a city: they say nothing without it."""
+        scenes = make_scenes(240)
+        numbers = [{scenes["location"][row] for row in part} for part in split_by_location(scenes, 0.3, seed=0)]
+        assert numbers[0] & numbers[1], "a location should be held out without the other city's of the same number"
+
+        scenes = make_scenes(6).map(lambda row: {"location": 0})
+        kept, held_out = split_by_location(scenes, 0.5, seed=0)
+        cities = [{scenes["city"][row] for row in part} for part in (kept, held_out)]
+        assert sorted(map(len, cities)) == [1, 1], f"one of two places should be held out, not {cities}"
+
     def test_seed_decides(self):
         scenes = make_scenes(240)
         assert split_by_location(scenes, 0.2, 1) == split_by_location(scenes, 0.2, 1)

@@ -1,3 +1,6 @@
+import collections
+import itertools
+
 import numpy as np
 import pytest
 import scipy.signal
@@ -37,6 +40,32 @@ class TestMix:
         assert torch.equal(first.perm, second.perm)
         assert sorted(first.perm.tolist()) == list(range(16))
 
+    def test_every_permutation_is_as_likely(self):
+        source = generator()
+        draws = [tuple(Mix.draw(4, 0.3, source).perm.tolist()) for _ in range(2400)]
+        counts = [draws.count(order) for order in itertools.permutations(range(4))]
+        assert scipy.stats.chisquare(counts).pvalue > 1e-3, f"partners should be random, not {counts}"
+
+    @pytest.mark.parametrize(
+        "augmentation",
+        [lambda x, source: SoftMixup(0.7)(x, source)[0], FreqMixStyle(0.7, p=1.0)],
+        ids=["Soft Mixup", "Freq-MixStyle"],
+    )
+    def test_every_batch_gets_partners_and_a_weight_of_its_own(self, augmentation):
+        """The means of these clips are unit vectors, and afterwards rows of the matrix that mixed them."""
+        x = torch.eye(6)[:, None, :, None] + 0.01 * torch.randn(6, 1, 6, 500, generator=generator())
+        source, partners, weights = generator(1), [], []
+        for _ in range(300):
+            mixed = augmentation(x, source).mean((1, 3))
+            others = mixed - mixed.diag().diag()
+            weights.append(1 - others.sum(1).max().item())
+            partners.append(tuple(torch.where(others.amax(1) > 0.5 * others.max(), others.argmax(1), -1).tolist()))
+        assert len(set(partners)) > 200, "partners should be drawn anew for every batch"
+        for clip in range(6):
+            chosen = collections.Counter(order[clip] for order in partners)
+            assert len(chosen) == 6 and min(chosen.values()) > 20, f"clip {clip} should get all partners: {chosen}"
+        assert scipy.stats.kstest(weights, scipy.stats.beta(0.7, 0.7).cdf).pvalue > 1e-3, "lam ~ Beta(alpha, alpha)"
+
     def test_soft_mixup_returns_the_mix_it_applied(self):
         x = torch.randn(5, 1, 4, 3, generator=generator())
         mixed, mix = SoftMixup()(x, generator(1))
@@ -48,6 +77,7 @@ class TestMix:
 
 
 class TestFreqMixStyle:
+    @pytest.mark.processor
     def test_reference_output_and_gradient(self, shared):
         reference = load_file(shared / "reference" / "tfsepnet_golden" / "freq_mixstyle.safetensors")
         x = reference["input"].requires_grad_()
@@ -104,6 +134,7 @@ class TestSpecAugment:
 
 
 class TestDeviceImpulseResponse:
+    @pytest.mark.processor
     def test_reference_output(self, shared, tmp_path):
         reference = load_file(shared / "reference" / "tfsepnet_golden" / "device_impulse_response.safetensors")
         soundfile.write(tmp_path / "only.wav", reference["impulse_response"].numpy(), 32000, subtype="FLOAT")
@@ -124,6 +155,18 @@ class TestDeviceImpulseResponse:
         for clip, result, response in zip(waveform, output, drawn.tolist(), strict=True):
             expected = clip.numpy() if response < 0 else np.convolve(clip.numpy(), augment.responses[response])[:1000]
             np.testing.assert_allclose(result.numpy(), expected, atol=1e-5)
+
+    @pytest.mark.processor
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+    def test_computes_in_the_precision_of_the_clips(self, responses, dtype):
+        augment = DeviceImpulseResponse(responses, 32000, p=1.0)
+        waveform = torch.randn(8, 1000, generator=generator(), dtype=dtype)
+        drawn = augment.draw(torch.zeros(8, dtype=torch.long), generator(5))
+        output = augment.apply(waveform, drawn)
+        assert output.dtype == dtype
+        for clip, result, response in zip(waveform.double(), output, drawn.tolist(), strict=True):
+            expected = np.convolve(clip.numpy(), augment.responses[response].astype(np.float64))[:1000]
+            np.testing.assert_allclose(result, expected, rtol=0, atol=50 * torch.finfo(dtype).eps)
 
     def test_leaves_its_input_alone(self, responses):
         waveform = torch.randn(4, 1000, generator=generator())
@@ -157,7 +200,7 @@ class TestDeviceImpulseResponse:
         np.testing.assert_allclose(measured, expected, rtol=1e-3)
 
     def test_empty_folder(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match="holds no WAV file"):
+        with pytest.raises(FileNotFoundError, match="contains no WAV file"):
             DeviceImpulseResponse(tmp_path, 32000)
 
     def test_missing_folder(self, tmp_path):
@@ -180,5 +223,5 @@ class TestDeviceImpulseResponse:
     "make", [lambda: SoftMixup(0.0), lambda: FreqMixStyle(-1.0), lambda: FreqMixStyle(p=1.2), lambda: SpecAugment(2.0)]
 )
 def test_arguments_out_of_range_are_refused(make):
-    with pytest.raises(ValueError, match="give a number"):
+    with pytest.raises(ValueError, match="choose a number"):
         make()

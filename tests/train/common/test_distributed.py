@@ -23,8 +23,8 @@ class TestBatchRows:
         for index in range(num_processes):
             rows = BatchRows(num_processes, index)
             rows.resize(total)
-            owned.append(list(range(total))[rows.work][: rows.count])
-            assert len(range(max(total, 1))[rows.work]) == max(rows.count, 1)
+            owned.append(list(range(total))[rows.slice][: rows.count])
+            assert len(range(max(total, 1))[rows.slice]) == max(rows.count, 1)
         assert [row for rows in owned for row in rows] == list(range(total))
         assert max(map(len, owned)) - min(map(len, owned)) <= 1
 
@@ -77,7 +77,7 @@ class TestDropout:
             rows = BatchRows(3, index)
             rows.resize(7)
             torch.manual_seed(3)
-            parts.append(SynchronizedDropout(0.5, rows)(x[rows.work]))
+            parts.append(SynchronizedDropout(0.5, rows)(x[rows.slice]))
         assert torch.equal(torch.cat(parts), expected)
 
     def test_evaluation_drops_nothing(self):
@@ -96,7 +96,7 @@ def train_step(network: nn.Module, x: torch.Tensor, rows: BatchRows) -> list[tor
     """One forward and backward pass of a loss that couples all rows; returns gradients, buffers and the output."""
     torch.manual_seed(1)
     rows.resize(len(x))
-    output = rows.gather(network(x[rows.work]).mean((2, 3)))
+    output = rows.gather(network(x[rows.slice]).mean((2, 3)))
     (output.square().mean() + output.mean(0).exp().sum()).backward()
     return [parameter.grad for parameter in network.parameters()], dict(network.named_buffers()), output.detach()
 

@@ -36,12 +36,12 @@ def test_nothing_is_pushed_unasked(tmp_path, pushes):
 
 
 def test_the_repository_is_named_first(tmp_path):
-    with pytest.raises(ValueError, match="give --hub_model_id user/name"):
+    with pytest.raises(ValueError, match="set --hub_model_id user/name"):
         hub.take_over_push(arguments(tmp_path, push_to_hub=True))
 
 
 @pytest.mark.parametrize("script", [distill, finetune_teacher, pretrain_teacher])
 def test_every_training_script_asks_for_the_repository_first(script, tmp_path):
-    with pytest.raises(ValueError, match="give --hub_model_id user/name"):
+    with pytest.raises(ValueError, match="set --hub_model_id user/name"):
         script(["--push_to_hub", "True", "--use_cpu", "True", "--output_dir", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()

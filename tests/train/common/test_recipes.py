@@ -2,7 +2,12 @@ import pytest
 import yaml
 
 from dataset_script.splits import subset_percentage
-from train.classification.arguments import DataArguments, SceneTrainingArguments, StudentArguments, TeacherArguments
+from train.classification.arguments import (
+    DataArguments,
+    DistillationArguments,
+    SceneTrainingArguments,
+    TeacherArguments,
+)
 from train.common.recipes import is_recipe, load_recipe, parse_arguments
 
 
@@ -12,7 +17,7 @@ SUBSETS = [5, 10, 25, 50, 100]
 
 
 def parse(name: str, *arguments: str):
-    own = TeacherArguments if name in {*TEACHERS, "demo_teacher"} else StudentArguments
+    own = TeacherArguments if name in {*TEACHERS, "demo_teacher"} else DistillationArguments
     command = ["--recipe", name, "--dataset", "split25", "--use_cpu", "True", *arguments]
     return parse_arguments((own, DataArguments, SceneTrainingArguments), "demo", command)[1]
 
@@ -147,9 +152,9 @@ def test_a_single_teacher_needs_no_brackets(tmp_path):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--learning_rat", "1"], r"no argument --learning_rat: use --learning_rate\.$"),
-        (["--learning", "1"], r"no argument --learning"),  # no abbreviations
-        (["stray"], r"no argument stray: see --help\.$"),
+        (["--learning_rat", "1"], r"Unknown argument --learning_rat: use --learning_rate\.$"),
+        (["--learning", "1"], r"Unknown argument --learning:"),  # no abbreviations
+        (["stray"], r"Unknown argument stray: see --help\.$"),
         (["--learning_rate", "fast"], r"^Argument --learning_rate: invalid float value: 'fast': see --help\.$"),
         (["--recipe"], r"^Argument --recipe: expected one argument: see --help\.$"),
     ],
@@ -178,7 +183,7 @@ def test_one_sentence_for_a_wrong_command(capsys, arguments, message):
     ],
 )
 def test_numbers_out_of_range_are_named(name, wrong, right):
-    with pytest.raises(ValueError, match=rf"^{name} is {float(wrong):g}.*: give "):
+    with pytest.raises(ValueError, match=rf"^{name} is {float(wrong):g}.*: choose "):
         parse("s1", f"--{name}", wrong)
     assert getattr(parse("s1", f"--{name}", right)[2], name) == float(right)
 

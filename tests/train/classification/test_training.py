@@ -1,0 +1,217 @@
+"""Runs: which clips are trained and selected on, which epoch is kept, and what is reported of it."""
+
+import io
+import json
+import logging
+
+import datasets
+import numpy as np
+import pytest
+import soundfile
+import torch
+from safetensors.torch import load_file
+
+from modeling_tfsepnet import TFSepNetForAudioClassification
+from tests.train.helpers import DEVICES, SCENES, make_dataset, make_extractor, make_model
+from train.classification import training
+from train.classification.arguments import DataArguments, SceneTrainingArguments
+from train.classification.data import split_by_location
+from train.classification.training import check_training, impulse_response_folder, run_training
+from train.evaluation.metrics import scene_metrics
+
+
+def with_audio(dataset) -> datasets.Dataset:
+    """The scenes of a dataset with their waveforms as WAV files."""
+    audio = []
+    for waveform in dataset.waveforms:
+        file = io.BytesIO()
+        soundfile.write(file, waveform, 4000, format="WAV")
+        audio.append({"bytes": file.getvalue(), "path": None})
+    return dataset.scenes.add_column("audio", audio).cast_column("audio", datasets.Audio(decode=False))
+
+
+@pytest.fixture(scope="module")
+def scenes() -> datasets.DatasetDict:
+    """Clips for training with the logits of two teachers, and for tests without any."""
+    splits = {"train": make_dataset(40, teachers=2), "test": make_dataset(22, seed=1)}
+    return datasets.DatasetDict({split: with_audio(dataset) for split, dataset in splits.items()})
+
+
+@pytest.fixture
+def run(tmp_path, scenes, monkeypatch):
+    """Function that runs training; returns the trainer and the results."""
+    trainers = []
+
+    class Trainer(training.DistillationTrainer):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            trainers.append(self)
+
+    monkeypatch.setattr(training, "DistillationTrainer", Trainer)
+
+    def run(policy, **arguments):
+        settings = {
+            "batch_size": 8,
+            "num_train_epochs": 2,
+            "use_cpu": True,
+            "report_to": "none",
+            "save_total_limit": 9,
+        }
+        args = SceneTrainingArguments(output_dir=str(tmp_path / "run"), **settings | arguments)
+        data_args = DataArguments(cache_dir=str(tmp_path / "cache"), **policy)
+        model = make_model(dropout=0.3)
+        results = run_training(model, make_extractor(), scenes, data_args, args, {"recipe": "mine"})
+        return trainers[-1], results
+
+    return run
+
+
+POLICIES = {"validation_fraction": 0.3, "select_on_test": True}
+
+
+@pytest.mark.parametrize("policy", [*POLICIES, "last epoch"])
+def test_weights_of_the_selected_epoch_are_kept(tmp_path, run, monkeypatch, policy):
+    """Accuracies are scripted: epoch 3 has the best macro accuracy, and others the best of the other metrics."""
+    scripted = {
+        "macro_accuracy": [0.4, 0.1, 0.9, 0.5, 0.3],
+        "accuracy": [0.9, 0.8, 0.1, 0.2, 0.3],
+        "log_loss": [0.3, 0.9, 0.5, 0.1, 0.2],
+    }
+    epochs = iter(zip(*scripted.values(), strict=True))
+    monkeypatch.setattr(
+        training.DistillationTrainer,
+        "compute_scene_metrics",
+        lambda self, prediction: dict(zip(scripted, next(epochs), strict=True)),
+    )
+    run({policy: POLICIES[policy]} if policy in POLICIES else {}, num_train_epochs=5, first_cycle=100)
+
+    folder = tmp_path / "run"
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    assert len(checkpoints) == 5, "every epoch should have a checkpoint"
+    kept = load_file(folder / "model.safetensors")
+    same = [
+        all(torch.equal(value, kept[name]) for name, value in load_file(checkpoint / "model.safetensors").items())
+        for checkpoint in checkpoints
+    ]
+    selected = 3 if policy in POLICIES else 5
+    assert [epoch for epoch, equal in enumerate(same, 1) if equal] == [selected], (
+        f"the weights of epoch {selected} should be kept with {policy}"
+    )
+
+
+@pytest.mark.parametrize("policy", [*POLICIES, "last epoch"])
+def test_clips_of_training_and_of_selection(run, scenes, policy):
+    trainer, results = run({policy: POLICIES[policy]} if policy in POLICIES else {}, num_train_epochs=1, seed=5)
+    rows, selection = range(40), None
+    if policy == "validation_fraction":
+        rows, held_out = split_by_location(scenes["train"], POLICIES[policy], seed=5)
+        selection = scenes["train"].select(held_out)
+    elif policy == "select_on_test":
+        selection = scenes["test"]
+    assert results["training_clips"] == len(rows)
+    assert list(trainer.train_dataset.scenes["filename"]) == [scenes["train"]["filename"][row] for row in rows]
+    teachers = np.mean([scenes["train"][f"teacher_logits_t{index}"] for index in range(2)], axis=0)[list(rows)]
+    trained_on = trainer.train_dataset.__getitems__(list(range(len(rows))))
+    np.testing.assert_allclose(trained_on["teacher_logits"], teachers, rtol=1e-6, err_msg="the teachers' mean logits")
+    if selection is None:
+        assert trainer.eval_dataset is None
+        return
+    selected_on = trainer.eval_dataset.__getitems__(list(range(len(selection))))
+    assert list(trainer.eval_dataset.scenes["filename"]) == list(selection["filename"])
+    assert selected_on["labels"].tolist() == list(selection["label"])
+    assert set(selected_on) == {"waveform", "labels", "device"}, "teachers should play no part in the selection"
+
+
+@pytest.mark.parametrize("policy", [{}, {"select_on_test": True}], ids=["last epoch", "first epoch"])
+def test_results_are_those_of_the_saved_weights_on_the_test_split(tmp_path, run, scenes, monkeypatch, policy):
+    """Of clean clips, by the network in evaluation mode."""
+    accuracies = iter([0.9, 0.1])
+    monkeypatch.setattr(
+        training.DistillationTrainer,
+        "compute_scene_metrics",
+        lambda self, prediction: {"macro_accuracy": next(accuracies)},
+    )
+    _, results = run(policy, freq_mixstyle_p=1.0, mixup_alpha=0.3, spec_augment_size=0.3)
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["metrics"] == results["metrics"]
+    waveforms = np.stack([soundfile.read(io.BytesIO(audio["bytes"]))[0] for audio in scenes["test"]["audio"]])
+    model = TFSepNetForAudioClassification.from_pretrained(tmp_path / "run").eval()
+    with torch.no_grad():
+        logits = model(make_extractor().features(torch.tensor(waveforms, dtype=torch.float32))).logits
+    test, train = scenes["test"], scenes["train"]
+    unseen = [DEVICES[index] for index in sorted(set(test["device"]) - set(train["device"]))]
+    devices = [DEVICES[index] for index in test["device"]]
+    expected = scene_metrics(logits, test["label"], labels=SCENES, devices=devices, unseen_devices=unseen)
+    for name in ("accuracy", "macro_accuracy", "log_loss"):
+        assert results["metrics"][name] == pytest.approx(expected[name], rel=1e-4), name
+    assert results["metrics"]["confusion_matrix"] == expected["confusion_matrix"]
+    assert (results["training_clips"], results["split"], results["recipe"]) == (40, "test", "mine")
+
+
+class TestImpulseResponses:
+    """Those of the arguments, or else those beside the clips."""
+
+    @pytest.fixture
+    def corpus(self, tmp_path):
+        (tmp_path / "corpus" / "audio").mkdir(parents=True)
+        path = str(tmp_path / "corpus" / "audio" / "clip.wav")
+        return {"train": [{"audio": {"bytes": None, "path": path}}]}
+
+    def arguments(self, tmp_path, **settings):
+        return SceneTrainingArguments(output_dir=str(tmp_path / "run"), use_cpu=True, **settings)
+
+    def test_folder_of_the_corpus_is_the_default(self, tmp_path, corpus):
+        folder = tmp_path / "corpus" / "impulse_responses"
+        folder.mkdir()
+        assert impulse_response_folder(corpus, self.arguments(tmp_path, impulse_response_p=0.5)) == str(folder)
+        assert impulse_response_folder(corpus, self.arguments(tmp_path)) is None
+
+    @pytest.mark.parametrize("p", [0.0, 0.5])
+    def test_named_folder_is_used(self, tmp_path, corpus, p):
+        (tmp_path / "corpus" / "impulse_responses").mkdir()
+        args = self.arguments(tmp_path, impulse_response_p=p, impulse_responses="mine")
+        assert impulse_response_folder(corpus, args) == "mine"
+
+    def test_no_folder(self, tmp_path, corpus):
+        embedded = {"train": [{"audio": {"bytes": b"RIFF", "path": None}}]}
+        for scenes in (corpus, embedded):
+            with pytest.raises(ValueError, match=r"impulse_response_p is set, but .*set --impulse_responses"):
+                impulse_response_folder(scenes, self.arguments(tmp_path, impulse_response_p=0.5))
+
+
+class TestUnfinishedCycle:
+    def warnings(self, scenes, tmp_path, caplog, **settings):
+        args = SceneTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **settings)
+        with caplog.at_level(logging.WARNING, "train"):
+            check_training(scenes, DataArguments(), args)
+        return [record.getMessage() for record in caplog.records]
+
+    @pytest.mark.parametrize(
+        "settings, percentage, first_cycle, epochs",
+        [
+            ({"num_train_epochs": 20}, 50, 20, "10, 30, 70 or 150"),
+            ({"num_train_epochs": 5}, 50, 5, "10, 30, 70 or 150"),
+            ({"num_train_epochs": 99.5}, 69, 100, "70, 150, 310 or 630"),
+            ({"num_train_epochs": 7, "first_cycle": 3, "cycle_factor": 1}, 75, 7, "6, 9, 12 or 15"),
+        ],
+    )
+    def test_warning_names_the_rate_and_the_fix(
+        self, scenes, tmp_path, caplog, settings, percentage, first_cycle, epochs
+    ):
+        assert self.warnings(scenes, tmp_path, caplog, **settings) == [
+            f"The learning rate ends at {percentage} % of its initial value, in the middle of a cycle: set "
+            f"first_cycle to {first_cycle}, or num_train_epochs to {epochs}."
+        ]
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"num_train_epochs": 10},
+            {"num_train_epochs": 150},
+            {"num_train_epochs": 12, "first_cycle": 4, "cycle_factor": 2},
+            {"num_train_epochs": 20, "schedule": "warmup_linear"},
+            {"num_train_epochs": 20, "schedule": "constant"},
+            {"num_train_epochs": 20, "max_steps": 500},
+        ],
+    )
+    def test_finished_cycles_are_fine(self, scenes, tmp_path, caplog, settings):
+        assert self.warnings(scenes, tmp_path, caplog, **settings) == []
