@@ -15,7 +15,7 @@ CHECKSUM_SUFFIX = ".crc32"
 def write_checksum(path: Path) -> None:
     """Write the checksum of a file beside it."""
     with atomic_path(_checksum_path(path)) as part:
-        part.write_text(_checksum(path), encoding="utf-8")
+        part.write_text(file_checksum(path), encoding="utf-8")
 
 
 def is_intact(path: Path) -> bool:
@@ -30,10 +30,11 @@ def is_intact(path: Path) -> bool:
 
 @functools.cache
 def _matches(path: Path, expected: str, *state: int) -> bool:
-    return _checksum(path) == expected
+    return file_checksum(path) == expected
 
 
-def _checksum(path: Path) -> str:
+def file_checksum(path: Path) -> str:
+    """Return the CRC-32 of a file, as eight hexadecimal digits."""
     checksum = 0
     with open(path, "rb") as file:
         while block := file.read(1 << 20):

@@ -126,7 +126,7 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
 def _finish(part: Path, path: Path, durable: bool) -> None:
     """Move `part` to `path`."""
     for file in [part, *(part.rglob("*") if part.is_dir() else ())] if durable else []:
-        _make_durable(file)
+        make_durable(file)
     if part.is_dir() and path.is_dir():
         path.rmdir()
     os.replace(part, path)
@@ -134,7 +134,7 @@ def _finish(part: Path, path: Path, durable: bool) -> None:
         _flush(path.parent)
 
 
-def _make_durable(path: Path) -> None:
+def make_durable(path: Path) -> None:
     """Flush a file or folder to the disk; files get the permissions of `open` (safetensors writes 0600)."""
     if path.is_file():
         path.chmod(0o666 & ~_umask())
@@ -165,4 +165,4 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-__all__ = ["PART_SUFFIX", "atomic_path", "explain_write_errors", "locked", "write_json"]
+__all__ = ["PART_SUFFIX", "atomic_path", "explain_write_errors", "locked", "make_durable", "write_json"]

@@ -1,20 +1,82 @@
-"""Checkpoints of runs."""
+"""Checkpoints of runs: when they are complete, and which of them a run resumes from."""
 
+import json
 import logging
 import shutil
 from pathlib import Path
 
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from dataset_script.checksums import file_checksum
+from dataset_script.files import make_durable, write_json
+from model_cards.results import RUN_FILE
 
 
 logger = logging.getLogger(__name__)
 
 COMPLETE = "complete"
-"""Empty file that is written last into a checkpoint; a checkpoint without it is incomplete."""
+"""File that is written last into a checkpoint: the size and checksum of every other file, by its name."""
+
+
+def complete_checkpoint(checkpoint: str | Path) -> None:
+    """Flush the files of a checkpoint to the disk, and then record that they are complete.
+
+    The identity of the run is copied into the checkpoint, so that it survives if the one in the output folder is lost.
+
+    Args:
+        checkpoint (`str` or `Path`): Folder of the checkpoint, in the output folder of the run.
+
+    Raises:
+        OSError: If the disk is full.
+    """
+    checkpoint = Path(checkpoint)
+    if (checkpoint.parent / RUN_FILE).is_file():
+        shutil.copy(checkpoint.parent / RUN_FILE, checkpoint)
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != COMPLETE)
+    for path in files:
+        make_durable(path)
+    content = {path.relative_to(checkpoint).as_posix(): [path.stat().st_size, file_checksum(path)] for path in files}
+    write_json(checkpoint / COMPLETE, content)
+
+
+def checkpoint_fault(checkpoint: Path) -> str | None:
+    """Return why a run cannot resume from a checkpoint, or None if it can.
+
+    Args:
+        checkpoint (`Path`): Folder of the checkpoint.
+    """
+    if not (checkpoint / COMPLETE).is_file():
+        return "the run was interrupted while writing it"
+    try:
+        content = json.loads((checkpoint / COMPLETE).read_text(encoding="utf-8"))
+        for name, (size, checksum) in content.items():
+            path = checkpoint / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != size or file_checksum(path) != checksum:
+                return f"{name} is damaged"
+    except (ValueError, TypeError, AttributeError):
+        return f"{COMPLETE} is damaged"
+    return None
+
+
+def find_checkpoints(folder: str | Path) -> list[Path]:
+    """Return the checkpoints of a run, oldest first.
+
+    Args:
+        folder (`str` or `Path`): Output folder of the run.
+    """
+    return sorted(
+        (path for path in Path(folder).glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()),
+        key=lambda path: int(path.name.removeprefix("checkpoint-")),
+    )
 
 
 def last_complete_checkpoint(folder: str | Path) -> str | None:
-    """Find the newest complete checkpoint of a run and delete incomplete ones; all processes must call this.
+    """Find the newest complete checkpoint of a run and delete newer ones; all processes must call this.
+
+    Checkpoints that were interrupted or damaged are named in a warning; the one before them is used.
 
     Args:
         folder (`str` or `Path`): Output folder of the run.
@@ -23,15 +85,13 @@ def last_complete_checkpoint(folder: str | Path) -> str | None:
         `str`: The checkpoint's folder, or None if there is no complete checkpoint.
     """
     state = PartialState()
-    checkpoints = sorted(
-        (path for path in Path(folder).glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()),
-        key=lambda path: int(path.name.removeprefix("checkpoint-")),
-    )
-    complete = [path for path in checkpoints if (path / COMPLETE).is_file()]
-    state.wait_for_everyone()
+    found: list[str | None] = [None]
     if state.is_main_process:
-        for path in set(checkpoints) - set(complete):
-            logger.warning("Deleting the incomplete checkpoint %s: the run was interrupted while writing it.", path)
+        for path in reversed(find_checkpoints(folder)):
+            fault = checkpoint_fault(path)
+            if fault is None:
+                found = [str(path)]
+                break
+            logger.warning("Deleting the checkpoint %s: %s.", path, fault)
             shutil.rmtree(path)
-    state.wait_for_everyone()
-    return str(complete[-1]) if complete else None
+    return broadcast_object_list(found)[0] if state.num_processes > 1 else found[0]

@@ -1,19 +1,24 @@
 """Training that can be interrupted at any point: seeds, order of the rows, checkpoints."""
 
+import errno
+import pickle
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import Trainer
 
-from dataset_script.files import write_json
+from dataset_script.errors import InputError
+from dataset_script.files import make_durable, write_json
 from model_cards.results import RESULTS_FILE, provenance
 from train.common.arguments import ResumableTrainingArguments
-from train.common.checkpoints import COMPLETE
+from train.common.checkpoints import complete_checkpoint, find_checkpoints
 
 
 class EpochShuffle(Sampler[int]):
@@ -71,11 +76,63 @@ class ResumableTrainer(Trainer):
         """Return 0: the base class counts tokens, but the inputs are waveforms."""
         return 0
 
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Do one forward and backward pass.
+
+        Raises:
+            InputError: If the loss is not finite.
+        """
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss):
+            raise self._divergence(f"The loss is {loss.item()}")
+        return loss
+
+    def _divergence(self, what: str) -> InputError:
+        rate = self._get_learning_rate()
+        checkpoints = find_checkpoints(self.args.output_dir)
+        kept = f"the last checkpoint is {checkpoints[-1]}" if checkpoints else "there is no checkpoint yet"
+        return InputError(
+            f"{what} in epoch {self.state.epoch or 0:.2f} (step {self.state.global_step}) at a learning rate of "
+            f"{rate:.3g}: lower --learning_rate and choose another --output_dir, or check the teachers' logits; "
+            f"{kept}."
+        )
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            (Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / COMPLETE).touch()
+        if not all(bool(torch.isfinite(weight).all()) for weight in self.model.parameters()):
+            raise self._divergence("Weights are not finite")
+        folder = Path(self.args.output_dir)
+        with _full_disk_errors(folder):
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                complete_checkpoint(folder / f"checkpoint-{self.state.global_step}")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _foreign_pickle_errors(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _foreign_pickle_errors(checkpoint):
+            super()._load_rng_state(checkpoint)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model and its feature extractor, flushed to the disk and with ordinary permissions.
+
+        Args:
+            output_dir (`str`, *optional*): Folder; defaults to the output folder of the run.
+
+        Raises:
+            OSError: If the disk is full.
+        """
+        folder = Path(output_dir or self.args.output_dir)
+        with _full_disk_errors(folder):
+            super().save_model(output_dir, _internal_call)
+            if self.args.should_save:
+                for path in folder.iterdir():
+                    if path.is_file():
+                        make_durable(path)
 
     def finish(self, results: dict[str, Any]) -> dict[str, Any]:
         """Save the model and then its results; all processes must call this.
@@ -92,3 +149,32 @@ class ResumableTrainer(Trainer):
             write_json(Path(self.args.output_dir) / RESULTS_FILE, results)
         self.accelerator.wait_for_everyone()
         return results
+
+
+@contextmanager
+def _full_disk_errors(folder: Path) -> Iterator[None]:
+    """Raise the libraries' errors about a full disk as an `OSError` that says so."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        # torch and safetensors do not pass on the reason.
+        full = full or any(words in str(error) for words in ("No space left", "File too large", "PytorchStreamWriter"))
+        full = full or "inline_container" in str(error) or "os error 28" in str(error)
+        if not full:
+            raise
+        raise OSError(
+            f"No space left on the disk for {folder}: free some space and run the same command to resume."
+        ) from error
+
+
+@contextmanager
+def _foreign_pickle_errors(checkpoint: str | None) -> Iterator[None]:
+    """Say in one sentence that a file of a checkpoint contains more than tensors, which is never executed."""
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{checkpoint} contains a file with other content than tensors and numbers, which is not loaded: delete "
+            "that checkpoint and run the same command to resume from the one before."
+        ) from error

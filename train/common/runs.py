@@ -2,20 +2,29 @@
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from filelock import FileLock, Timeout
 from transformers import TrainingArguments
 
+from dataset_script.errors import InputError
 from dataset_script.files import PART_SUFFIX, write_json
 from model_cards.results import RESULTS_FILE, RUN_FILE, read_json
+from train.common.checkpoints import find_checkpoints
 from train.common.process import main_process_first
 
 
 logger = logging.getLogger(__name__)
+
+LOCK_FILE = ".lock"
+"""File in an output folder that is locked while a command is at work there."""
 
 OUTCOME_ARGUMENTS = {
     "adam_beta1",
@@ -54,13 +63,20 @@ def describe_run(recipe: str, *arguments: Any) -> dict[str, Any]:
     return {"recipe": recipe, **{name: values[name] for name in sorted(names)}}
 
 
-def run_or_load(folder: str | Path, run: Mapping[str, Any], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def run_or_load(
+    folder: str | Path,
+    run: Mapping[str, Any],
+    work: Callable[[], dict[str, Any]],
+    model: str | None = "model.safetensors",
+) -> dict[str, Any]:
     """Start or resume a run, or load its results if it is finished; all processes must call this.
 
     Args:
         folder (`str` or `Path`): Output folder.
         run (`Mapping`): Identity of the run, as for [`claim_output_folder`].
         work (`Callable[[], dict]`): Starts or resumes the run, writes `results.json` last, and returns its content.
+        model (`str`, *optional*, defaults to `"model.safetensors"`): A file in the folder without which the run is not
+            finished.
 
     Returns:
         `dict`: The content of `results.json`.
@@ -68,16 +84,25 @@ def run_or_load(folder: str | Path, run: Mapping[str, Any], work: Callable[[], d
     Raises:
         FileExistsError, InputError, OSError: As [`claim_output_folder`].
     """
-    claim_output_folder(folder, run)
-    results = finished_results(folder)
-    if results is None:
-        return work()
-    logger.info("The run in %s is already finished.", folder)
+    check_identity(folder, run)
+    with lock_folder(folder):
+        claim_output_folder(folder, run)
+        results = finished_results(folder)
+        if results is not None and model is not None and not (Path(folder) / model).is_file():
+            logger.warning("%s has results but no %s: the run is repeated from its last checkpoint.", folder, model)
+            results = None
+        if results is None:
+            results = work()
+            claim_output_folder(folder, run)  # writes run.json again if somebody removed it
+        else:
+            logger.info("The run in %s is already finished.", folder)
     return results
 
 
 def claim_output_folder(folder: str | Path, run: Mapping[str, Any]) -> None:
     """Record in `run.json` that a folder belongs to a run, or check that it does; all processes must call this.
+
+    A damaged or missing `run.json` is written again: from the copy in a checkpoint it is known whose run it is.
 
     Args:
         folder (`str` or `Path`): Output folder, created if it does not exist.
@@ -85,42 +110,121 @@ def claim_output_folder(folder: str | Path, run: Mapping[str, Any]) -> None:
 
     Raises:
         FileExistsError: If the folder contains another run or other files.
-        InputError: If `run.json` is damaged.
         OSError: If the folder is not writable.
     """
-    folder = Path(folder)
-    run = json.loads(json.dumps(run))
     state = PartialState()
     state.wait_for_everyone()
-    if (folder / RUN_FILE).is_file():
-        other = read_json(folder / RUN_FILE)
-        changed = [name for name in {**other, **run} if other.get(name) != run.get(name)]
-        if changed:
-            name = changed[0]
-            raise FileExistsError(
-                f"{folder} contains another run ({name} is {other.get(name)!r} there and {run.get(name)!r} here): "
-                "choose another --output_dir, or delete the folder."
-            )
-    elif folder.exists() and (
-        not folder.is_dir() or any(path.name != RUN_FILE + PART_SUFFIX for path in folder.iterdir())
-    ):
-        raise FileExistsError(f"{folder} exists and contains no run: choose another --output_dir, or empty it.")
+    check_identity(folder, run)
     state.wait_for_everyone()
     with main_process_first():
-        if not (folder / RUN_FILE).is_file():
-            try:
-                write_json(folder / RUN_FILE, run)
-            except OSError as error:
-                reason = error.strerror
-                raise OSError(f"{folder} is not writable ({reason}): choose another --output_dir.") from None
+        path = Path(folder) / RUN_FILE
+        if _read_identity(path) is None:
+            with _unwritable_errors(folder):
+                write_json(path, run)
     state.wait_for_everyone()
+
+
+def check_identity(folder: str | Path, run: Mapping[str, Any]) -> None:
+    """Raise an error if a folder contains another run or other files.
+
+    Args:
+        folder (`str` or `Path`): Output folder, which need not exist.
+        run (`Mapping`): Identity of the run.
+
+    Raises:
+        FileExistsError: If the folder contains another run or other files.
+    """
+    folder, run = Path(folder), json.loads(json.dumps(run))
+    if not folder.exists():
+        return
+    checkpoints = [path / RUN_FILE for path in reversed(find_checkpoints(folder))]
+    identities = (_read_identity(path) for path in (folder / RUN_FILE, *checkpoints))
+    other = next((identity for identity in identities if identity is not None), None)
+    if other is None:
+        ours = {LOCK_FILE, RUN_FILE, RUN_FILE + PART_SUFFIX}
+        # A damaged identity without checkpoints is that of a run that had not come far.
+        is_run = folder.is_dir() and ((folder / RUN_FILE).is_file() or all(p.name in ours for p in folder.iterdir()))
+        if not is_run:
+            raise FileExistsError(f"{folder} exists and contains no run: choose another --output_dir, or empty it.")
+        return
+    changed = [name for name in {**other, **run} if other.get(name) != run.get(name)]
+    if changed:
+        name = changed[0]
+        raise FileExistsError(
+            f"{folder} contains another run ({name} is {other.get(name)!r} there and {run.get(name)!r} here): choose "
+            "another --output_dir, or delete the folder."
+        )
+
+
+@contextmanager
+def lock_folder(folder: str | Path) -> Iterator[None]:
+    """Keep other commands out of a folder while the body runs; all processes must call this.
+
+    The operating system releases the lock when the main process ends, however it ends; a launcher that is gone does
+    not release it.
+
+    Args:
+        folder (`str` or `Path`): The folder, created if it does not exist.
+
+    Raises:
+        FileExistsError: If another command is at work in the folder.
+        OSError: If the folder is not writable.
+    """
+    state = PartialState()
+    lock = FileLock(Path(folder) / LOCK_FILE)
+    fault: list[OSError | None] = [None]
+    if state.is_main_process:
+        try:
+            with _unwritable_errors(folder):
+                Path(folder).mkdir(parents=True, exist_ok=True)
+                lock.acquire(timeout=0)
+        except Timeout:
+            fault = [FileExistsError(f"Another command is at work in {folder}: wait until it ends, or stop it.")]
+        except OSError as error:
+            fault = [error]
+    if state.num_processes > 1:
+        fault = broadcast_object_list(fault)
+    if fault[0] is not None:
+        raise fault[0]
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _unwritable_errors(folder: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except Timeout:
+        raise
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise OSError(f"{folder} is not writable ({reason}): choose another --output_dir.") from None
+
+
+def _read_identity(path: Path) -> dict[str, Any] | None:
+    """Return the content of a `run.json`; None if it is missing or damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def finished_results(folder: str | Path) -> dict[str, Any] | None:
     """Load the results of the run in `folder`, or return None if it is not finished.
 
+    Args:
+        folder (`str` or `Path`): Output folder.
+
     Raises:
         InputError: If the file is damaged.
     """
     path = Path(folder) / RESULTS_FILE
-    return read_json(path) if path.is_file() else None
+    if not path.is_file():
+        return None
+    results = read_json(path)
+    if "provenance" not in results:
+        raise InputError(f"{path} is not complete: delete it, and run the same command to write it again.")
+    return results

@@ -1,5 +1,8 @@
 import json
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,9 +12,9 @@ from accelerate.utils.other import get_free_port
 
 from dataset_script.files import write_json
 from model_cards.results import RUN_FILE, provenance
-from train.common.checkpoints import COMPLETE, last_complete_checkpoint
+from train.common.checkpoints import COMPLETE, complete_checkpoint, last_complete_checkpoint
 from train.common.process import main_process_first
-from train.common.runs import claim_output_folder
+from train.common.runs import claim_output_folder, lock_folder, run_or_load
 
 
 class TestClaim:
@@ -44,10 +47,25 @@ class TestClaim:
         claim_output_folder(tmp_path, {"seed": 1})
         assert json.loads((tmp_path / RUN_FILE).read_text()) == {"seed": 1}
 
-    def test_a_damaged_record_is_named(self, tmp_path):
-        (tmp_path / RUN_FILE).write_text('{"se')
-        with pytest.raises(ValueError, match=rf"{RUN_FILE}"):
-            claim_output_folder(tmp_path, {"seed": 1})
+    @pytest.mark.parametrize("damage", [b"", b'{"se', b"\0" * 20, b"[1]"])
+    def test_a_damaged_record_is_written_again(self, tmp_path, damage):
+        (tmp_path / RUN_FILE).write_bytes(damage)
+        claim_output_folder(tmp_path, {"seed": 1})
+        assert json.loads((tmp_path / RUN_FILE).read_text()) == {"seed": 1}
+
+    @pytest.mark.parametrize("damage", [b"", b"\0" * 20, None])
+    def test_checkpoints_know_whose_they_are(self, tmp_path, damage):
+        claim_output_folder(tmp_path, {"seed": 1})
+        (tmp_path / "checkpoint-3").mkdir()
+        complete_checkpoint(tmp_path / "checkpoint-3")
+        if damage is None:
+            (tmp_path / RUN_FILE).unlink()
+        else:
+            (tmp_path / RUN_FILE).write_bytes(damage)
+        with pytest.raises(FileExistsError, match="seed is 1 there and 2 here"):
+            claim_output_folder(tmp_path, {"seed": 2})
+        claim_output_folder(tmp_path, {"seed": 1})
+        assert json.loads((tmp_path / RUN_FILE).read_text()) == {"seed": 1}
 
 
 def fail_together(index: int, port: int, folder: Path) -> None:
@@ -70,13 +88,91 @@ def test_processes_fail_together(tmp_path):
     assert json.loads((tmp_path / "run" / RUN_FILE).read_text()) == {"seed": 1}
 
 
+class TestLock:
+    def test_two_commands(self, tmp_path):
+        """The second command is refused, also by another process; the lock goes with the process that holds it."""
+        code = (
+            "import sys, time\nfrom train.common.runs import lock_folder\n"
+            "with lock_folder(sys.argv[1]): print('held', flush=True); time.sleep(600)"
+        )
+        holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        try:
+            assert holder.stdout.readline() == "held\n"
+            with pytest.raises(FileExistsError, match="Another command is at work in"), lock_folder(tmp_path):
+                pass
+        finally:
+            holder.kill()
+            holder.wait()
+        with lock_folder(tmp_path):
+            pass
+
+    def test_a_finished_run_needs_its_model(self, tmp_path, caplog):
+        done = []
+
+        def work():
+            done.append(1)
+            write_json(tmp_path / "results.json", {"provenance": {}})
+            (tmp_path / "model.safetensors").touch()
+            return {"provenance": {}}
+
+        for _ in range(2):
+            run_or_load(tmp_path, {"seed": 1}, work)
+        assert len(done) == 1
+        (tmp_path / "model.safetensors").unlink()
+        run_or_load(tmp_path, {"seed": 1}, work)
+        assert len(done) == 2 and "no model.safetensors" in caplog.text
+
+    def test_incomplete_results_are_named(self, tmp_path):
+        write_json(tmp_path / "results.json", {})
+        (tmp_path / RUN_FILE).write_text("{}")
+        with pytest.raises(InputError, match=r"results\.json is not complete: delete it"):
+            run_or_load(tmp_path, {}, dict)
+
+    def test_folder_removed_while_running(self, tmp_path):
+        def work():
+            shutil.rmtree(tmp_path / "run")
+            (tmp_path / "run").mkdir()
+            return {"provenance": {}}
+
+        run_or_load(tmp_path / "run", {"seed": 1}, work, model=None)
+        assert json.loads((tmp_path / "run" / RUN_FILE).read_text()) == {"seed": 1}
+
+
 class TestCheckpoints:
+    @pytest.fixture
+    def checkpoints(self, tmp_path):
+        claim_output_folder(tmp_path, {"seed": 1})
+        for step in (1, 2):
+            folder = tmp_path / f"checkpoint-{step}"
+            folder.mkdir()
+            for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"):
+                (folder / name).write_bytes(f"{name} {step}".encode() * 50)
+            complete_checkpoint(folder)
+        return tmp_path
+
+    @pytest.mark.parametrize(
+        "name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", COMPLETE]
+    )
+    @pytest.mark.parametrize("damage", ["short", "bit", "empty", "gone"])
+    def test_a_damaged_checkpoint_is_named_and_the_one_before_used(self, checkpoints, caplog, name, damage):
+        path = checkpoints / "checkpoint-2" / name
+        content = bytearray(path.read_bytes())
+        if damage == "gone":
+            path.unlink()
+        else:
+            content[len(content) // 2] ^= 1
+            path.write_bytes({"short": content[: len(content) // 2], "bit": content, "empty": b""}[damage])
+        if name == COMPLETE and damage == "bit":
+            pytest.skip("one bit of the manifest may be in a checksum or in a name")
+        assert last_complete_checkpoint(checkpoints) == str(checkpoints / "checkpoint-1")
+        assert "checkpoint-2" in caplog.text and not (checkpoints / "checkpoint-2").exists()
+
     def test_newest_complete_one_in_order_of_steps(self, tmp_path):
         assert last_complete_checkpoint(tmp_path) is None
         for step in (9, 10, 100):
             (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / "checkpoint-9" / COMPLETE).touch()
-        (tmp_path / "checkpoint-10" / COMPLETE).touch()
+        complete_checkpoint(tmp_path / "checkpoint-9")
+        complete_checkpoint(tmp_path / "checkpoint-10")
         assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
         assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-9"]
 
