@@ -103,7 +103,8 @@ def explain_write_errors(path: str | os.PathLike[str], size: int | None = None) 
         yield
     except OSError as error:
         about = str(error.filename or path)
-        if not (about.startswith(str(path)) or str(path).startswith(about)):
+        # Errors without `strerror` have been explained.
+        if error.strerror is None or not (about.startswith(str(path)) or str(path).startswith(about)):
             raise
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             needed = "" if size is None else f", which needs {size / 1e6:,.1f} MB"

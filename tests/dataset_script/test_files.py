@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from dataset_script.files import PART_SUFFIX, atomic_path, write_json
+from dataset_script.files import PART_SUFFIX, atomic_path, explain_write_errors, locked, write_json
 
 
 def test_content_appears_whole(tmp_path):
@@ -55,7 +55,32 @@ def test_full_disk_is_named_with_the_space_that_is_needed(tmp_path, monkeypatch)
         part.write_text("half")
         raise OSError(errno.ENOSPC, "No space left on device")
     assert caught.value.errno == errno.ENOSPC
+    with (
+        pytest.raises(OSError, match="disk for the inner file:"),
+        explain_write_errors("the outer folder"),
+        explain_write_errors("the inner file"),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1_000))
     with pytest.raises(OSError, match=r"which needs 3\.0 MB"), atomic_path(tmp_path / "file", size=3_000_000):
         pytest.fail("refused before anything is written")
     assert not list(tmp_path.iterdir())
+
+
+def test_places_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "content").touch()
+    for place in ("file/inside", "x" * 300, "full"):
+        with (
+            pytest.raises(OSError, match=rf"{tmp_path / place} cannot be written \(.+\): choose another folder"),
+            atomic_path(tmp_path / place) as part,
+        ):
+            part.mkdir()
+        with pytest.raises(OSError, match=r"cannot be written"), locked(tmp_path / "file" / "lock"):
+            pytest.fail("a lock in a file")
+
+
+def test_errors_about_other_files_stay_what_they_are(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"\[Errno 2\].*source"), atomic_path(tmp_path / "target") as part:
+        part.write_bytes((tmp_path / "source").read_bytes())
