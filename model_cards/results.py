@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path, PurePath, PureWindowsPath
@@ -17,6 +18,10 @@ from dataset_script.errors import InputError
 
 
 RESULTS_FILE = "results.json"
+
+SECRET_ARGUMENT = re.compile(r"--\S*(token|secret|password|api_key)\S*", re.IGNORECASE)
+SECRET = re.compile(r"\bhf_\w+")
+"""What is never recorded: values of arguments with these names, and tokens of the Hub anywhere."""
 
 RUN_FILE = "run.json"
 """What identifies the run in a folder; written before its results."""
@@ -248,10 +253,23 @@ def provenance() -> dict[str, Any]:
     script = "/".join(Path(sys.argv[0]).resolve().parts[-2:])  # as seen from the project
     packages = ("torch", "transformers", "datasets", "accelerate", "numpy", "soxr")
     return {
-        "command": shlex.join(["python", script, *sys.argv[1:]]),
+        "command": shlex.join(["python", script, *_without_secrets(sys.argv[1:])]),
         "commit": commit.stdout.strip() or None,
         "versions": {"python": platform.python_version(), **{package: version(package) for package in packages}},
     }
+
+
+def _without_secrets(arguments: Sequence[str]) -> list[str]:
+    """Return a command line with the values of tokens, keys and passwords replaced by stars."""
+    shown: list[str] = []
+    for argument in arguments:
+        name, equals, _ = argument.partition("=")
+        if equals and SECRET_ARGUMENT.fullmatch(name):
+            argument = f"{name}=***"
+        elif shown and SECRET_ARGUMENT.fullmatch(shown[-1]) and not argument.startswith("--"):
+            argument = "***"
+        shown.append(SECRET.sub("***", argument))
+    return shown
 
 
 def portable(content: Any) -> Any:

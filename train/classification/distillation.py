@@ -1,5 +1,6 @@
 """Distillation: from the teachers to their logits, and to a student with its results."""
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import datasets
+import numpy as np
 from transformers import set_seed
 
 from dataset_script.errors import input_errors
@@ -16,6 +18,7 @@ from train.classification.arguments import (
     SceneTrainingArguments,
     TeacherArguments,
 )
+from train.classification.data import LOGITS_PREFIX
 from train.classification.training import (
     check_impulse_responses,
     check_training,
@@ -24,10 +27,11 @@ from train.classification.training import (
     load_splits,
     run_training,
 )
+from train.common.arguments import check_seed
 from train.common.models import load_classifier, load_config, new_student, student_config
 from train.common.recipes import is_recipe, recipe_arguments
 from train.common.runs import describe_run, run_or_load
-from train.evaluation.inference import predict_split
+from train.evaluation.inference import model_revision, predict_split
 
 
 SHARED_ARGUMENTS = (
@@ -70,11 +74,14 @@ def resolve_teachers(sources: Sequence[str], seed: int) -> list[Teacher]:
     """
     teachers: list[Teacher] = []
     for source in sources:
-        stem = re.sub(r"\W", "_", Path(source).name.removesuffix(".yaml"))
+        stem = re.sub(r"\W", "_", Path(source).resolve().name.removesuffix(".yaml"))
+        stem = stem if stem[:1].isalpha() else f"t_{stem}"  # names of columns start with a letter
         repetition = sum(teacher.source == source for teacher in teachers)
         number = sum(re.fullmatch(rf"{stem}(_\d+)?", teacher.name) is not None for teacher in teachers)
         name = f"{stem}_{number + 1}" if number else stem
         teachers.append(Teacher(name, source, _kind(source), seed + repetition))
+        if teachers[-1].kind == "recipe":
+            check_seed(teachers[-1].seed)
     return teachers
 
 
@@ -119,8 +126,8 @@ def check_teachers(
     data_args: DataArguments,
     args: SceneTrainingArguments,
     trust_remote_code: bool = False,
-) -> None:
-    """Raise an error if a teacher is unavailable or has different classes, before anything is trained.
+) -> dict[str, str]:
+    """Check that every teacher is available and has the classes of the data, before anything is trained.
 
     Args:
         teachers (`Sequence[Teacher]`): The teachers.
@@ -129,12 +136,20 @@ def check_teachers(
         args (`SceneTrainingArguments`): The student's run.
         trust_remote_code (`bool`, *optional*, defaults to `False`): Whether to run the teachers' own code.
 
+    Returns:
+        `dict[str, str]`: For each teacher that exists already, a checksum of its logits or the revision of its model:
+        a run with other logits or another model is another run.
+
     Raises:
         FileNotFoundError, InputError: If a teacher is unavailable or has different classes.
     """
+    revisions = {}
     for teacher in teachers:
-        if teacher.kind == "model":
-            load_classifier(teacher.source, scenes["train"].features["label"].names, trust_remote_code)
+        if teacher.kind == "logits":
+            revisions[teacher.name] = _fingerprint(scenes["train"], LOGITS_PREFIX + teacher.name)
+        elif teacher.kind == "model":
+            labels = scenes["train"].features["label"].names
+            revisions[teacher.name] = model_revision(load_classifier(teacher.source, labels, trust_remote_code)[0])
         elif teacher.kind == "recipe":
             teacher_args, _, training_args = teacher_arguments(teacher, args.output_dir, data_args, args)
             with input_errors(f"The recipe of the teacher {teacher.source!r} does not fit: "):
@@ -147,6 +162,14 @@ def check_teachers(
                         f"The teacher {teacher.source!r} is fine-tuned from {model}, which does not exist: create it "
                         "with python -m modeling_beats.convert_beats, or set --teachers to fine-tuned models."
                     ) from None
+    return revisions
+
+
+def _fingerprint(clips: datasets.Dataset, column: str) -> str:
+    """Return a checksum of a column of logits, which depends on the values and on the clips that they belong to."""
+    values = np.asarray(clips.with_format(None)[column][:], dtype=np.float32)
+    names = "\n".join(clips["filename"][:]).encode()
+    return hashlib.sha256(names + values.tobytes()).hexdigest()[:40]
 
 
 def predict_teacher(
@@ -213,10 +236,12 @@ def distill(
     scenes = load_splits(data_args, available)
     check_training(scenes, data_args, args)
     args.impulse_responses = impulse_response_folder(scenes, args)
-    check_teachers(teachers, scenes, data_args, args, trusted)
+    revisions = check_teachers(teachers, scenes, data_args, args, trusted)
     label_names = scenes["train"].features["label"].names
     student_config(label_names, distillation_args.config_overrides)  # raises an error if the overrides are invalid
     run = describe_run(recipe, distillation_args, data_args, args)
+    if revisions:
+        run["teacher_revisions"] = revisions
 
     def work() -> dict[str, Any]:
         logits = {teacher.name: predict_teacher(teacher, scenes, data_args, args, trusted) for teacher in teachers}

@@ -1,13 +1,15 @@
 """Arguments that several commands share, and the parser of all commands."""
 
 import difflib
+import importlib.util
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NoReturn
 
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 from dataset_script.errors import InputError, input_errors
 
@@ -137,10 +139,41 @@ class ResumableTrainingArguments(TrainingArguments):
             )
         if self.batch_size < 1:
             raise InputError(f"batch_size is {self.batch_size}: choose at least one row per forward pass.")
+        check_seed(self.seed)
+        self._check_secrets()
+        self._check_integrations()
         super().__post_init__()
+        if self.fp16 and self.device.type == "cpu":
+            raise InputError("fp16 has no effect on a CPU: leave it out, or use bf16 if the processor supports it.")
         self._n_gpu = min(self.n_gpu, 1)  # the property n_gpu initializes _n_gpu
         self.per_device_train_batch_size = math.ceil(self.batch_size / self.world_size)
         self.ddp_broadcast_buffers = False
+
+    def _check_secrets(self) -> None:
+        """Raise `InputError` for a token: arguments are recorded with the run, and published with its results."""
+        for name in (item.name for item in fields(self) if item.name.endswith("_token")):
+            if getattr(self, name) is not None:
+                raise InputError(
+                    f"{name} is recorded with the run: leave it out, and log in with `hf auth login` or set the "
+                    "environment variable HF_TOKEN."
+                )
+
+    def _check_integrations(self) -> None:
+        services = [self.report_to] if isinstance(self.report_to, str) else list(self.report_to or [])
+        known = set(INTEGRATION_TO_CALLBACK)
+        for service in services:
+            if service not in ("all", "none") and service not in known:
+                raise InputError(f"report_to is {service!r}: choose from {', '.join(sorted(known))}, all or none.")
+            if service in known and service not in get_available_reporting_integrations():
+                raise InputError(f"report_to is {service!r}, whose package is missing: pip install {service}")
+        if self.deepspeed and importlib.util.find_spec("deepspeed") is None:
+            raise InputError("deepspeed is set, but its package is missing: pip install deepspeed, or leave it out.")
+
+
+def check_seed(seed: int) -> None:
+    """Raise `InputError` if `seed` is not one that NumPy accepts."""
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed is {seed}: choose a number from 0 to {2**32 - 1}.")
 
 
 def check_bootstrap(bootstrap: int) -> None:

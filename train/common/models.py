@@ -240,6 +240,16 @@ def load_config(model_name_or_path: str, trust_remote_code: bool = False) -> Pre
     try:
         return AutoConfig.from_pretrained(model_name_or_path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise InputError(
+                f"{model_name_or_path} comes with its own code, which is not run by default: read it, and add "
+                "--trust_remote_code if you trust it."
+            ) from None
+        if Path(model_name_or_path).is_file():
+            raise InputError(
+                f"{model_name_or_path} is a file: give a model folder, or a logits dataset written by "
+                "dataset_script.write_logits."
+            ) from None
         raise FileNotFoundError(
             f"{model_name_or_path} is not a model that can be loaded ({_reason(error)}): run the command that creates "
             "it first, or choose another model folder or Hub id."

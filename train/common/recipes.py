@@ -1,5 +1,6 @@
 """Recipes: YAML files with all hyperparameters of a system, and their combination with the command line."""
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -14,6 +15,12 @@ from train.common.arguments import CommandParser
 
 
 FOLDER = Path(__file__).parents[1] / "recipes"
+
+COMMAND_LINE_ONLY = re.compile(
+    r"trust_remote_code|push_to_hub.*|hub_.*|.*_token|report_to|trackio_.*|project|run_name|deepspeed|output_dir"
+    r"|logging_dir|cache_dir|resume_from_checkpoint|overwrite_.*"
+)
+"""Arguments that decide whose code runs and where files go: recipes are files that people pass around."""
 
 
 def is_recipe(name: str) -> bool:
@@ -35,7 +42,8 @@ def load_recipe(name: str, dataset: str | None = None) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If the recipe does not exist.
-        InputError: If the file is not a mapping, or has no value for the subset.
+        InputError: If the file is not a mapping, has no value for the subset, or sets an argument that is only taken
+            from the command line.
     """
     path = Path(name) if name.endswith(".yaml") else FOLDER / f"{name}.yaml"
     if not path.is_file():
@@ -47,6 +55,13 @@ def load_recipe(name: str, dataset: str | None = None) -> dict[str, Any]:
         raise InputError(f"The recipe {path} is not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(recipe, dict):
         raise InputError(f"The recipe {path} is not a mapping: write one argument per line, as name: value.")
+    is_ours = path.parent == FOLDER
+    for argument in recipe:
+        if COMMAND_LINE_ONLY.fullmatch(str(argument)) and not (is_ours and argument == "output_dir"):
+            raise InputError(
+                f"The recipe {name!r} sets {argument}, which is only taken from the command line: remove it there, "
+                f"and add --{argument} to the command if you want it."
+            )
     percentage = subset_percentage(dataset or str(recipe.get("dataset", "")))
     for argument, value in recipe.items():
         if isinstance(value, dict):

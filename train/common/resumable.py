@@ -100,7 +100,7 @@ class ResumableTrainer(Trainer):
         )
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        if not all(bool(torch.isfinite(weight).all()) for weight in self.model.parameters()):
+        if not all(bool(torch.isfinite(weight).all()) for weight in model.parameters()):
             raise self._divergence("Weights are not finite")
         folder = Path(self.args.output_dir)
         with _full_disk_errors(folder):

@@ -10,6 +10,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils.other import get_free_port
 
+from dataset_script.errors import InputError
 from dataset_script.files import write_json
 from model_cards.results import RUN_FILE, provenance
 from train.common.checkpoints import COMPLETE, complete_checkpoint, last_complete_checkpoint
@@ -160,10 +161,8 @@ class TestCheckpoints:
         if damage == "gone":
             path.unlink()
         else:
-            content[len(content) // 2] ^= 1
+            content[0] ^= 1
             path.write_bytes({"short": content[: len(content) // 2], "bit": content, "empty": b""}[damage])
-        if name == COMPLETE and damage == "bit":
-            pytest.skip("one bit of the manifest may be in a checksum or in a name")
         assert last_complete_checkpoint(checkpoints) == str(checkpoints / "checkpoint-1")
         assert "checkpoint-2" in caplog.text and not (checkpoints / "checkpoint-2").exists()
 
