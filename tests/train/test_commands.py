@@ -317,7 +317,7 @@ class TestPushOfTheEvaluatedModel:
         ("change", "message"),
         [
             (["--split", "train"], "on the test split: leave out --split train"),
-            (["--model_name_or_path", "user/model"], "user/model is none"),
+            (["--model_name_or_path", "user/model"], "user/model is not one"),
             (["--hub_model_id", ""], "set --hub_model_id user/name"),
             (["--bootstrap", "-1"], "bootstrap is -1"),
         ],
