@@ -155,7 +155,11 @@ class TestStart:
     @pytest.mark.parametrize("script", [distill, finetune_teacher])
     def test_seed_decides_the_first_weights(self, script, data, student, starts, tmp_path):
         overrides = ",".join(f"{name}={value}" for name, value in TINY_BEATS.items())
-        command = [*student, "--recipe", "vanilla"] if script is distill else [*data, *QUICK, "--config_overrides", overrides]
+        command = (
+            [*student, "--recipe", "vanilla"]
+            if script is distill
+            else [*data, *QUICK, "--config_overrides", overrides]
+        )
         for run, seed in enumerate((1, 1, 2)):
             with pytest.raises(KeyboardInterrupt):
                 script([*command, "--seed", str(seed), "--output_dir", str(tmp_path / str(run))])
