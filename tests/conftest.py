@@ -6,8 +6,8 @@ import pytest
 
 # Tests never reach for the network: a missing file must fail, not download.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# Small networks lose by threads, the cores belong to the tests side by side, and sums come out the same everywhere.
-os.environ["OMP_NUM_THREADS"] = "1"
+# Threads slow small networks down, and the cores are for tests that run side by side.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -1,13 +1,16 @@
 """A run small enough for tests, started in processes of its own: `python -m tests.train.train_job OUTPUT_DIR …`.
 
-Further arguments are those of `SceneTrainingArguments`, as `name=value`. It computes in double precision: Adam turns a
-gradient that is nothing but rounding error into a step of full size, so in single precision two correct ways to
-compute the same gradients part quickly.
+Further arguments are those of `SceneTrainingArguments`, as `name=value`. It computes in double precision, in which two
+correct ways to compute the same gradients differ by a billionth, not by as much as small gradients themselves.
 """
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-import numpy as np
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
 
 from tests.train.helpers import ExactFeatureExtractor, make_dataset, make_model, make_trainer
 from train.classification.trainer import DistillationTrainer
@@ -25,6 +28,16 @@ def value(text: str) -> int | float | str:
     return text
 
 
+@contextmanager
+def double_precision() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def make_job(output_dir, **arguments) -> DistillationTrainer:
     defaults = {
         "batch_size": 5,  # of 21 clips: the last batch of an epoch is a single clip
@@ -34,27 +47,55 @@ def make_job(output_dir, **arguments) -> DistillationTrainer:
         "mixup_alpha": 0.3,
         "save_strategy": "steps",
         "save_steps": 3,
+        "logging_strategy": "steps",
+        "logging_steps": 1,
         "disable_tqdm": True,
     }
     return make_trainer(
         output_dir,
         make_dataset(21, teachers=2),
         make_dataset(9, seed=1),
-        make_model().double(),
+        make_model(),
         ExactFeatureExtractor(),
         **(defaults | arguments),
     )
 
 
+class KeepGradients(TrainerCallback):
+    """Keeps the gradients that each step of the optimizer starts from."""
+
+    def __init__(self):
+        self.steps: list[dict[str, Tensor]] = []
+
+    def on_pre_optimizer_step(self, args, state, control, model, **others):
+        gradients = {name.removeprefix("module."): value.grad.clone() for name, value in model.named_parameters()}
+        self.steps.append(gradients)
+
+
+@double_precision()
 def main(output_dir, *settings: str) -> None:
+    """Train, evaluate and predict; the main process writes what it measured to `measured.pt`."""
     arguments = {name: value(text) for name, text in (setting.split("=") for setting in settings)}
     trainer = make_job(output_dir, **arguments)
+    gradients = KeepGradients()
+    trainer.add_callback(gradients)
     claim_output_folder(output_dir, arguments)
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(output_dir))
-    trainer.evaluate()
-    logits = compute_logits(make_model().double().eval(), ExactFeatureExtractor(), make_dataset(21).waveforms, 5)
+    evaluation = trainer.evaluate()
+    logits = compute_logits(make_model().eval(), ExactFeatureExtractor(), make_dataset(21).waveforms, 5)
     if trainer.args.should_save:
-        np.save(f"{output_dir}/logits.npy", logits)
+        measured = {
+            f"gradient of {name} in step {step}": gradient
+            for step, of_step in enumerate(gradients.steps)
+            for name, gradient in of_step.items()
+        }
+        for entry in trainer.state.log_history:
+            if "loss" in entry:
+                measured[f"loss of step {entry['step']}"] = torch.tensor(entry["loss"])
+        for name in ("eval_log_loss", "eval_macro_accuracy"):
+            measured[name] = torch.tensor(evaluation[name])
+        measured["logits"] = torch.from_numpy(logits)
+        torch.save(measured, f"{output_dir}/measured.pt")
     trainer.save_model()
 
 

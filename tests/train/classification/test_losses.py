@@ -19,6 +19,7 @@ def reference(shared):
     return load_file(shared / "reference" / "tfsepnet_golden" / "soft_mixup_kd.safetensors")
 
 
+@pytest.mark.processor
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-10), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("mixed", ["mixup", "plain"])
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -154,6 +154,7 @@ def reference(shared):
     return load_file(shared / "reference" / "tfsepnet_golden" / "train_step.safetensors")
 
 
+@pytest.mark.processor
 class TestReferenceSteps:
     """One forward pass and four Adam steps of the public code, in double precision, on a mixed batch of six."""
 

@@ -29,6 +29,7 @@ class TestBatchRows:
         assert max(map(len, owned)) - min(map(len, owned)) <= 1
 
 
+@pytest.mark.processor
 class TestBatchNorm:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     def test_one_process_equals_torch(self, dtype):
@@ -118,6 +119,7 @@ def run_process(index: int, num_processes: int, address: str, batch_sizes: list[
     dist.destroy_process_group()
 
 
+@pytest.mark.processor
 def test_three_processes_equal_one(tmp_path):
     """Also with a batch that leaves a process without rows."""
     mp.spawn(run_process, args=(3, f"file://{tmp_path}/rendezvous", [9, 7, 2]), nprocs=3)

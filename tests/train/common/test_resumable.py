@@ -31,12 +31,14 @@ def run_until_killed(function, *arguments) -> int:
     return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
 
 
-def kill_at(monkeypatch, owner, method: str, step: int) -> None:
-    """Make the process kill itself when it enters a method of a trainer at an optimizer step."""
+def kill_at(monkeypatch, owner, method: str, step: int, call: int = 1) -> None:
+    """Make the process kill itself when it enters a method of a trainer at an optimizer step for the given time."""
     original = getattr(owner, method)
+    calls = []
 
     def dying(self, *args, **kwargs):
-        if self.state.global_step == step:
+        calls.append(self.state.global_step)
+        if calls.count(step) == call:
             os.kill(os.getpid(), signal.SIGKILL)
         return original(self, *args, **kwargs)
 
@@ -87,13 +89,33 @@ def test_run_killed_again_and_again(tmp_path, monkeypatch, uninterrupted):
     assert all(torch.equal(weights[name], value) for name, value in uninterrupted.items())
 
 
+def test_run_killed_between_accumulated_passes(tmp_path, monkeypatch):
+    """Three steps in an epoch of two, two and one passes; the last checkpoint is in the middle of the epoch."""
+    settings = ["gradient_accumulation_steps=2", "save_steps=2"]
+    train_job.main(tmp_path / "uninterrupted", *settings)
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        kill_at(patch, train_job.DistillationTrainer, "training_step", 4, call=2)
+        assert run_until_killed(train_job.main, run, *settings) == signal.SIGKILL
+    assert run_until_killed(train_job.main, run, *settings) == 0
+    weights = load_file(run / "model.safetensors")
+    for name, value in load_file(tmp_path / "uninterrupted" / "model.safetensors").items():
+        assert torch.equal(weights[name], value), name
+
+
+@pytest.mark.processor
 def test_two_processes_equal_one(tmp_path):
+    """In each step from the same weights, which the learning rate is too small to change.
+
+    Steps of an optimizer such as Adam turn the rounding of small gradients into differences of any size.
+    """
     responses = tmp_path / "responses"
     responses.mkdir()
     for index in range(2):
         pulse = np.random.default_rng(index).normal(size=50) / 10
         soundfile.write(responses / f"{index}.wav", pulse, 32000, subtype="FLOAT")
-    settings = ["gradient_accumulation_steps=2", f"impulse_responses={responses}", "impulse_response_p=0.5"]
+    settings = ["learning_rate=1e-30", "gradient_accumulation_steps=2", "num_train_epochs=2"]
+    settings += [f"impulse_responses={responses}", "impulse_response_p=0.5"]
     train_job.main(tmp_path / "one", *settings)
 
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
@@ -102,8 +124,16 @@ def test_two_processes_equal_one(tmp_path):
     result = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
 
-    one, two = (load_file(tmp_path / run / "model.safetensors") for run in ("one", "two"))
+    one, two = (
+        torch.load(tmp_path / run / "measured.pt") | load_file(tmp_path / run / "model.safetensors")
+        for run in ("one", "two")
+    )
     assert one.keys() == two.keys()
+    assert sum(name.startswith("gradient") for name in one) > 6
     for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=0, atol=1e-7, msg=name)
-    assert np.array_equal(*(np.load(tmp_path / run / "logits.npy") for run in ("one", "two")))
+        tolerance = {torch.float64: 1e-9, torch.float32: 1e-6, torch.int64: 0}[value.dtype]
+        assert tolerance < 1e-6 or name == "logits", f"The {name} should be in double precision."
+        difference = ((two[name] - value).abs().max() / value.abs().max().clamp(min=1e-300)).item()
+        assert difference <= tolerance, (
+            f"The {name} of two processes should be that of one, but is off by {difference:.1e} of its largest value."
+        )
