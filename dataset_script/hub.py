@@ -2,13 +2,18 @@
 
 import os
 from collections.abc import Sequence
+from json import JSONDecodeError
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, HfApi, get_session
 from huggingface_hub.errors import HTTPError  # of whichever HTTP client the installed version uses
 from huggingface_hub.utils import validate_repo_id
 
 from dataset_script.errors import InputError, input_errors
+
+
+SECONDS_TO_ANSWER = 60.0
+"""Longest silence of the Hub before a push fails."""
 
 
 def check_repo_id(repo_id: str) -> None:
@@ -61,14 +66,23 @@ def push_files(
             raise InputError(f"{path} is a link, which is not pushed: replace it by a copy of the file, or remove it.")
     operations = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in paths]
     api = HfApi()
+    session = get_session()
+    waiting_time, session.timeout = session.timeout, SECONDS_TO_ANSWER  # by default it waits forever
     try:
         api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
         return api.create_commit(repo_id, operations, repo_type=repo_type, commit_message=message).commit_url
     except (OSError, HTTPError) as error:
-        told = getattr(error, "server_message", None) or str(error).strip() or type(error).__name__
-        raise ConnectionError(
-            f"The push to {repo_id} failed ({told.splitlines()[0].rstrip('.')}); everything is in {folder}, and the "
-            "same command finishes it."
-        ) from error
+        reason = getattr(error, "server_message", None) or str(error).strip() or type(error).__name__
+        raise _push_failed(repo_id, folder, reason.splitlines()[0].rstrip(".")) from error
+    except JSONDecodeError as error:
+        raise _push_failed(repo_id, folder, f"{api.endpoint} does not answer like a Hub: check the network") from error
     except ValueError as error:  # from the Hub's validator, one line per fault
         raise InputError(f"The Hub rejects {folder / 'README.md'}: {' '.join(str(error).split())}") from error
+    finally:
+        session.timeout = waiting_time
+
+
+def _push_failed(repo_id: str, folder: Path, reason: str) -> ConnectionError:
+    return ConnectionError(
+        f"The push to {repo_id} failed ({reason}); everything is in {folder}, and the same command finishes it."
+    )

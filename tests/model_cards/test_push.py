@@ -1,6 +1,7 @@
 """Pushing to a Hub on this machine, and loading from it where this code is not installed."""
 
 import json
+import socket
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -142,6 +143,29 @@ def test_what_the_hub_says(student, tmp_path, monkeypatch):
     assert "failed (Invalid username or password); everything is in" in refused.stderr.splitlines()[-1]
     assert invalid.stderr.splitlines()[-1].endswith("README.md. - no such license - no such task")
     assert (refused.returncode, invalid.returncode) == (1, 1)
+
+
+def test_something_that_is_not_a_hub(student, tmp_path, monkeypatch):
+    """A page that asks for a login, and a server that accepts the connection and is silent."""
+    page = b"<html>Welcome to the hotel</html>"
+    with hub_server() as hub, monkeypatch.context() as patch:
+        for action in ("create", "validate"):
+            patch.setattr(
+                Handler, action, lambda handler, **where: handler.send(page, 200, {"Content-Type": "text/html"})
+            )
+        portal = push_command(hub, tmp_path, student, "user/scenes")
+    assert portal.returncode == 1
+    assert "does not answer like a Hub: check the network" in portal.stderr.splitlines()[-1]
+    monkeypatch.setattr("dataset_script.hub.SECONDS_TO_ANSWER", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(HfApi, "__init__", _with_endpoint(f"http://127.0.0.1:{silent.getsockname()[1]}"))
+        with pytest.raises(ConnectionError, match="The push to user/scenes failed"):
+            push.push_model(student, "user/scenes")
+
+
+def _with_endpoint(url):
+    original = HfApi.__init__
+    return lambda api, *arguments, **options: original(api, *arguments, **{**options, "endpoint": url})
 
 
 def test_logits(tmp_path):
