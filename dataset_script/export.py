@@ -23,6 +23,7 @@ from dataset_script.cards import read_card
 from dataset_script.demo import synthetic_card
 from dataset_script.errors import InputError
 from dataset_script.files import atomic_path
+from dataset_script.markdown import markdown_table
 from dataset_script.splits import CITIES, DEVICES, SCENES
 from dataset_script.tau_urban_2022 import is_synthetic
 
@@ -162,8 +163,7 @@ def count_table(splits: dict[str, pd.DataFrame]) -> str:
     Returns:
         `str`: A Markdown table.
     """
-    lines = [["", *splits], ["---", *["---:"] * len(splits)]]
-    lines.append(["clips", *(f"{len(rows):,}" for rows in splits.values())])
+    lines = [["clips", *(f"{len(rows):,}" for rows in splits.values())]]
     for column, title, names in (
         ("device", "device", DEVICES),
         ("scene_label", "scene", SCENES),
@@ -171,7 +171,7 @@ def count_table(splits: dict[str, pd.DataFrame]) -> str:
     ):
         for name in names:
             lines.append([f"{title} {name}", *(f"{(rows[column] == name).sum():,}" for rows in splits.values())])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(["", *splits], lines)
 
 
 def _labels(dataset: Dataset) -> pd.DataFrame:

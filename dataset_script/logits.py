@@ -23,6 +23,7 @@ from dataset_script.cards import read_card
 from dataset_script.errors import InputError
 from dataset_script.files import atomic_path
 from dataset_script.hub import push_files
+from dataset_script.markdown import code
 from dataset_script.splits import SCENES
 
 
@@ -96,6 +97,7 @@ def write_logits(
     revision: str,
     label_names: Sequence[str] = SCENES,
     synthetic: bool = False,
+    license: str | None = None,
 ) -> None:
     """Write a logits dataset, replacing the one in `folder` if there is one.
 
@@ -109,6 +111,8 @@ def write_logits(
             the `id2label` of the model.
         synthetic (`bool`, *optional*, defaults to `False`): Whether the clips are those of the demo corpus, for the
             dataset card.
+        license (`str`, *optional*): Licence of the logits, as the Hub names it, such as `"cc-by-4.0"`. By default
+            logits of clips with the file names of TAU are under TAU's licence; other recordings may have such names.
 
     Raises:
         InputError: If the shapes do not match, a value is not finite, or a clip occurs twice.
@@ -139,7 +143,9 @@ def write_logits(
             "revision": [revision] * len(filenames),
         }
     ).cast(features.arrow_schema)
-    if synthetic:
+    if license is not None:
+        licence, licence_name, note = license, None, ""
+    elif synthetic:
         licence, licence_name, note = "cc0-1.0", None, ""
     elif label_names == list(SCENES) and all(map(TAU_FILENAME.fullmatch, filenames)):
         licence, licence_name, note = "other", "tau-non-commercial", TAU_LICENCE_NOTE
@@ -161,7 +167,7 @@ def write_logits(
         revision=revision,
         rows=len(filenames),
         classes=len(label_names),
-        label_names=", ".join(f"`{name}`" for name in label_names),
+        label_names=", ".join(map(code, label_names)),
         synthetic=SYNTHETIC_NOTE if synthetic else "",
         corpus='"demo"' if synthetic else '"split25", data_dir="…"',
         licence=note,
@@ -279,7 +285,8 @@ def join_logits(name: str, logits: TeacherLogits, filenames: Sequence[str], opti
     if absent.size:
         raise InputError(
             f"The teacher logits {name!r} (of {logits.teacher}) have no row for {filenames[absent[0]]} and for "
-            f"{absent.size - 1:,} more of {len(filenames):,} clips: predict the logits of this split again."
+            f"{absent.size - 1:,} more of {len(filenames):,} clips: they cover {len(logits.filenames):,} clips of "
+            "another subset or split, so predict the logits of this one."
         )
     return pa.FixedSizeListArray.from_arrays(pa.array(logits.values[rows].ravel()), classes)
 
