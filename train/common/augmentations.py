@@ -11,16 +11,19 @@ from pathlib import Path
 import numpy as np
 import scipy.fft
 import scipy.special
-import soundfile
 import soxr
 import torch
 from torch import Generator, Tensor
 
+from dataset_script.audio import is_hidden, read_audio
 from dataset_script.errors import InputError
 
 
 DEVICE_A = 0
 """Index of TAU's device a among the recording devices."""
+
+MAX_RESPONSE_SECONDS = 30.0
+"""Longest impulse response; longer files are recordings in the wrong folder."""
 
 
 @dataclass(frozen=True)
@@ -267,9 +270,10 @@ def read_impulse_responses(folder: str | Path) -> list[tuple[np.ndarray, int]]:
 
     Raises:
         FileNotFoundError: If the folder does not exist or contains no WAV file.
-        InputError: If a file is not readable, or is silent, empty or not finite.
+        InputError: If a file is silent, or as [`~dataset_script.audio.read_audio`].
     """
-    files = sorted(path for path in Path(folder).glob("*") if path.suffix.lower() == ".wav")
+    paths = sorted(Path(folder).glob("*"))
+    files = [path for path in paths if path.suffix.lower() == ".wav" and not is_hidden(path)]
     if not files:
         fault = "contains no WAV file" if Path(folder).is_dir() else "does not exist"
         raise FileNotFoundError(f"The impulse response folder {folder} {fault}: choose a folder of WAV files.")
@@ -277,16 +281,10 @@ def read_impulse_responses(folder: str | Path) -> list[tuple[np.ndarray, int]]:
 
 
 def _read_response(path: Path) -> tuple[np.ndarray, int]:
-    try:
-        response, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        reason = error.error_string.rstrip(".")
-        raise InputError(
-            f"The impulse response {path} is not a readable audio file ({reason}): fix or remove it."
-        ) from None
-    if not response.any() or not np.isfinite(response).all():
-        raise InputError(f"The impulse response {path} is silent, empty or not finite: fix or remove it.")
-    return response.mean(axis=1), rate
+    response, rate = read_audio(path, mono=True, max_seconds=MAX_RESPONSE_SECONDS, name=f"The impulse response {path}")
+    if not response.any():
+        raise InputError(f"The impulse response {path} is silent: replace or remove it.")
+    return response, rate
 
 
 def check_probability(name: str, value: float) -> None:
