@@ -2,6 +2,7 @@
 
 import math
 import numbers
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -18,6 +19,11 @@ FRAMES_PER_CHUNK_ON_DEVICE = 100_000
 # Mel bands that are multiplied as one dense block. A band overlaps only its neighbours, so blocks of this size skip
 # most zeros of the 257 x 128 mel bank.
 BANDS_PER_BLOCK = 32
+# Samples that are converted together, so that the memory for long recordings does not grow with their length.
+SAMPLES_PER_BLOCK = 2**17
+# Decoders of lossy formats exceed full scale, 1, by up to a factor of about 2; PCM that was not scaled to [-1, 1], by
+# far more.
+MAX_AMPLITUDE = 16.0
 
 
 class BeatsFeatureExtractor(SequenceFeatureExtractor):
@@ -137,6 +143,47 @@ class BeatsFeatureExtractor(SequenceFeatureExtractor):
         """
         return self.fbank(waveform)
 
+    def check_length(self, num_samples: int, name: str) -> None:
+        """Raise an error if a clip with `num_samples` samples at `sampling_rate` is shorter than a patch."""
+        if self.num_frames(num_samples) < self.patch_size:
+            needed = self.frame_length + (self.patch_size - 1) * self.hop_length
+            raise ValueError(
+                f"{name} is too short: at {self.sampling_rate} Hz it has {num_samples} samples, but one patch of the "
+                f"model needs {needed}."
+            )
+
+    def stream(
+        self, blocks: Iterable[torch.Tensor], sampling_rate: float, name: str = "The audio"
+    ) -> Iterator[torch.Tensor]:
+        """Compute the features of one clip of any length, a few frames at a time.
+
+        Args:
+            blocks (iterable of `torch.Tensor` of shape `(samples,)`):
+                Consecutive parts of the clip: floating-point samples in [-1, 1].
+            sampling_rate (`float`):
+                Sampling rate of the clip, in Hz.
+            name (`str`, *optional*, defaults to `"The audio"`):
+                Subject of error messages.
+
+        Yields:
+            `torch.Tensor` of shape `(frames, feature_size)`: Filter banks of consecutive frames.
+
+        Raises:
+            ValueError: If the clip is shorter than one patch of the model.
+        """
+        waveform, num_samples = torch.empty(0), 0
+        for block in resample(blocks, sampling_rate, self.sampling_rate, name):
+            waveform = torch.cat([waveform.to(block.device), block])
+            num_samples += len(block)
+            if (num_frames := self.num_frames(len(waveform))) >= FRAMES_PER_CHUNK:
+                yield self.fbank(waveform.unsqueeze(0))[0]
+                waveform = waveform[num_frames * self.hop_length :]
+        if num_samples == 0:
+            raise ValueError(f"{name} is empty or too short to resample from {sampling_rate:g} Hz.")
+        self.check_length(num_samples, name)
+        if self.num_frames(len(waveform)):
+            yield self.fbank(waveform.unsqueeze(0))[0]
+
     def __call__(
         self,
         raw_speech: Any,
@@ -167,60 +214,74 @@ class BeatsFeatureExtractor(SequenceFeatureExtractor):
             ValueError: If `sampling_rate` is missing or invalid, or a clip is empty, contains NaN or infinite samples,
                 is shorter than one patch of the model (2800 samples at 16 kHz), or has the wrong shape.
         """
-        sampling_rate = check_sampling_rate(sampling_rate, self.sampling_rate)
-        clips = [to_mono(clip, f"Clip {index}") for index, clip in enumerate(to_clips(raw_speech))]
-        clips = [resample(clip, sampling_rate, self.sampling_rate) for clip in clips]
-        counts = [self.num_frames(len(clip)) for clip in clips]
-        if min(counts) < self.patch_size:
-            shortest = counts.index(min(counts))
-            needed = self.frame_length + (self.patch_size - 1) * self.hop_length
-            raise ValueError(
-                f"Clip {shortest} is too short: at {self.sampling_rate} Hz it has {len(clips[shortest])} samples, but "
-                f"one patch of the model needs {needed}."
-            )
-        waveform = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True).to(device or clips[0].device)
-        mask = (torch.arange(max(counts)) < torch.tensor(counts).unsqueeze(1)).to(waveform.device)
-        input_values = self.fbank(waveform).masked_fill_(~mask.unsqueeze(2), self.padding_value)
+        rate = check_sampling_rate(sampling_rate, self.sampling_rate)
+        clips = to_clips(raw_speech)
+        lengths = [resampled_length(clip.shape[-1], rate, self.sampling_rate) for clip in clips]
+        for index, length in enumerate(lengths):
+            self.check_length(length, f"Clip {index}")
+        counts = [self.num_frames(length) for length in lengths]
+        first = clips[0]
+        device = torch.device(device or (first.device if isinstance(first, torch.Tensor) else "cpu"))
+        input_values = torch.full((len(clips), max(counts), self.feature_size), self.padding_value, device=device)
+        for index, clip in enumerate(clips):
+            name = f"Clip {index}"
+            blocks = (block.to(device) for block in to_blocks(clip, name))
+            stop = 0
+            for features in self.stream(blocks, rate, name):
+                start, stop = stop, stop + len(features)
+                input_values[index, start:stop] = features
+        mask = (torch.arange(max(counts)) < torch.tensor(counts).unsqueeze(1)).to(device)
         output = {"input_values": input_values, "attention_mask": mask.long()}
         if return_tensors is not None and TensorType(return_tensors) is TensorType.PYTORCH:
             return BatchFeature(output, tensor_type=return_tensors)
         return BatchFeature({name: value.cpu().numpy() for name, value in output.items()}, tensor_type=return_tensors)
 
 
-def check_sampling_rate(sampling_rate: float | None, expected: int) -> float:
+def check_sampling_rate(sampling_rate: Any, expected: int, name: str = "sampling_rate") -> float:
     """Return the sampling rate if it is valid, or raise an error that names it."""
     if sampling_rate is None:
         raise ValueError(
-            "sampling_rate is missing: pass the sampling rate of the audio, in Hz, so that audio at any other rate "
-            f"than {expected} Hz can be resampled."
+            f"{name} is missing: pass the sampling rate of the audio, in Hz, so that audio at any other rate than "
+            f"{expected} Hz can be resampled."
         )
+    if isinstance(sampling_rate, (np.ndarray, torch.Tensor)) and sampling_rate.ndim == 0:
+        sampling_rate = sampling_rate.item()
     if isinstance(sampling_rate, bool) or not isinstance(sampling_rate, numbers.Real):
-        raise ValueError(f"sampling_rate is {sampling_rate!r}, but must be a number, in Hz.")
-    if not 100 <= sampling_rate <= 10_000_000:
-        raise ValueError(f"sampling_rate is {sampling_rate} Hz, but must be between 100 Hz and 10 MHz.")
-    return sampling_rate
+        raise ValueError(f"{name} is {sampling_rate!r}, but must be a number, in Hz.")
+    rate = float(sampling_rate)
+    if not 100 <= rate <= 10_000_000:
+        raise ValueError(f"{name} is {sampling_rate} Hz, but must be between 100 Hz and 10 MHz.")
+    return rate
 
 
-def to_clips(raw_speech: Any) -> list[Any]:
-    """Split the `raw_speech` argument of a feature extractor into single clips."""
+def to_clips(raw_speech: Any) -> list[np.ndarray | torch.Tensor]:
+    """Split the `raw_speech` argument of a feature extractor into single clips and check each with [`to_clip`]."""
     if isinstance(raw_speech, (np.ndarray, torch.Tensor)):
         if raw_speech.ndim not in (1, 2, 3):
             raise ValueError(
                 f"The audio has shape {tuple(raw_speech.shape)}, but must be (samples,), (batch, samples) or "
                 "(batch, channels, samples)."
             )
-        return [raw_speech] if raw_speech.ndim == 1 else list(raw_speech)
-    if not isinstance(raw_speech, (list, tuple)):
+        if raw_speech.ndim == 2 and raw_speech.shape[0] > raw_speech.shape[1] > 0:
+            raise ValueError(
+                f"The audio has shape {tuple(raw_speech.shape)}, more clips than samples: transpose it to (batch, "
+                "samples), or pass one clip with several channels as [clip], of shape (channels, samples)."
+            )
+        clips = [raw_speech] if raw_speech.ndim == 1 else list(raw_speech)
+    elif isinstance(raw_speech, (list, tuple)):
+        is_clip = len(raw_speech) > 0 and isinstance(raw_speech[0], numbers.Real)
+        clips = [raw_speech] if is_clip else list(raw_speech)
+    else:
         raise TypeError(
             f"The audio is of type {type(raw_speech).__name__}, but must be a NumPy array, a torch tensor or a list."
         )
-    if len(raw_speech) == 0:
+    if len(clips) == 0:
         raise ValueError("The audio is empty: pass at least one clip.")
-    return [raw_speech] if isinstance(raw_speech[0], numbers.Real) else list(raw_speech)
+    return [to_clip(clip, f"Clip {index}") for index, clip in enumerate(clips)]
 
 
-def to_mono(clip: Any, name: str) -> torch.Tensor:
-    """Return a clip, (samples,) or (channels, samples), as a finite float32 tensor (samples,)."""
+def to_clip(clip: Any, name: str) -> np.ndarray | torch.Tensor:
+    """Return a clip, (samples,) or (channels, samples), as a real array or tensor, not copied if it is one already."""
     if not isinstance(clip, torch.Tensor):
         try:
             clip = np.asarray(clip)
@@ -228,43 +289,77 @@ def to_mono(clip: Any, name: str) -> torch.Tensor:
             raise ValueError(f"{name} has channels of different lengths: all must have the same length.") from None
         if clip.dtype.kind not in "iuf":
             raise TypeError(f"{name} contains values of type {clip.dtype}, not real numbers.")
-        native = np.float32 if clip.dtype.kind == "f" else clip.dtype.newbyteorder("=")
-        clip = torch.from_numpy(np.ascontiguousarray(clip, dtype=native))
-    if clip.is_complex() or clip.dtype == torch.bool:
-        raise TypeError(f"{name} contains values of type {clip.dtype}, not real numbers.")
     if clip.ndim not in (1, 2):
         raise ValueError(f"{name} has shape {tuple(clip.shape)}, but must be (samples,) or (channels, samples).")
-    if clip.numel() == 0:
+    if 0 in clip.shape:
         raise ValueError(f"{name} is empty (shape {tuple(clip.shape)}).")
     if clip.ndim == 2 and clip.shape[0] > clip.shape[1]:
         raise ValueError(
             f"{name} has shape {tuple(clip.shape)}, more channels than samples: transpose it to (channels, samples)."
         )
-    if clip.dtype in (torch.int16, torch.int32):
-        clip = clip.double() / 2.0 ** (torch.iinfo(clip.dtype).bits - 1)
-    elif not clip.is_floating_point():
-        raise TypeError(f"{name} contains {clip.dtype} integers: pass int16 or int32 PCM, or floating-point samples.")
-    clip = clip.detach().float()
-    if clip.ndim == 2:
-        clip = clip.mean(dim=0)
-    if not torch.isfinite(clip).all():
-        raise ValueError(f"{name} contains NaN or infinite samples.")
+    to_mono(clip[..., :1], name)  # checks the type of the samples
     return clip
 
 
-def resample(clip: torch.Tensor, sampling_rate: float, target_rate: int) -> torch.Tensor:
-    """Resample a clip (samples,) with soxr at quality HQ."""
-    if sampling_rate == target_rate:
-        return clip
+def to_blocks(clip: np.ndarray | torch.Tensor, name: str) -> Iterator[torch.Tensor]:
+    """Convert a clip, (samples,) or (channels, samples), with [`to_mono`], one block at a time."""
+    size = max(1, SAMPLES_PER_BLOCK // (clip.shape[0] if clip.ndim == 2 else 1))
+    for start in range(0, clip.shape[-1], size):
+        yield to_mono(clip[..., start : start + size], name)
+
+
+def to_mono(samples: np.ndarray | torch.Tensor, name: str) -> torch.Tensor:
+    """Return samples (samples,) or (channels, samples) as a finite float32 tensor (samples,) of full scale [-1, 1]."""
+    if isinstance(samples, np.ndarray):
+        native = np.float32 if samples.dtype.kind == "f" else samples.dtype.newbyteorder("=")
+        with np.errstate(over="ignore"):
+            samples = torch.from_numpy(np.array(samples, dtype=native, order="C"))
+    if samples.is_complex() or samples.dtype == torch.bool:
+        raise TypeError(f"{name} contains values of type {samples.dtype}, not real numbers.")
+    if samples.dtype in (torch.int16, torch.int32):
+        samples = samples.float() / 2.0 ** (torch.iinfo(samples.dtype).bits - 1)
+    elif not samples.is_floating_point():
+        raise TypeError(
+            f"{name} contains {samples.dtype} integers: pass int16 or int32 PCM, or floating-point samples."
+        )
+    samples = samples.detach().float()
+    peak = float(samples.abs().amax())
+    if not math.isfinite(peak):
+        raise ValueError(f"{name} contains NaN or infinite samples.")
+    if peak > MAX_AMPLITUDE:
+        raise ValueError(
+            f"{name} has a sample of magnitude {peak:g}, but full scale is [-1, 1]: divide 16-bit PCM by 32768, or "
+            "pass it as int16."
+        )
+    return samples.mean(dim=0) if samples.ndim == 2 else samples
+
+
+def resample(blocks: Iterable[torch.Tensor], source: float, target: int, name: str) -> Iterator[torch.Tensor]:
+    """Resample the blocks of a clip from the rate `source` to `target`, in Hz, with soxr at quality HQ.
+
+    The result does not depend on the size of the blocks, and equals that of `soxr.resample`. It has
+    [`resampled_length`] samples.
+    """
+    if source == target:
+        yield from blocks
+        return
     try:
         import soxr
     except ImportError as error:
         raise ImportError(
-            f"Resampling from {sampling_rate} to {target_rate} Hz requires soxr: pip install soxr, or pass audio at "
-            f"{target_rate} Hz."
+            f"Resampling from {source:g} to {target} Hz requires soxr: pip install soxr, or pass audio at {target} Hz."
         ) from error
-    resampled = torch.from_numpy(soxr.resample(clip.cpu().numpy(), sampling_rate, target_rate, quality="HQ"))
-    return resampled.to(clip.device)
+    stream = soxr.ResampleStream(source, target, 1, dtype="float32", quality="HQ")
+    device = torch.device("cpu")
+    for block in blocks:
+        device = block.device
+        yield torch.from_numpy(stream.resample_chunk(block.cpu().numpy())).to(device)
+    yield torch.from_numpy(stream.resample_chunk(np.zeros(0, dtype=np.float32), last=True)).to(device)
+
+
+def resampled_length(num_samples: int, source: float, target: int) -> int:
+    """Return the number of samples to which [`resample`] converts `num_samples` samples."""
+    return int(num_samples * target / source + 0.5)
 
 
 @lru_cache(maxsize=8)

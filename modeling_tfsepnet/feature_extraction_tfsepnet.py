@@ -2,6 +2,7 @@
 
 import math
 import numbers
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -16,6 +17,13 @@ FRAMES_PER_CHUNK = 256
 # Mel bands that are multiplied as one dense block. A band overlaps only its neighbours, so blocks of this size skip
 # nearly all zeros of the 512 x 2049 mel bank.
 BANDS_PER_BLOCK = 32
+# Windows of a long recording that are transformed together.
+WINDOWS_PER_BLOCK = 32
+# Samples that are converted together, so that the memory for long recordings does not grow with their length.
+SAMPLES_PER_BLOCK = 2**17
+# Decoders of lossy formats exceed full scale, 1, by up to a factor of about 2; PCM that was not scaled to [-1, 1], by
+# far more.
+MAX_AMPLITUDE = 16.0
 
 
 class TFSepNetFeatureExtractor(SequenceFeatureExtractor):
@@ -169,6 +177,42 @@ class TFSepNetFeatureExtractor(SequenceFeatureExtractor):
             return windows
         return torch.cat([windows, waveform[-length:].unsqueeze(0)])
 
+    def num_windows(self, num_samples: int) -> int:
+        """Return the number of windows that [`~TFSepNetFeatureExtractor.cut`] makes of a clip at `sampling_rate`."""
+        whole, rest = divmod(num_samples, self.window_length)
+        return max(1, whole + (rest >= self.hop_length))
+
+    def stream(
+        self, blocks: Iterable[torch.Tensor], sampling_rate: float, name: str = "The audio"
+    ) -> Iterator[torch.Tensor]:
+        """Compute the features of one clip of any length, a few windows at a time.
+
+        Args:
+            blocks (iterable of `torch.Tensor` of shape `(samples,)`):
+                Consecutive parts of the clip: floating-point samples in [-1, 1].
+            sampling_rate (`float`):
+                Sampling rate of the clip, in Hz.
+            name (`str`, *optional*, defaults to `"The audio"`):
+                Subject of error messages.
+
+        Yields:
+            `torch.Tensor` of shape `(windows, feature_size, frames)`: Log-mel energies of consecutive windows.
+
+        Raises:
+            ValueError: If the clip is empty or too short to resample.
+        """
+        waveform, num_samples = torch.empty(0), 0
+        for block in resample(blocks, sampling_rate, self.sampling_rate, name):
+            waveform = torch.cat([waveform.to(block.device), block])
+            num_samples += len(block)
+            # At least one window is kept, since the last one may have to be shifted back.
+            while len(waveform) >= (WINDOWS_PER_BLOCK + 1) * self.window_length:
+                yield self.log_mel(self.cut(waveform[: WINDOWS_PER_BLOCK * self.window_length]))
+                waveform = waveform[WINDOWS_PER_BLOCK * self.window_length :]
+        if num_samples == 0:
+            raise ValueError(f"{name} is empty or too short to resample from {sampling_rate:g} Hz.")
+        yield self.log_mel(self.cut(waveform))
+
     def __call__(
         self,
         raw_speech: Any,
@@ -204,60 +248,74 @@ class TFSepNetFeatureExtractor(SequenceFeatureExtractor):
         """
         if kwargs:
             raise TypeError(f"{type(self).__name__} does not support these arguments: {', '.join(sorted(kwargs))}.")
-        sampling_rate = check_sampling_rate(sampling_rate, self.sampling_rate)
-        clips = [to_mono(clip, f"Clip {index}") for index, clip in enumerate(to_clips(raw_speech))]
-        windows = [
-            self.cut(resample(clip, sampling_rate, self.sampling_rate).to(device or clip.device)) for clip in clips
-        ]
-        counts = [len(clip) for clip in windows]
-        features = self.log_mel(torch.cat(windows)).split(counts)
+        rate = check_sampling_rate(sampling_rate, self.sampling_rate)
+        clips = to_clips(raw_speech)
+        counts = [self.num_windows(resampled_length(clip.shape[-1], rate, self.sampling_rate)) for clip in clips]
+        first = clips[0]
+        device = torch.device(device or (first.device if isinstance(first, torch.Tensor) else "cpu"))
+        num_frames = 1 + (self.window_length - 1) // self.hop_length
+        shape = (len(clips), max(counts), self.feature_size, num_frames)
+        input_values = torch.full(shape, self.padding_value, device=device)
+        for index, clip in enumerate(clips):
+            name = f"Clip {index}"
+            blocks = (block.to(device) for block in to_blocks(clip, name))
+            stop = 0
+            for features in self.stream(blocks, rate, name):
+                start, stop = stop, stop + len(features)
+                input_values[index, start:stop] = features
         mask = torch.arange(max(counts)) < torch.tensor(counts).unsqueeze(1)
-        output = {
-            "input_values": torch.nn.utils.rnn.pad_sequence(
-                list(features), batch_first=True, padding_value=self.padding_value
-            ),
-            "attention_mask": mask.to(device=features[0].device, dtype=torch.long),
-        }
+        output = {"input_values": input_values, "attention_mask": mask.to(device=device, dtype=torch.long)}
         if return_tensors is None or TensorType(return_tensors) is not TensorType.PYTORCH:
             arrays = {name: value.cpu().numpy() for name, value in output.items()}
             return BatchFeature(arrays, tensor_type=return_tensors)
         return BatchFeature(output, tensor_type=return_tensors)
 
 
-def check_sampling_rate(sampling_rate: float | None, expected: int) -> float:
+def check_sampling_rate(sampling_rate: Any, expected: int, name: str = "sampling_rate") -> float:
     """Return the sampling rate if it is valid, or raise an error that names it."""
     if sampling_rate is None:
         raise ValueError(
-            "sampling_rate is missing: pass the sampling rate of the audio, in Hz, so that audio at any other rate "
-            f"than {expected} Hz can be resampled."
+            f"{name} is missing: pass the sampling rate of the audio, in Hz, so that audio at any other rate than "
+            f"{expected} Hz can be resampled."
         )
+    if isinstance(sampling_rate, (np.ndarray, torch.Tensor)) and sampling_rate.ndim == 0:
+        sampling_rate = sampling_rate.item()
     if isinstance(sampling_rate, bool) or not isinstance(sampling_rate, numbers.Real):
-        raise ValueError(f"sampling_rate is {sampling_rate!r}, but must be a number, in Hz.")
-    if not 100 <= sampling_rate <= 10_000_000:
-        raise ValueError(f"sampling_rate is {sampling_rate} Hz, but must be between 100 Hz and 10 MHz.")
-    return sampling_rate
+        raise ValueError(f"{name} is {sampling_rate!r}, but must be a number, in Hz.")
+    rate = float(sampling_rate)
+    if not 100 <= rate <= 10_000_000:
+        raise ValueError(f"{name} is {sampling_rate} Hz, but must be between 100 Hz and 10 MHz.")
+    return rate
 
 
-def to_clips(raw_speech: Any) -> list[Any]:
-    """Split the `raw_speech` argument of a feature extractor into single clips."""
+def to_clips(raw_speech: Any) -> list[np.ndarray | torch.Tensor]:
+    """Split the `raw_speech` argument of a feature extractor into single clips and check each with [`to_clip`]."""
     if isinstance(raw_speech, (np.ndarray, torch.Tensor)):
         if raw_speech.ndim not in (1, 2, 3):
             raise ValueError(
                 f"The audio has shape {tuple(raw_speech.shape)}, but must be (samples,), (batch, samples) or "
                 "(batch, channels, samples)."
             )
-        return [raw_speech] if raw_speech.ndim == 1 else list(raw_speech)
-    if not isinstance(raw_speech, (list, tuple)):
+        if raw_speech.ndim == 2 and raw_speech.shape[0] > raw_speech.shape[1] > 0:
+            raise ValueError(
+                f"The audio has shape {tuple(raw_speech.shape)}, more clips than samples: transpose it to (batch, "
+                "samples), or pass one clip with several channels as [clip], of shape (channels, samples)."
+            )
+        clips = [raw_speech] if raw_speech.ndim == 1 else list(raw_speech)
+    elif isinstance(raw_speech, (list, tuple)):
+        is_clip = len(raw_speech) > 0 and isinstance(raw_speech[0], numbers.Real)
+        clips = [raw_speech] if is_clip else list(raw_speech)
+    else:
         raise TypeError(
             f"The audio is of type {type(raw_speech).__name__}, but must be a NumPy array, a torch tensor or a list."
         )
-    if len(raw_speech) == 0:
+    if len(clips) == 0:
         raise ValueError("The audio is empty: pass at least one clip.")
-    return [raw_speech] if isinstance(raw_speech[0], numbers.Real) else list(raw_speech)
+    return [to_clip(clip, f"Clip {index}") for index, clip in enumerate(clips)]
 
 
-def to_mono(clip: Any, name: str) -> torch.Tensor:
-    """Return a clip, (samples,) or (channels, samples), as a finite float32 tensor (samples,)."""
+def to_clip(clip: Any, name: str) -> np.ndarray | torch.Tensor:
+    """Return a clip, (samples,) or (channels, samples), as a real array or tensor, not copied if it is one already."""
     if not isinstance(clip, torch.Tensor):
         try:
             clip = np.asarray(clip)
@@ -265,45 +323,77 @@ def to_mono(clip: Any, name: str) -> torch.Tensor:
             raise ValueError(f"{name} has channels of different lengths: all must have the same length.") from None
         if clip.dtype.kind not in "iuf":
             raise TypeError(f"{name} contains values of type {clip.dtype}, not real numbers.")
-        native = np.float32 if clip.dtype.kind == "f" else clip.dtype.newbyteorder("=")
-        clip = torch.from_numpy(np.ascontiguousarray(clip, dtype=native))
-    if clip.is_complex() or clip.dtype == torch.bool:
-        raise TypeError(f"{name} contains values of type {clip.dtype}, not real numbers.")
     if clip.ndim not in (1, 2):
         raise ValueError(f"{name} has shape {tuple(clip.shape)}, but must be (samples,) or (channels, samples).")
-    if clip.numel() == 0:
+    if 0 in clip.shape:
         raise ValueError(f"{name} is empty (shape {tuple(clip.shape)}).")
     if clip.ndim == 2 and clip.shape[0] > clip.shape[1]:
         raise ValueError(
             f"{name} has shape {tuple(clip.shape)}, more channels than samples: transpose it to (channels, samples)."
         )
-    if clip.dtype in (torch.int16, torch.int32):
-        clip = clip.double() / 2.0 ** (torch.iinfo(clip.dtype).bits - 1)
-    elif not clip.is_floating_point():
-        raise TypeError(f"{name} contains {clip.dtype} integers: pass int16 or int32 PCM, or floating-point samples.")
-    clip = clip.detach().float()
-    if clip.ndim == 2:
-        clip = clip.mean(dim=0)
-    if not torch.isfinite(clip).all():
-        raise ValueError(f"{name} contains NaN or infinite samples.")
+    to_mono(clip[..., :1], name)  # checks the type of the samples
     return clip
 
 
-def resample(clip: torch.Tensor, sampling_rate: float, target_rate: int) -> torch.Tensor:
-    """Resample a clip (samples,) with soxr at quality HQ, as in the training of the published models."""
-    if sampling_rate == target_rate:
-        return clip
+def to_blocks(clip: np.ndarray | torch.Tensor, name: str) -> Iterator[torch.Tensor]:
+    """Convert a clip, (samples,) or (channels, samples), with [`to_mono`], one block at a time."""
+    size = max(1, SAMPLES_PER_BLOCK // (clip.shape[0] if clip.ndim == 2 else 1))
+    for start in range(0, clip.shape[-1], size):
+        yield to_mono(clip[..., start : start + size], name)
+
+
+def to_mono(samples: np.ndarray | torch.Tensor, name: str) -> torch.Tensor:
+    """Return samples (samples,) or (channels, samples) as a finite float32 tensor (samples,) of full scale [-1, 1]."""
+    if isinstance(samples, np.ndarray):
+        native = np.float32 if samples.dtype.kind == "f" else samples.dtype.newbyteorder("=")
+        with np.errstate(over="ignore"):
+            samples = torch.from_numpy(np.array(samples, dtype=native, order="C"))
+    if samples.is_complex() or samples.dtype == torch.bool:
+        raise TypeError(f"{name} contains values of type {samples.dtype}, not real numbers.")
+    if samples.dtype in (torch.int16, torch.int32):
+        samples = samples.float() / 2.0 ** (torch.iinfo(samples.dtype).bits - 1)
+    elif not samples.is_floating_point():
+        raise TypeError(
+            f"{name} contains {samples.dtype} integers: pass int16 or int32 PCM, or floating-point samples."
+        )
+    samples = samples.detach().float()
+    peak = float(samples.abs().amax())
+    if not math.isfinite(peak):
+        raise ValueError(f"{name} contains NaN or infinite samples.")
+    if peak > MAX_AMPLITUDE:
+        raise ValueError(
+            f"{name} has a sample of magnitude {peak:g}, but full scale is [-1, 1]: divide 16-bit PCM by 32768, or "
+            "pass it as int16."
+        )
+    return samples.mean(dim=0) if samples.ndim == 2 else samples
+
+
+def resample(blocks: Iterable[torch.Tensor], source: float, target: int, name: str) -> Iterator[torch.Tensor]:
+    """Resample the blocks of a clip from the rate `source` to `target`, in Hz, with soxr at quality HQ.
+
+    The result does not depend on the size of the blocks, and equals that of `soxr.resample`. It has
+    [`resampled_length`] samples.
+    """
+    if source == target:
+        yield from blocks
+        return
     try:
         import soxr
     except ImportError as error:
         raise ImportError(
-            f"Resampling from {sampling_rate} to {target_rate} Hz requires soxr: pip install soxr, or pass audio at "
-            f"{target_rate} Hz."
+            f"Resampling from {source:g} to {target} Hz requires soxr: pip install soxr, or pass audio at {target} Hz."
         ) from error
-    resampled = torch.from_numpy(soxr.resample(clip.cpu().numpy(), sampling_rate, target_rate, quality="HQ"))
-    if len(resampled) == 0:
-        raise ValueError(f"A clip of {len(clip)} samples at {sampling_rate} Hz is too short to resample.")
-    return resampled.to(clip.device)
+    stream = soxr.ResampleStream(source, target, 1, dtype="float32", quality="HQ")
+    device = torch.device("cpu")
+    for block in blocks:
+        device = block.device
+        yield torch.from_numpy(stream.resample_chunk(block.cpu().numpy())).to(device)
+    yield torch.from_numpy(stream.resample_chunk(np.zeros(0, dtype=np.float32), last=True)).to(device)
+
+
+def resampled_length(num_samples: int, source: float, target: int) -> int:
+    """Return the number of samples to which [`resample`] converts `num_samples` samples."""
+    return int(num_samples * target / source + 0.5)
 
 
 @lru_cache(maxsize=8)

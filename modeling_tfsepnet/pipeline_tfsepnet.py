@@ -1,18 +1,29 @@
 """Audio-classification pipeline that reads files with soundfile and resamples in the feature extractor."""
 
 import io
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
-from transformers import AudioClassificationPipeline, BatchFeature
+from torch.utils.data import Dataset
+from transformers import AudioClassificationPipeline
+from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.pipelines.base import ChunkPipeline
 
-from .feature_extraction_tfsepnet import TFSepNetFeatureExtractor
+from .feature_extraction_tfsepnet import (
+    SAMPLES_PER_BLOCK,
+    TFSepNetFeatureExtractor,
+    check_sampling_rate,
+    to_blocks,
+    to_clip,
+    to_mono,
+)
 
 
-class SceneClassificationPipeline(AudioClassificationPipeline):
+class SceneClassificationPipeline(ChunkPipeline, AudioClassificationPipeline):
     """Audio-classification pipeline for TF-SepNet that needs neither the ffmpeg program nor torchaudio.
 
     It accepts the inputs of [`~transformers.AudioClassificationPipeline`]: arrays at the feature extractor's sampling
@@ -51,69 +62,204 @@ class SceneClassificationPipeline(AudioClassificationPipeline):
         Returns:
             Dicts with `label` and `score`, best first; a list of such lists for several inputs.
         """
-        if isinstance(inputs, Path):
-            inputs = str(inputs)
-        elif isinstance(inputs, Sequence) and not isinstance(inputs, (str, bytes, list)):
-            inputs = list(inputs)  # a dataset column
-        return super().__call__(inputs, **kwargs)
+        single = (str, os.PathLike, bytes, bytearray, memoryview, Mapping, np.ndarray, torch.Tensor, io.IOBase)
+        is_dataset = isinstance(inputs, Dataset)  # of torch; it need not be iterable
+        if isinstance(inputs, single) or not (isinstance(inputs, Iterable) or is_dataset):
+            audio: Any = inputs
+            return super().__call__(audio, **kwargs)
+        items: Any = (Numbered(number, audio) for number, audio in enumerate(inputs))
+        results = super().__call__(items, **kwargs)
+        return list(results) if isinstance(inputs, Sized) and not is_dataset else results
 
-    def preprocess(self, inputs: Any) -> BatchFeature:  # type: ignore[override]  # annotated for plain dicts only
-        """Convert one input to model inputs."""
-        audio, sampling_rate = self.read(inputs)
-        features = self.feature_extractor([audio], sampling_rate=sampling_rate, return_tensors="pt")
-        return features.to(dtype=self.dtype) if self.dtype is not None else features
+    # transformers annotates the next three methods for one pass per input, not as a ChunkPipeline needs them.
+    def preprocess(self, inputs: Any) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        """Convert one input to model inputs, a few windows at a time."""
+        blocks, sampling_rate, name = self.open_audio(inputs)
+        stream = self.feature_extractor.stream(blocks, sampling_rate, name)
+        windows = next(stream, None)
+        while windows is not None:
+            following = next(stream, None)
+            yield {
+                "input_values": windows.unsqueeze(0).to(self.dtype),
+                "attention_mask": torch.ones(1, len(windows), dtype=torch.long),
+                "is_last": following is None,
+            }
+            windows = following
 
-    def read(self, inputs: Any) -> tuple[np.ndarray | torch.Tensor, int]:
-        """Return the waveform of one input, (samples,) or (channels, samples), and its sampling rate in Hz."""
-        if isinstance(inputs, dict):
-            array = inputs.get("array", inputs.get("raw"))
+    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
+        is_last = model_inputs.pop("is_last")
+        num_windows = model_inputs["attention_mask"].sum(dim=1)
+        return {"logits": self.model(**model_inputs).logits, "num_windows": num_windows, "is_last": is_last}
+
+    def postprocess(  # type: ignore[override]
+        self, model_outputs: list[dict[str, Any]], top_k: int = 5, function_to_apply: str | None = None
+    ) -> list[dict[str, Any]]:
+        """Convert the logits of all windows of one input to labels and scores."""
+        logits = torch.cat([output["logits"] for output in model_outputs]).float()
+        num_windows = torch.cat([output["num_windows"] for output in model_outputs]).float()
+        mean = (num_windows @ logits / num_windows.sum()).unsqueeze(0)
+        return super().postprocess(SequenceClassifierOutput(logits=mean), top_k, function_to_apply)
+
+    def read(self, inputs: Any) -> tuple[np.ndarray, float]:
+        """Return the mono waveform of one input, (samples,), and its sampling rate in Hz."""
+        blocks, sampling_rate, _ = self.open_audio(inputs)
+        return torch.cat(list(blocks)).cpu().numpy(), sampling_rate
+
+    def open_audio(self, inputs: Any) -> tuple[Iterator[torch.Tensor], float, str]:
+        """Open one input without reading all of it.
+
+        Returns:
+            `tuple`: The blocks of its mono waveform, tensors of shape `(samples,)`; its sampling rate in Hz; and its
+            name in error messages.
+        """
+        number, inputs = inputs if isinstance(inputs, Numbered) else (None, inputs)
+        name = "The audio" if number is None else f"Input {number}"
+        sampling_rate: Any = self.feature_extractor.sampling_rate
+        if hasattr(inputs, "get_all_samples"):  # torchcodec's decoder, as in a decoded `datasets.Audio` column
+            samples = inputs.get_all_samples()
+            inputs = {"array": samples.data, "sampling_rate": samples.sample_rate}
+        if isinstance(inputs, Mapping):
+            name = inputs.get("path") or name
+            array = next((inputs[key] for key in ("array", "raw") if inputs.get(key) is not None), None)
             if array is not None:
-                if "sampling_rate" not in inputs:
-                    raise ValueError('The dict has no "sampling_rate": add the sampling rate of its array, in Hz.')
-                return array, inputs["sampling_rate"]
-            inputs = inputs["bytes"] if inputs.get("bytes") is not None else inputs.get("path")
-            if inputs is None:
-                raise ValueError('The dict needs "array" and "sampling_rate", or "bytes", or "path".')
-        if isinstance(inputs, (str, Path)):
-            inputs = read_bytes(str(inputs))
-        if isinstance(inputs, (bytes, bytearray)):
-            return decode(bytes(inputs))
-        if not isinstance(inputs, (np.ndarray, torch.Tensor)):
+                sampling_rate, inputs = inputs.get("sampling_rate"), to_clip(array, name)
+            elif inputs.get("bytes") is not None:
+                inputs = inputs["bytes"]
+            elif inputs.get("path") is not None:
+                inputs = inputs["path"]
+            else:
+                raise ValueError(
+                    f'{name} is a dict with {", ".join(map(repr, inputs)) or "no keys"}, but needs "array" and '
+                    '"sampling_rate", or "bytes", or "path".'
+                )
+        if isinstance(inputs, (str, os.PathLike)):
+            name = os.fspath(inputs)
+            blocks, sampling_rate = decode(open_file(name), name)
+        elif isinstance(inputs, (bytes, bytearray, memoryview)):
+            name = f"{name} ({len(inputs)} bytes)"
+            blocks, sampling_rate = decode(io.BytesIO(inputs), name)
+        elif isinstance(inputs, (np.ndarray, torch.Tensor)):
+            blocks = to_blocks(to_clip(inputs, name), name)
+        else:
             raise TypeError(
-                f"An input is of type {type(inputs).__name__}; the pipeline accepts arrays, tensors, paths, URLs, "
-                "bytes and dicts."
+                f"{name} is of type {type(inputs).__name__}, but must be an array, a tensor, a path, a URL, bytes "
+                "or a dict."
             )
-        return inputs, self.feature_extractor.sampling_rate
+        rate = check_sampling_rate(sampling_rate, self.feature_extractor.sampling_rate, f"{name}: sampling_rate")
+        return blocks, rate, name
 
 
-def read_bytes(location: str) -> bytes:
-    """Return the contents of a local file or an http(s) URL."""
-    if location.startswith(("http://", "https://")):
-        from huggingface_hub import get_session
+class Numbered(NamedTuple):
+    """One of several inputs of a pipeline, with its number for error messages."""
 
-        response = get_session().get(location, follow_redirects=True)
-        response.raise_for_status()
-        return response.content
-    path = Path(location)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no audio file {location}.")
-    return path.read_bytes()
+    number: int
+    audio: Any
 
 
-def decode(contents: bytes) -> tuple[np.ndarray, int]:
-    """Decode an audio file to a float32 waveform, (samples,) or (channels, samples), and its sampling rate in Hz."""
+def open_file(location: str) -> BinaryIO:
+    """Open a local file, or download an http(s) URL to a temporary file."""
+    if not location.startswith(("http://", "https://")):
+        if not os.path.isfile(location):
+            raise FileNotFoundError(f"There is no audio file {location}.")
+        return open(location, "rb")
+    from huggingface_hub import get_session
+
+    file = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
+    try:
+        with get_session().stream("GET", location, follow_redirects=True) as response:
+            response.raise_for_status()
+            for part in response.iter_bytes():
+                file.write(part)
+    except Exception as error:  # the HTTP client has its own types
+        file.close()
+        raise ConnectionError(f"{location} cannot be downloaded: {str(error).splitlines()[0]}") from None
+    file.seek(0)
+    return file
+
+
+class OpenEnded:
+    """File that hides its length from a decoder that would estimate the length of the audio from it.
+
+    Args:
+        file (`BinaryIO`): The file.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.at_end = False
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Change the position, or pretend that it is at the end."""
+        self.at_end = whence == os.SEEK_END
+        return self.tell() if self.at_end else self.file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """Return the position; the end is far beyond that of any file."""
+        return 2**50 if self.at_end else self.file.tell()
+
+    def read(self, size: int = -1) -> bytes:
+        """Return up to `size` bytes."""
+        return self.file.read(size)
+
+
+def states_length(file: BinaryIO) -> bool:
+    """Return whether an MP3 file states its length, in a tag that encoders write into its first frame."""
+    file.seek(0)
+    head = file.read(10)
+    if head.startswith(b"ID3"):
+        file.seek(sum(byte << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True)), os.SEEK_CUR)
+    head += file.read(1000)
+    file.seek(0)
+    tag = max(head.find(b"Xing"), head.find(b"Info"))
+    return b"VBRI" in head or (tag >= 0 and bool(head[tag + 7] & 1) and any(head[tag + 8 : tag + 12]))
+
+
+def decode(file: BinaryIO, name: str) -> tuple[Iterator[torch.Tensor], int]:
+    """Open an audio file and return the blocks of its mono waveform, tensors (samples,), and its rate in Hz.
+
+    Files are read to their end, whatever length their header states.
+    """
     try:
         import soundfile
-    except ImportError as error:
+    except (ImportError, OSError) as error:
         raise ImportError("Reading audio files requires soundfile: pip install soundfile.") from error
+
+    class Stream(soundfile.SoundFile):
+        def seekable(self) -> bool:
+            return False  # soundfile believes the length in the header of seekable files
+
     try:
-        audio, sampling_rate = soundfile.read(io.BytesIO(contents), dtype="float32")
-    except soundfile.LibsndfileError as error:
+        audio = Stream(file)
+        open_ended = audio.format == "MP3" and not states_length(file)
+        if open_ended:
+            audio = Stream(OpenEnded(file))
+    except (soundfile.LibsndfileError, TypeError) as error:
+        file.close()
+        reason = getattr(error, "error_string", "Format not recognised.")
         raise ValueError(
-            f"The {len(contents)} bytes are not an audio file that libsndfile can read (WAV, FLAC, OGG, MP3): "
-            f"{error.error_string}"
+            f"{name} is not an audio file that libsndfile can read (WAV, FLAC, OGG, MP3): {reason}"
         ) from None
-    return audio.T, sampling_rate
+    size = max(1, SAMPLES_PER_BLOCK // (16 if open_ended else audio.channels))
+
+    def read_blocks() -> Iterator[torch.Tensor]:
+        num_samples = 0
+        with file, audio:
+            while True:
+                try:
+                    samples = audio.read(size, dtype="float32", always_2d=True)
+                except soundfile.LibsndfileError as error:
+                    if open_ended and num_samples:
+                        break  # at a tag at the end of the file, which does not decode
+                    reason = error.error_string.rstrip(".")
+                    raise ValueError(f"{name} is damaged ({reason}): get the file again.") from None
+                if len(samples) == 0:
+                    break
+                num_samples += len(samples)
+                yield to_mono(samples.T, name)
+        if num_samples == 0:
+            raise ValueError(f"{name} is empty: it contains no samples, or its header states a length of zero.")
+
+    return read_blocks(), audio.samplerate
 
 
 __all__ = ["SceneClassificationPipeline"]

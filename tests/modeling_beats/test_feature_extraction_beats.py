@@ -177,7 +177,10 @@ class TestInputs:
         assert type(loaded) is BeatsFeatureExtractor
         assert loaded.to_dict() == extractor.to_dict()
 
-    @pytest.mark.parametrize("name", ["check_sampling_rate", "to_clips", "to_mono"])
+    @pytest.mark.parametrize(
+        "name",
+        ["check_sampling_rate", "to_clips", "to_clip", "to_blocks", "to_mono", "resample", "resampled_length"],
+    )
     def test_both_model_folders_share_these_functions(self, name):
         """Each folder must be self-contained on the Hub, so these functions exist twice."""
         ours = getattr(modeling_beats.feature_extraction_beats, name)

@@ -211,7 +211,11 @@ MODULES = (pipeline_tfsepnet, pipeline_beats)
         (PIPELINES, "__new__"),
         (PIPELINES, "__call__"),
         (PIPELINES, "read"),
-        (MODULES, "read_bytes"),
+        (PIPELINES, "open_audio"),
+        (MODULES, "Numbered"),
+        (MODULES, "open_file"),
+        (MODULES, "OpenEnded"),
+        (MODULES, "states_length"),
         (MODULES, "decode"),
     ],
 )
