@@ -9,7 +9,7 @@ Gradio: pip install gradio.
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +21,10 @@ from transformers import pipeline
 LONGEST = 60.0
 """Seconds of a recording that are used."""
 
+MAX_FILE_SIZE = "64mb"
+MAX_QUEUE = 20
+"""Visitors who wait for their turn; one is served at a time."""
+
 
 class SceneClassifier(Protocol):
     """The pipeline of a TF-SepNet, which a model folder brings with it."""
@@ -28,8 +32,8 @@ class SceneClassifier(Protocol):
     model: Any
     feature_extractor: Any
 
-    def read(self, inputs: Any) -> tuple[np.ndarray, int]:
-        """Return the samples of a recording and their rate in Hz."""
+    def open_audio(self, inputs: Any) -> tuple[Iterator[torch.Tensor], float, str]:
+        """Return the blocks of a mono recording, their rate in Hz, and the recording's name."""
         ...
 
 
@@ -76,8 +80,14 @@ def classify(classifier: SceneClassifier, recording: Any) -> tuple[dict[str, flo
     Raises:
         OSError, ValueError: If the recording cannot be read, or is empty or not finite.
     """
-    audio, rate = classifier.read(recording)
-    audio = np.asarray(audio)[..., : int(LONGEST * rate)]
+    blocks, rate, _ = classifier.open_audio(recording)
+    left, parts = int(LONGEST * rate), []
+    for block in blocks:  # what comes after the limit is never decoded
+        parts.append(block[:left])
+        left -= len(parts[-1])
+        if left == 0:
+            break
+    audio = torch.cat(parts).cpu().numpy()
     inputs = classifier.feature_extractor([audio], sampling_rate=rate, return_tensors="pt")["input_values"]
     with torch.inference_mode():
         logits = classifier.model(input_values=inputs.transpose(0, 1)).logits  # each second as a clip of its own
@@ -133,8 +143,10 @@ def build(models: Mapping[str, SceneClassifier]) -> Any:
     def show(recording: str | None, name: str) -> tuple[dict[str, float] | None, Figure | None]:
         try:
             return respond(models[name], recording)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError) as error:
             raise gr.Error(str(error), print_exception=False) from error
+        except (MemoryError, RuntimeError) as error:
+            raise gr.Error("This recording cannot be processed: try another one.", print_exception=False) from error
 
     with gr.Blocks(title="Acoustic scenes") as page:
         gr.Markdown("# Acoustic scenes\nWhere was this recorded? Upload a file or record a few seconds (up to 60).")
@@ -146,7 +158,7 @@ def build(models: Mapping[str, SceneClassifier]) -> Any:
         plot = gr.Plot(show_label=False)
         for changed in (recording, name):
             changed.change(show, [recording, name], [scores, plot])
-    return page
+    return page.queue(max_size=MAX_QUEUE, default_concurrency_limit=1)
 
 
 def main() -> None:
@@ -163,7 +175,7 @@ def main() -> None:
         page = build(models)
     except ImportError:
         raise SystemExit("The page needs Gradio: pip install gradio") from None
-    page.launch(server_port=args.port)
+    page.launch(server_port=args.port, max_file_size=MAX_FILE_SIZE)
 
 
 if __name__ == "__main__":

@@ -75,6 +75,25 @@ def test_silence_nothing_and_too_much(classifier):
     assert app.classify(classifier, {"array": noise, "sampling_rate": 8000})[1].shape == (60, 10)
 
 
+def test_only_the_first_minute_is_decoded(classifier, tmp_path, monkeypatch):
+    """Hours of silence are a small file: what they would take as samples must never be in memory."""
+    path = tmp_path / "hours.flac"
+    with soundfile.SoundFile(path, "w", 8_000, 1, format="FLAC") as file:
+        for _ in range(180):
+            file.write(np.zeros(60 * 8_000, np.int16))
+    decoded = []
+    original = classifier.open_audio
+
+    def counted(recording):
+        blocks, rate, name = original(recording)
+        return (decoded.append(len(block)) or block for block in blocks), rate, name
+
+    monkeypatch.setattr(classifier, "open_audio", counted)
+    _, probabilities, _ = app.classify(classifier, str(path))
+    assert len(probabilities) == 60
+    assert sum(decoded) < 4_000_000  # of 86 million samples
+
+
 def test_no_audio_is_one_sentence(classifier, tmp_path):
     (tmp_path / "text.wav").write_text("no audio")
     with pytest.raises(ValueError, match="not an audio file"):
