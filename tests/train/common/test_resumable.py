@@ -17,11 +17,12 @@ from tests.train.helpers import REPOSITORY
 
 
 def run_until_killed(function, *arguments) -> int:
-    """Call `function` in a forked process; returns the signal that ended it, or 0."""
+    """Call `function` in a forked process, with one thread; returns the signal that ended it, or 0."""
     pid = os.fork()
     if pid == 0:
         status = 1
         try:
+            torch.set_num_threads(1)  # a forked process waits forever for threads that its parent has started
             function(*arguments)
             status = 0
         finally:
@@ -48,7 +49,7 @@ def kill_at(monkeypatch, owner, method: str, step: int, call: int = 1) -> None:
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("uninterrupted")
-    train_job.main(folder / "run")
+    assert run_until_killed(train_job.main, folder / "run") == 0
     return load_file(folder / "run" / "model.safetensors")
 
 
@@ -92,7 +93,7 @@ def test_run_killed_again_and_again(tmp_path, monkeypatch, uninterrupted):
 def test_run_killed_between_accumulated_passes(tmp_path, monkeypatch):
     """Three steps in an epoch of two, two and one passes; the last checkpoint is in the middle of the epoch."""
     settings = ["gradient_accumulation_steps=2", "save_steps=2"]
-    train_job.main(tmp_path / "uninterrupted", *settings)
+    assert run_until_killed(train_job.main, tmp_path / "uninterrupted", *settings) == 0
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         kill_at(patch, train_job.DistillationTrainer, "training_step", 4, call=2)
