@@ -1,4 +1,4 @@
-"""Measure what pre-training brings, in small: compare the same network from pre-trained and from random weights.
+"""Measure the benefit of pre-training on a small scale, against the same network from random weights.
 
     python -m benchmarks.pretraining_miniature --audio ESC10_FOLDER --work_dir build/miniature [--seeds 0 1 2]
     python -m benchmarks.pretraining_miniature --audio demo --work_dir build/miniature_demo
@@ -6,8 +6,8 @@
 For each seed the encoder is pre-trained on the training split without labels (recipe `demo_pretrain_iter1`; with
 `--iterations 2` also `demo_pretrain_tokenizer` and `demo_pretrain_iter2`). Both networks are then evaluated on the
 test split: by logistic regression on the mean features of the frozen encoder, and by fine-tuning the whole network.
-ESC-10 is one folder per class with files named `fold-source-take`; its last fold is the test split. The demo corpus
-comes with its own splits.
+ESC-10 has one folder per class with files named `fold-source-take`; its last fold is the test split. The demo corpus
+has its own splits.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from modeling_beats import BeatsConfig, BeatsFeatureExtractor, BeatsForAudioClas
 from train.common.checkpoints import last_complete_checkpoint
 from train.common.process import keep_freed_memory
 from train.pretrain_teacher import main as pretrain_teacher
-from train.pretraining.crops import read_segment
+from train.pretraining.sources import read_crop
 
 
 RATE = 16_000
@@ -41,7 +41,7 @@ Splits = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 def load_esc10(folder: Path, work_dir: Path) -> tuple[Splits, str]:
-    """Return the splits, and a folder with the recordings of the training split only, without class folders."""
+    """Return the splits, and a folder that contains only the recordings of the training split, without classes."""
     files = sorted(folder.glob("*/*.ogg"))
     if not files:
         raise FileNotFoundError(f"{folder} contains no class folders with Ogg files: pass the audio folder of ESC-10.")
@@ -53,7 +53,7 @@ def load_esc10(folder: Path, work_dir: Path) -> tuple[Splits, str]:
     labels: dict[str, list[int]] = {"train": [], "test": []}
     for path, fold in zip(files, folds, strict=True):
         split = "test" if fold == max(folds) else "train"
-        clip = read_segment({"path": str(path)}, 5.0, RATE, 0.0)
+        clip = read_crop({"path": str(path)}, 5.0, RATE, position=0.0)
         clips[split].append(np.pad(clip, (0, 5 * RATE - len(clip))))
         labels[split].append(classes.index(path.parent.name))
         link = unlabelled / path.name
@@ -68,7 +68,7 @@ def load_demo() -> tuple[Splits, str]:
 
 
 def pretrain(audio: str, folder: Path, seed: int, iterations: int, steps: int | None) -> dict[str, dict]:
-    """Run the stages and return, by recipe, the duration and the first and last logged metrics."""
+    """Run the stages and return the duration and the first and last logged metrics of each recipe."""
     stages: dict[str, list[str]] = {"demo_pretrain_iter1": []}
     if iterations == 2:
         first, tokenizer = folder / "demo_pretrain_iter1", folder / "demo_pretrain_tokenizer"
@@ -96,7 +96,7 @@ def pretrain(audio: str, folder: Path, seed: int, iterations: int, steps: int | 
 
 
 def new_classifier(folder: Path, from_random: bool, num_labels: int, seed: int) -> BeatsForAudioClassification:
-    """Return a classifier on the network in `folder`, with its weights or with random ones."""
+    """Return a classifier with the configuration in `folder`, and with its encoder or random weights."""
     torch.manual_seed(seed)
     if from_random:
         return BeatsForAudioClassification(BeatsConfig.from_pretrained(folder, num_labels=num_labels)).eval()
@@ -153,7 +153,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--audio", required=True, help="Audio folder of ESC-10, or demo.")
     parser.add_argument("--work_dir", type=Path, required=True, help="Folder for the models and results.json.")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="One comparison for each seed.")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="Seeds of the comparisons.")
     parser.add_argument("--iterations", type=int, choices=[1, 2], default=1, help="Iterations of pre-training.")
     parser.add_argument("--steps", type=int, help="Overrides max_steps of the recipes.")
     parser.add_argument("--frozen_only", action="store_true", help="Skip fine-tuning.")

@@ -1,26 +1,25 @@
-"""Fine-tune BEATs on clips with any number of labels each, such as AudioSet, to start the SSL+SL teacher from.
+"""Fine-tune BEATs on clips with any number of labels each, such as AudioSet, as the start of the SSL+SL teacher.
 
     python train/finetune_audioset.py --recipe audioset2m --model_name_or_path outputs/pretrain_iter2 \
         --dataset AUDIO_FOLDER --labels train.csv --test_labels eval.csv --class_names class_labels_indices.csv
     python train/finetune_audioset.py --recipe audioset20k --dataset agkphysics/AudioSet
 
-Audio comes from a folder and lists of labels, such as AudioSet's own lists of segments (clips that could not be
-downloaded are left out), or from a dataset of the Hub with the columns `audio` and `labels`. Files in a folder are
-read where they are, while training goes on: the two million clips of AudioSet are 650 GB of 16-kHz WAV, or about half
-of that as FLAC. A dataset of the Hub takes its size twice, as downloaded and as `datasets` prepares it. It is not
-streamed, since drawing rare classes as often as common ones takes the labels of all clips beforehand.
+The audio is a folder with lists of labels, such as AudioSet's own (files that do not exist are skipped), or a dataset
+on the Hub with the columns `audio` and `labels`. Files in a folder are read in place during training: the two million
+clips of AudioSet are 650 GB of 16-kHz WAV, or about half of that as FLAC. A dataset on the Hub takes twice its size,
+downloaded and as prepared by `datasets`. It is not streamed, because drawing rare classes as often as common ones
+requires the labels of all clips beforehand.
 
-The output is a model folder: `train/finetune_teacher.py --recipe ssl_sl --model_name_or_path` puts a classifier of
-scenes in the place of the one here, and `pretrain_tokenizer` takes it as a teacher ("iteration 3+"). The same command
-goes on with an interrupted run. `--dry_run` measures on this machine what the whole run costs, and trains nothing; it
-needs no model to start from.
+The output is a model folder: `train/finetune_teacher.py --recipe ssl_sl --model_name_or_path` replaces its classifier
+by one of scenes, and `pretrain_tokenizer` uses it as a teacher ("iteration 3+"). The same command resumes an
+interrupted run. `--dry_run` measures the cost of the whole run on this machine without training; it needs no model to
+start from.
 """
 
 import logging
 from collections.abc import Sequence
 from typing import Any
 
-from dataset_script.errors import InputError
 from train.common.arguments import ModelArguments
 from train.common.hub import take_over_push
 from train.common.process import configure_logging, run_command
@@ -42,15 +41,13 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
     Raises:
         FileExistsError, FileNotFoundError, InputError: As [`~train.pretraining.audioset.finetune_tagger`]; if an
-            argument is wrong.
+            argument is invalid.
     """
     recipe, (start, data, args) = parse_arguments(
         (ModelArguments, TaggedDataArguments, TaggingArguments), DEFAULT_RECIPE, arguments
     )
     configure_logging(args.log_level)
     push = take_over_push(args)
-    if data.dataset is None:
-        raise InputError("There is no audio: give --dataset, a folder or a dataset.")
     results = finetune_tagger(recipe, start, data, args)
     if not args.dry_run:
         logger.info("The model and results.json are in %s.", args.output_dir)

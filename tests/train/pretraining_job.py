@@ -1,6 +1,6 @@
-"""Runs of the pre-training script in processes of their own: `python -m tests.train.pretraining_job ARGUMENTS …`.
+"""Run the pre-training command in a process of its own: `python -m tests.train.pretraining_job ARGUMENTS …`.
 
-Each of the arguments is a command line of the script as a JSON list; the runs follow one another.
+Each argument is a command line as a JSON list; the runs follow one another.
 """
 
 import json

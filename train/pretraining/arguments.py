@@ -1,10 +1,10 @@
-"""Arguments of pre-training and of tagging."""
+"""Arguments of pre-training and of fine-tuning on AudioSet."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from typing import ClassVar, Literal
 
 import torch
-from transformers.trainer_utils import IntervalStrategy
+from transformers import TrainingArguments
 
 import modeling_beats
 from dataset_script.errors import InputError
@@ -14,29 +14,34 @@ from train.common.augmentations import SoftMixup, SpecAugment
 
 @dataclass
 class StageArguments(ModelArguments):
-    """What is trained, from what, by what."""
+    """What is trained, and on the output of which model."""
 
     stage: Literal["model", "tokenizer"] = field(
-        default="model", metadata={"help": "Masked modelling, or a tokenizer for the next iteration."}
+        default="model", metadata={"help": "Train a model by masked audio modelling, or a tokenizer for the next one."}
     )
     tokenizer_name_or_path: str | None = field(
-        default=None, metadata={"help": "Trained tokenizer that gives the labels of a model; or a random projection."}
+        default=None,
+        metadata={"help": "Tokenizer (folder or Hub id) that labels the patches; without it, a random projection."},
     )
     teacher_name_or_path: str | None = field(
-        default=None, metadata={"help": "BEATs model folder or Hub id that a tokenizer learns from."}
+        default=None, metadata={"help": "BEATs model (folder or Hub id) that a tokenizer learns from."}
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.stage == "tokenizer" and self.teacher_name_or_path is None:
-            raise InputError("A tokenizer needs a teacher: give --teacher_name_or_path.")
+            raise InputError("Stage tokenizer needs a teacher: set --teacher_name_or_path.")
+        if self.stage == "tokenizer" and self.tokenizer_name_or_path is not None:
+            raise InputError("tokenizer_name_or_path has no effect on stage tokenizer: omit it.")
+        if self.stage == "model" and self.teacher_name_or_path is not None:
+            raise InputError("teacher_name_or_path has no effect on stage model: omit it, or use --stage tokenizer.")
 
 
 @dataclass
 class AudioArguments(CorpusArguments):
     """Which audio is used."""
 
-    dataset: str | None = field(
-        default=None,
+    dataset: str = field(
+        default="",
         metadata={"help": "Folder of audio files, configuration of the scenes (demo, split100), or Hub dataset."},
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
@@ -44,84 +49,111 @@ class AudioArguments(CorpusArguments):
     streaming: bool = field(default=False, metadata={"help": "Read a Hub dataset while training."})
 
 
+REPLACED = {
+    "num_train_epochs": "use max_steps",
+    "per_device_train_batch_size": "use batch_size",
+    "auto_find_batch_size": "use batch_size",
+    "data_seed": "use seed",
+    "logging_strategy": "use logging_steps",
+    "save_strategy": "use save_steps",
+    "eval_strategy": "omit it, since there is no evaluation during training",
+    "load_best_model_at_end": "omit it, since the weights of the last step are kept",
+    "label_smoothing_factor": "omit it, since the loss has no smoothing",
+    "train_sampling_strategy": "omit it, since each epoch has a random order",
+    "dataloader_drop_last": "omit it, since all batches have batch_size crops",
+    "dataloader_persistent_workers": "omit it, since the whole run is one epoch of the loader",
+    "dataloader_prefetch_factor": "use dataloader_num_workers",
+    "remove_unused_columns": "omit it, since batches have no columns",
+    "resume_from_checkpoint": "omit it, since the same command resumes",
+    "ignore_data_skip": "omit it, since a resumed run always skips the crops it has used",
+}
+"""Arguments of `TrainingArguments` that have no effect here, and what to do instead."""
+
+
 @dataclass
 class PretrainingArguments(ResumableTrainingArguments):
-    """`TrainingArguments` with what pre-training counts in: steps, and batches of segments over all processes."""
+    """`TrainingArguments` of runs that count in steps, and in batches of crops over all processes."""
 
-    batch_size: int = field(default=64, metadata={"help": "Segments of a forward pass over all processes together."})
-    segment_seconds: float = field(default=10.0, metadata={"help": "Longest segment that the network sees."})
+    replaced: ClassVar[dict[str, str]] = REPLACED | {"per_device_eval_batch_size": "omit it, since there is no test"}
+
+    output_dir: str = field(default="outputs", metadata={"help": "Folder for the checkpoints, model and results."})
+    batch_size: int = field(default=64, metadata={"help": "Crops per forward pass, over all processes together."})
+    segment_seconds: float = field(default=10.0, metadata={"help": "Longest crop, in seconds."})
     max_steps: int = field(default=1000, metadata={"help": "Optimizer steps."})
-    warmup_steps: int = field(default=0, metadata={"help": "Steps before the full rate; it falls to 0 from there."})
-    dry_run: bool = field(default=False, metadata={"help": "Measure what the run costs instead of running it."})
+    warmup_steps: int = field(default=0, metadata={"help": "Steps before the learning rate reaches its maximum."})
+    dry_run: bool = field(default=False, metadata={"help": "Measure the cost of the run instead of running it."})
 
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: batches have no columns."})
-    logging_steps: int = field(default=50, metadata={"help": "Steps between the figures in the log."})
+    logging_steps: int = field(default=50, metadata={"help": "Steps between log lines."})
     save_steps: int = field(default=1000, metadata={"help": "Steps between checkpoints."})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        for inherited in fields(TrainingArguments):
+            if inherited.name in self.replaced and getattr(self, inherited.name) != inherited.default:
+                raise InputError(f"{inherited.name} has no effect here: {self.replaced[inherited.name]}.")
         if self.max_steps < 1:
-            raise InputError(f"max_steps is {self.max_steps}: give the number of optimizer steps, at least 1.")
+            raise InputError(f"max_steps is {self.max_steps}: choose at least one optimizer step.")
         if not 0.175 <= self.segment_seconds <= 60:
-            raise InputError(f"segment_seconds is {self.segment_seconds}: give 0.175 (one patch) to 60 seconds.")
-        self.save_strategy, self.logging_strategy = IntervalStrategy.STEPS, IntervalStrategy.STEPS
+            raise InputError(f"segment_seconds is {self.segment_seconds}: choose 0.175 (one patch) to 60 seconds.")
         if not torch.accelerator.is_available():
-            # The recipes ask for bfloat16, which most CPUs can only imitate, slowly.
+            # The recipes use bfloat16, which most CPUs only emulate, slowly.
             self.use_cpu, self.bf16 = True, False
         super().__post_init__()
         if self.batch_size < self.world_size:
-            raise InputError(f"batch_size is {self.batch_size}: give at least one segment to each process.")
+            raise InputError(f"batch_size is {self.batch_size}: choose at least one crop for each process.")
 
     def max_patches(self, config: modeling_beats.BeatsConfig) -> int:
-        """Return a number of patches that no segment exceeds."""
+        """Return a number of patches that no crop exceeds."""
         frames = round(self.segment_seconds * 100)
         return max(1, frames // config.patch_size) * (config.num_mel_bins // config.patch_size)
 
 
 @dataclass
 class TaggedDataArguments:
-    """Which clips are used."""
+    """Which clips are used, and where their labels are."""
 
-    dataset: str | None = field(
-        default=None,
+    dataset: str = field(
+        default="",
         metadata={"help": "Folder of audio files, or Hub dataset with columns audio and labels (a list)."},
     )
-    labels: str | None = field(
-        default=None, metadata={"help": "CSV file with the files to train on and their labels."}
-    )
-    test_labels: str | None = field(default=None, metadata={"help": "The same for the files to test on."})
+    labels: str | None = field(default=None, metadata={"help": "CSV file with the training files and their labels."})
+    test_labels: str | None = field(default=None, metadata={"help": "CSV file with the test files and their labels."})
     class_names: str | None = field(
         default=None, metadata={"help": "AudioSet's class_labels_indices.csv: order and names of the classes."}
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
-    train_split: str = field(default="train", metadata={"help": "Split of a Hub dataset to train on."})
-    test_split: str = field(default="test", metadata={"help": "Split of a Hub dataset to test on."})
-    cache_dir: str | None = field(default=None, metadata={"help": "Where datasets are kept."})
+    train_split: str = field(default="train", metadata={"help": "Training split of a Hub dataset."})
+    test_split: str = field(default="test", metadata={"help": "Test split of a Hub dataset."})
+    cache_dir: str | None = field(default=None, metadata={"help": "Cache folder for datasets."})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        if not self.dataset:
+            raise InputError("There is no audio: set --dataset to a folder or a Hub dataset.")
         if (self.labels is None) != (self.test_labels is None):
-            raise InputError("labels and test_labels belong together: give both for a folder, none for a Hub dataset.")
+            raise InputError("labels and test_labels belong together: set both for a folder, none for a Hub dataset.")
 
 
 @dataclass
 class TaggingArguments(PretrainingArguments):
-    """`PretrainingArguments` with augmentation and the sampling of clips."""
+    """`PretrainingArguments` with augmentations and the sampling of clips."""
+
+    replaced: ClassVar[dict[str, str]] = REPLACED
 
     balanced: bool = field(
         default=False,
-        metadata={"help": "Draw clips by the inverse frequency of their classes, not one after another."},
+        metadata={"help": "Draw clips by the inverse frequency of their classes instead of each once per epoch."},
     )
     spec_augment_size: float = field(
-        default=0.0, metadata={"help": "Largest share of each axis that SpecAugment masks; 0 is off."}
+        default=0.0, metadata={"help": "Largest fraction of each axis that SpecAugment masks; 0 is off."}
     )
     mixup_alpha: float = field(default=0.0, metadata={"help": "Beta parameter of mixup; 0 is off."})
-    per_device_eval_batch_size: int = field(default=32, metadata={"help": "Clips of a forward pass in the test."})
+    per_device_eval_batch_size: int = field(default=32, metadata={"help": "Clips per forward pass in the test."})
 
-    def __post_init__(self):
-        self.augmentations()  # so that wrong values are found at once
+    def __post_init__(self) -> None:
+        self.augmentations()  # so that invalid values are found at once
         super().__post_init__()
 
     def augmentations(self) -> tuple[SpecAugment | None, SoftMixup | None]:
-        """Return the recipe's augmentations, None for those that are off."""
+        """Return SpecAugment and mixup, None for those that are off."""
         return (
             SpecAugment(self.spec_augment_size) if self.spec_augment_size else None,
             SoftMixup(self.mixup_alpha) if self.mixup_alpha else None,

@@ -1,4 +1,4 @@
-"""Clips with any number of labels each, as AudioSet has them: data, trainer and mean average precision."""
+"""Fine-tuning on clips with any number of labels each: dataset, trainer and mean average precision."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,81 +10,77 @@ import numpy as np
 import torch
 from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.feature_extraction_utils import FeatureExtractionMixin
 
-from train.pretraining.crops import SegmentCollator, Segments, audio_of, durations, read_segment
+from modeling_beats import BeatsFeatureExtractor, BeatsForAudioClassification
+from train.pretraining.arguments import TaggingArguments
+from train.pretraining.crops import Crops
 from train.pretraining.labels import multi_hot
-from train.pretraining.trainers import SegmentTrainer
+from train.pretraining.sources import durations, encoded_audio, read_crop
+from train.pretraining.trainers import CropTrainer
 
 
-class TaggedSegments(Segments):
-    """Segments of labelled audio, each with the labels of its whole recording.
+class TaggedCrops(Crops):
+    """Crops of labelled recordings, each with the labels of its whole recording.
+
+    An item has `labels` of shape `(num_classes,)`, 0 or 1, besides its `waveform`.
 
     Args:
-        source, seconds, sampling_rate, seed: As for [`~train.pretraining.crops.Segments`].
-        tags (`list[list[int]]`): Classes of each recording.
+        source, seconds, sampling_rate, seed: As for [`~train.pretraining.crops.Crops`].
+        labels (`list[list[int]]`): Class indices of each recording.
         num_classes (`int`): Number of classes.
-        balanced (`bool`, *optional*, defaults to `False`): Draw clips by the sum of their classes' inverse frequency,
-            so that rare classes are heard as often as common ones.
+        balanced (`bool`, *optional*, defaults to `False`): Draw clips by the sum of the inverse frequencies of their
+            classes, so that rare classes occur about as often as common ones.
     """
 
     def __init__(
         self,
         source: list[Path] | datasets.Dataset,
-        tags: list[list[int]],
+        labels: list[list[int]],
         num_classes: int,
         seconds: float,
         sampling_rate: int,
         seed: int,
         balanced: bool = False,
     ):
-        self.tags = tags
+        self.labels = labels
         self.num_classes = num_classes
         super().__init__(source, seconds, sampling_rate, seed)
-        self.weights = None
         if balanced:
-            frequency = Counter(tag for clip in self.clips for tag in tags[clip])
-            weights = [sum(1 / frequency[tag] for tag in row) for row in tags]
-            self.weights = torch.tensor(weights, dtype=torch.float64)[self.clips]
+            frequency = Counter(label for recording in self.recordings for label in labels[recording])
+            weights = [sum(1 / frequency[label] for label in own) for own in labels]
+            self.weights = torch.tensor(weights, dtype=torch.float64)[self.recordings]
 
-    def __getitem__(self, index: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        return super().__getitem__(index), multi_hot([self.tags[self.clips[index[1]]]], self.num_classes)[0]
-
-
-class TaggedCollator(SegmentCollator):
-    """Repeat segments to one length, and stack them with their labels, `(batch_size, num_classes)`."""
-
-    def __call__(self, rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, Tensor]:
-        """Stack `rows` of [`TaggedSegments`]."""
-        segments, labels = zip(*rows, strict=True)
-        return {**super().__call__(segments), "labels": torch.from_numpy(np.stack(labels))}
+    def __getitem__(self, index: tuple[int, int]) -> dict[str, np.ndarray]:
+        labels = self.labels[self.recordings[index[1]]]
+        return {**super().__getitem__(index), "labels": multi_hot([labels], self.num_classes)[0]}
 
 
-class TaggingTrainer(SegmentTrainer):
-    """Train a classifier of any number of labels: SpecAugment, mixup, then binary cross-entropy over all classes.
+class TaggingTrainer(CropTrainer):
+    """Train a multi-label classifier: SpecAugment, mixup, then binary cross-entropy over all classes.
 
     Args:
-        model (`PreTrainedModel`): With `problem_type` `multi_label_classification`.
+        model (`BeatsForAudioClassification`): With `problem_type` `multi_label_classification`.
         args (`TaggingArguments`): Recipe of the run.
-        feature_extractor (`FeatureExtractionMixin`): Makes filter banks. Saved with the model.
-        train_dataset (`TaggedSegments`): Clips, of which shorter ones are repeated to `args.segment_seconds`.
+        feature_extractor (`BeatsFeatureExtractor`): Computes the filter banks. Saved with the model.
+        train_dataset (`TaggedCrops`): Clips; shorter ones are repeated to `args.segment_seconds`.
     """
+
+    model: BeatsForAudioClassification
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        args: Any,
-        feature_extractor: FeatureExtractionMixin,
-        train_dataset: TaggedSegments,
+        model: BeatsForAudioClassification,
+        args: TaggingArguments,
+        feature_extractor: BeatsFeatureExtractor,
+        train_dataset: TaggedCrops,
     ):
         samples = round(args.segment_seconds * feature_extractor.sampling_rate)
-        super().__init__(model, args, feature_extractor, train_dataset, TaggedCollator(samples))
+        super().__init__(model, args, feature_extractor, train_dataset, min_samples=samples)
         self.spec_augment, self.mixup = args.augmentations()
 
-    def noise(self, clips: int) -> dict[str, Tensor]:
-        """As the base class, with clips that have no label."""
-        return {**super().noise(clips), "labels": torch.zeros(clips, self.model.config.num_labels)}
+    def noise(self, batch_size: int) -> dict[str, Tensor]:
+        """Return a batch of crops of full length without any label, to measure what a step costs."""
+        return {**super().noise(batch_size), "labels": torch.zeros(batch_size, self.model.classifier.out_features)}
 
     def compute_loss(
         self,
@@ -107,18 +103,18 @@ class TaggingTrainer(SegmentTrainer):
 
 
 class FirstSeconds:
-    """The beginning of each clip, of one length, for a slice of the clips at a time.
+    """The first seconds of each clip, for a slice of the clips at a time; shorter clips are repeated.
 
     Args:
-        source, seconds, sampling_rate: As for [`~train.pretraining.crops.Segments`]; shorter clips are repeated.
+        source, seconds, sampling_rate: As for [`~train.pretraining.crops.Crops`].
 
     Raises:
-        InputError: If a file in a folder cannot be read.
+        InputError: If a file of the folder cannot be read.
     """
 
     def __init__(self, source: list[Path] | datasets.Dataset, seconds: float, sampling_rate: int):
         if isinstance(source, list):
-            durations(source)
+            durations(source)  # fails early if a file cannot be read
         self.source = source
         self.seconds = seconds
         self.sampling_rate = sampling_rate
@@ -127,24 +123,23 @@ class FirstSeconds:
         return len(self.source)
 
     def __getitem__(self, rows: slice) -> np.ndarray:
-        clips = [audio_of(self.source, row) for row in range(*rows.indices(len(self)))]
         samples = round(self.seconds * self.sampling_rate)
-        return np.stack(
-            [np.resize(read_segment(clip, self.seconds, self.sampling_rate, 0.0), samples) for clip in clips]
-        )
+        clips = [encoded_audio(self.source, row) for row in range(*rows.indices(len(self)))]
+        waveforms = [read_crop(clip, self.seconds, self.sampling_rate, position=0.0) for clip in clips]
+        return np.stack([np.resize(waveform, samples) for waveform in waveforms])
 
 
 def tagging_metrics(logits: np.ndarray, targets: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
-    """Return the mean average precision (AudioSet's mAP), and what stands behind it.
+    """Return the mean average precision (AudioSet's mAP) and its parts.
 
     Args:
         logits (`np.ndarray` of shape `(clips, classes)`): Scores; only their order counts.
-        targets (`np.ndarray` of shape `(clips, classes)`): 0 and 1.
+        targets (`np.ndarray` of shape `(clips, classes)`): 0 or 1.
         class_names (`Sequence[str]`): Names of the classes.
 
     Returns:
-        `clips`; `map`, the mean over the classes that occur; `chance`, what random scores would give (the mean of the
-        classes' frequencies); and `average_precision` by class, None for one that does not occur.
+        `dict`: `clips`; `map`, the mean over the classes that occur; `chance`, the expected `map` of random scores
+        (the mean frequency of these classes); and `average_precision` by class, None for those that do not occur.
     """
     occurs = targets.any(axis=0)
     precision = np.atleast_1d(average_precision_score(targets[:, occurs], logits[:, occurs], average=None))

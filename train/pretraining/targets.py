@@ -8,14 +8,19 @@ import modeling_beats
 from dataset_script.errors import InputError
 from train.common.models import load_beats, load_beats_config, load_extractor, override
 from train.pretraining.arguments import AudioArguments, PretrainingArguments, StageArguments
-from train.pretraining.crops import Segments, StreamedSegments, load_unlabelled
+from train.pretraining.crops import Crops, StreamedCrops
+from train.pretraining.sources import load_unlabelled
 
 
 logger = logging.getLogger(__name__)
 
 
 def find_config(model_name_or_path: str, dry_run: bool) -> modeling_beats.BeatsConfig | None:
-    """Return the configuration of a BEATs; None for one that is not there in a dry run, where random weights do.
+    """Return the configuration of a BEATs model; in a dry run None if it does not exist.
+
+    Args:
+        model_name_or_path (`str`): Model folder or Hub id.
+        dry_run (`bool`): Whether random weights may replace the model.
 
     Raises:
         FileNotFoundError, InputError: As [`~train.common.models.load_beats_config`].
@@ -25,36 +30,38 @@ def find_config(model_name_or_path: str, dry_run: bool) -> modeling_beats.BeatsC
     except FileNotFoundError:
         if not dry_run:
             raise
-        logger.info("There is no model %s yet: random weights take its place.", model_name_or_path)
+        logger.info("Model %s does not exist yet: using random weights instead.", model_name_or_path)
         return None
 
 
-def load_guide(stage: StageArguments, config: modeling_beats.BeatsConfig, dry_run: bool = False) -> PreTrainedModel:
-    """Return the model that a stage learns from, frozen: a tokenizer, or the teacher of one.
+def load_target_model(
+    stage: StageArguments, config: modeling_beats.BeatsConfig, dry_run: bool = False
+) -> PreTrainedModel:
+    """Return the model whose output is the target of a stage: a tokenizer, or the teacher of one.
 
     Args:
         stage (`StageArguments`): What is trained.
-        config (`BeatsConfig`): Of the model to be trained; a random projection is made for it.
-        dry_run (`bool`, *optional*, defaults to `False`): Take random weights of that size for a model that is not
-            there.
+        config (`BeatsConfig`): Configuration of the model to train, for which a random projection is made.
+        dry_run (`bool`, *optional*, defaults to `False`): Replace a model that does not exist by random weights of the
+            size in `config`.
 
     Raises:
-        FileNotFoundError: If there is no such model.
-        InputError: If it is of another kind, or does not fit the model.
+        FileNotFoundError: If the model does not exist.
+        InputError: If it is of another kind, or does not fit the model to train.
     """
     name = stage.teacher_name_or_path if stage.stage == "tokenizer" else stage.tokenizer_name_or_path
     if name is None:
         return modeling_beats.BeatsRandomProjectionTokenizer(config)
-    guide_config = find_config(name, dry_run)
-    if guide_config is None:
+    target_config = find_config(name, dry_run)
+    if target_config is None:
         is_teacher = stage.stage == "tokenizer"
         return modeling_beats.BeatsModel(config) if is_teacher else modeling_beats.BeatsTokenizerModel(config)
-    architecture = (guide_config.architectures or ["BeatsModel"])[0]
-    for field_name in ("num_mel_bins", "patch_size"):
-        if getattr(guide_config, field_name) != getattr(config, field_name):
+    architecture = (target_config.architectures or ["BeatsModel"])[0]
+    for setting in ("num_mel_bins", "patch_size"):
+        if getattr(target_config, setting) != getattr(config, setting):
             raise InputError(
-                f"{name} has {field_name} {getattr(guide_config, field_name)}, but the model to train "
-                f"{getattr(config, field_name)}: change it with --config_overrides."
+                f"{name} has {setting}={getattr(target_config, setting)}, but the model to train has "
+                f"{setting}={getattr(config, setting)}: change it with --config_overrides."
             )
     if stage.stage == "tokenizer":
         is_classifier = architecture == "BeatsForAudioClassification"
@@ -66,46 +73,62 @@ def load_guide(stage: StageArguments, config: modeling_beats.BeatsConfig, dry_ru
         "BeatsTokenizerModel": modeling_beats.BeatsTokenizerModel,
     }
     if architecture not in tokenizers:
-        raise InputError(f"{name} is a {architecture}: give a tokenizer, such as recipe pretrain_tokenizer makes one.")
+        raise InputError(f"{name} is a {architecture}: use a tokenizer, such as the output of pretrain_tokenizer.")
     return load_beats(tokenizers[architecture], name)
 
 
 def make_models(
     stage: StageArguments, dry_run: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedModel, modeling_beats.BeatsFeatureExtractor]:
-    """Return the model to train, the guide, and the feature extractor; arguments and errors as [`load_guide`]."""
-    name = stage.model_name_or_path
-    start = None if name is None else find_config(name, dry_run)
-    extractor = load_extractor(name) if start else modeling_beats.BeatsFeatureExtractor()
-    config = override(start or modeling_beats.BeatsConfig(), stage.config_overrides)
-    extractor.feature_size = config.num_mel_bins
-    guide = load_guide(stage, config, dry_run)
-    if stage.stage == "tokenizer":
-        model_class = modeling_beats.BeatsForTokenizerTraining
-        is_classifier = isinstance(guide, modeling_beats.BeatsForAudioClassification)
-        config.estimator_size = guide.config.num_labels if is_classifier else guide.config.hidden_size
-    else:
-        model_class = modeling_beats.BeatsForPreTraining
-        config.codebook_size = guide.config.codebook_size
-    model = load_beats(model_class, name, config, needed="beats.") if start else model_class(config)
-    return model, guide, extractor
+    """Return the model to train, the target model, and the feature extractor.
 
-
-def make_dataset(audio: AudioArguments, args: PretrainingArguments, sampling_rate: int) -> Segments | StreamedSegments:
-    """Return the segments of a run, from its first step on.
+    Args:
+        stage (`StageArguments`): What is trained.
+        dry_run (`bool`, *optional*, defaults to `False`): Replace models that do not exist by random weights.
 
     Raises:
-        FileNotFoundError, InputError: As [`~train.pretraining.crops.load_unlabelled`] and
-            [`~train.pretraining.crops.Segments`].
+        FileNotFoundError, InputError: As [`load_target_model`].
+    """
+    name = stage.model_name_or_path
+    start = None if name is None else find_config(name, dry_run)
+    extractor = load_extractor(name) if name and start else modeling_beats.BeatsFeatureExtractor()
+    config = override(start or modeling_beats.BeatsConfig(), stage.config_overrides)
+    assert isinstance(extractor, modeling_beats.BeatsFeatureExtractor)
+    assert isinstance(config, modeling_beats.BeatsConfig)
+    extractor.feature_size = config.num_mel_bins
+    target_model = load_target_model(stage, config, dry_run)
+    model_class: type[modeling_beats.BeatsPreTrainedModel]
+    if stage.stage == "tokenizer":
+        model_class = modeling_beats.BeatsForTokenizerTraining
+        is_classifier = isinstance(target_model, modeling_beats.BeatsForAudioClassification)
+        config.estimator_size = target_model.config.num_labels if is_classifier else target_model.config.hidden_size
+    else:
+        model_class = modeling_beats.BeatsForPreTraining
+        config.codebook_size = target_model.config.codebook_size
+    model = load_beats(model_class, name, config, needed="beats.") if name and start else model_class(config)
+    return model, target_model, extractor
+
+
+def make_dataset(audio: AudioArguments, args: PretrainingArguments, sampling_rate: int) -> Crops | StreamedCrops:
+    """Return the crops of a run from its first step on.
+
+    Args:
+        audio (`AudioArguments`): Which audio is used.
+        args (`PretrainingArguments`): The run.
+        sampling_rate (`int`): Rate of the crops in Hz.
+
+    Raises:
+        FileNotFoundError, InputError: As [`~train.pretraining.sources.load_unlabelled`] and
+            [`~train.pretraining.crops.Crops`].
     """
     with args.main_process_first():
         source = load_unlabelled(
             audio.dataset, audio.dataset_config, audio.dataset_split, audio.data_dir, audio.streaming, audio.cache_dir
         )
     if audio.streaming:
-        return StreamedSegments(
+        return StreamedCrops(
             source, args.segment_seconds, sampling_rate, args.seed, args.world_size, args.process_index
         )
-    dataset = Segments(source, args.segment_seconds, sampling_rate, args.seed)
-    logger.info("%d segments of at most %g s.", len(dataset), args.segment_seconds)
+    dataset = Crops(source, args.segment_seconds, sampling_rate, args.seed)
+    logger.info("%d crops of at most %g s per epoch.", len(dataset), args.segment_seconds)
     return dataset

@@ -1,6 +1,4 @@
-"""Trainers on segments of audio: masked audio modelling, and tokenizers."""
-
-from typing import Any
+"""Trainers on crops of audio: masked audio modelling, and tokenizers."""
 
 import torch
 import torch.distributed as dist
@@ -8,39 +6,52 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
-from transformers.feature_extraction_utils import FeatureExtractionMixin
 
 from dataset_script.waveforms import FULL_SCALE
-from modeling_beats import BeatsForAudioClassification, mask_patches
+from modeling_beats import (
+    BeatsFeatureExtractor,
+    BeatsForAudioClassification,
+    BeatsForPreTraining,
+    BeatsForTokenizerTraining,
+    mask_patches,
+)
 from train.common.distributed import BatchRows
 from train.common.resumable import ResumableTrainer, derived_seed
-from train.pretraining.crops import SegmentBatches, SegmentCollator, Segments, StreamedSegments
+from train.pretraining.arguments import PretrainingArguments
+from train.pretraining.crops import CropBatches, CropCollator, Crops, StreamedCrops
 
 
-class CodeWindow:
-    """Which codes came up since the last summary, and the means of other figures, over all processes.
+class CodebookStatistics:
+    """Use of the codes since the last summary, and means of other metrics, over all processes.
 
     Args:
         num_codes (`int`): Size of the codebook.
-        figures (`tuple[str]`): Names of the other figures.
-        device (`torch.device`): Where the sums are kept, so that nothing waits for it.
+        metric_names (`tuple[str, ...]`): Names of the other metrics.
+        device (`torch.device`): Device of the sums; that of the model avoids synchronisation.
     """
 
-    def __init__(self, num_codes: int, figures: tuple[str, ...], device: torch.device):
-        self.figures = figures
+    def __init__(self, num_codes: int, metric_names: tuple[str, ...], device: torch.device):
+        self.metric_names = metric_names
         self.histogram = torch.zeros(num_codes, dtype=torch.long, device=device)
-        self.sums = torch.zeros(len(figures), device=device)
+        self.sums = torch.zeros(len(metric_names), device=device)
 
     def add(self, codes: Tensor, *means: Tensor) -> None:
-        """Count `codes` `(number,)`, and figures that are means over as many patches."""
+        """Count codes, and add up metrics.
+
+        Args:
+            codes (`torch.LongTensor` of shape `(patches,)`): Codes of some patches.
+            means (`torch.Tensor` of shape `()`): Mean of each of the other metrics over these patches.
+        """
         self.histogram += torch.bincount(codes, minlength=len(self.histogram))
         self.sums += len(codes) * torch.stack([mean.detach().float() for mean in means])
 
     def summary(self) -> dict[str, float]:
-        """Return the figures of the window, and begin a new one; all processes must call this.
+        """Return the metrics since the last summary and start over; all processes must call this.
 
-        `codebook_usage` is the share of the codes that came up at all, `perplexity` the exponential of their entropy,
-        and `largest_share` the share of the most frequent code, which is the accuracy of naming it always.
+        Returns:
+            `dict[str, float]`: The means of the other metrics; `codebook_usage`, the fraction of the codes that
+            occurred; `perplexity`, the exponential of the codes' entropy; and `largest_share`, the fraction of the
+            most frequent code, which is the accuracy of always predicting it.
         """
         values = torch.cat([self.histogram.float(), self.sums])
         if dist.is_available() and dist.is_initialized():
@@ -49,36 +60,41 @@ class CodeWindow:
         self.histogram.zero_()
         self.sums.zero_()
         total = counts.sum().clamp(min=1)
-        shares = counts / total
+        fractions = counts / total
         return {
-            **dict(zip(self.figures, (sums / total).tolist(), strict=True)),
+            **dict(zip(self.metric_names, (sums / total).tolist(), strict=True)),
             "codebook_usage": (counts > 0).double().mean().item(),
-            "perplexity": torch.special.entr(shares).sum().exp().item(),
-            "largest_share": shares.max().item(),
+            "perplexity": torch.special.entr(fractions).sum().exp().item(),
+            "largest_share": fractions.max().item(),
         }
 
 
-class SegmentTrainer(ResumableTrainer):
-    """Train for a number of steps on segments of audio, which are read while training goes on.
+class CropTrainer(ResumableTrainer):
+    """Train for a number of steps on crops of audio, which are read during training.
 
     A step is a function of weights, optimizer state, seed, step and micro-step alone, so that an interrupted run
-    continues to the same weights. Without dropout several processes compute the same as one, up to rounding.
+    resumes to the same weights. Without dropout several processes compute the same as one, up to rounding.
 
     Args:
-        model (`PreTrainedModel`): To be trained.
+        model (`PreTrainedModel`): The model to train.
         args (`PretrainingArguments`): Recipe of the run.
-        feature_extractor (`FeatureExtractionMixin`): Makes filter banks. Saved with the model.
-        train_dataset (`Segments` or `StreamedSegments`): Audio.
-        data_collator (`SegmentCollator`): Makes batches with `waveform` and perhaps `num_samples`.
+        feature_extractor (`BeatsFeatureExtractor`): Computes the filter banks. Saved with the model.
+        train_dataset (`Crops` or `StreamedCrops`, *optional*): Audio; not needed to measure the cost of a step.
+        min_samples (`int`): Shorter crops are repeated to this length.
     """
+
+    model: PreTrainedModel
+    args: PretrainingArguments
+    train_dataset: Crops | StreamedCrops | None
+    data_collator: CropCollator
 
     def __init__(
         self,
         model: PreTrainedModel,
-        args: Any,
-        feature_extractor: FeatureExtractionMixin,
-        train_dataset: Segments | StreamedSegments,
-        data_collator: SegmentCollator,
+        args: PretrainingArguments,
+        feature_extractor: BeatsFeatureExtractor,
+        train_dataset: Crops | StreamedCrops | None,
+        min_samples: int,
     ):
         self.rows = BatchRows(args.world_size, args.process_index)
         self.rows.resize(args.batch_size)
@@ -88,86 +104,100 @@ class SegmentTrainer(ResumableTrainer):
         super().__init__(
             model=model,
             args=args,
-            data_collator=data_collator,
+            data_collator=CropCollator(feature_extractor, min_samples),
             train_dataset=train_dataset,
             processing_class=feature_extractor,
         )
 
     def get_train_dataloader(self) -> DataLoader:
         """Return a loader that gives each process its rows of every batch of the run, which is one long epoch."""
-        args = self.args
-        options = {
-            "collate_fn": self.data_collator,
-            "pin_memory": args.dataloader_pin_memory and args.device.type == "cuda",
-        }
-        if isinstance(self.train_dataset, StreamedSegments):
-            workers = min(args.dataloader_num_workers, 1)  # more would each read the whole stream
-            return DataLoader(self.train_dataset, batch_size=self.rows.count, num_workers=workers, **options)
-        num_batches = args.max_steps * args.gradient_accumulation_steps
-        dataset = self.train_dataset
-        batches = SegmentBatches(
-            len(dataset), args.batch_size, num_batches, args.seed, self.rows, getattr(dataset, "weights", None)
-        )
+        args, dataset = self.args, self.train_dataset
+        assert dataset is not None
+        batches, batch_size, workers = None, 1, args.dataloader_num_workers
+        if isinstance(dataset, StreamedCrops):
+            batch_size, workers = self.rows.count, min(workers, 1)  # more would each read the whole stream
+        else:
+            num_batches = args.max_steps * args.gradient_accumulation_steps
+            batches = CropBatches(len(dataset), args.batch_size, num_batches, args.seed, self.rows, dataset.weights)
         return DataLoader(
-            self.train_dataset, batch_sampler=batches, num_workers=args.dataloader_num_workers, **options
+            dataset,
+            batch_size=batch_size,
+            batch_sampler=batches,
+            num_workers=workers,
+            collate_fn=self.data_collator,
+            pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
         )
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """Do one forward and backward pass on this process' rows; returns the detached loss."""
+        """Run the forward and backward pass of this process' rows and return the detached loss."""
         seed = self.next_seed()
         torch.manual_seed(derived_seed(seed, self.args.process_index))  # for dropout
         self._generator = torch.Generator().manual_seed(seed)  # for what all processes draw alike
         return super().training_step(model, inputs, num_items_in_batch)
 
     @torch.no_grad()
-    def features(self, waveform: Tensor, num_samples: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Return filter banks, and the attention mask if clips differ in length."""
-        features = self.feature_extractor.fbank(waveform / FULL_SCALE)
-        if num_samples is None:
+    def features(self, waveform: Tensor, num_frames: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Return the filter banks of a batch, and the attention mask if crops differ in length.
+
+        Args:
+            waveform (`torch.ShortTensor` of shape `(batch, samples)`): 16-bit samples.
+            num_frames (`torch.LongTensor` of shape `(batch,)`, *optional*): Frames of each crop.
+        """
+        features = self.feature_extractor.features(waveform / FULL_SCALE)
+        if num_frames is None:
             return features, None
-        extractor = self.feature_extractor
-        num_frames = 1 + (num_samples - extractor.frame_length) // extractor.hop_length
         mask = torch.arange(features.shape[1], device=features.device) < num_frames.unsqueeze(1)
-        return features.masked_fill(~mask.unsqueeze(2), extractor.padding_value), mask.long()
+        return features.masked_fill(~mask.unsqueeze(2), self.feature_extractor.padding_value), mask.long()
 
-    def noise(self, clips: int) -> dict[str, Tensor]:
-        """Return a batch of full length, as the collator makes them, to measure what a step costs."""
+    def noise(self, batch_size: int) -> dict[str, Tensor]:
+        """Return a batch of crops of full length, to measure what a step costs."""
         samples = round(self.args.segment_seconds * self.feature_extractor.sampling_rate)
-        return {"waveform": torch.randint(-FULL_SCALE, FULL_SCALE, (clips, samples), dtype=torch.int16)}
+        return {"waveform": torch.randint(-FULL_SCALE, FULL_SCALE, (batch_size, samples), dtype=torch.int16)}
 
 
-class PretrainingTrainer(SegmentTrainer):
-    """Train on unlabelled audio, guided by a frozen model.
+class PretrainingTrainer(CropTrainer):
+    """Train on unlabelled audio, with the output of a frozen model as the target.
 
-    The loss is the mean over the patches of all processes, also where clips differ in length.
+    The loss is the mean over the patches of all processes, also if crops differ in length.
 
     Args:
-        model, args, feature_extractor, train_dataset: As for [`SegmentTrainer`].
-        guide (`PreTrainedModel`): The tokenizer that gives the labels, or the teacher of a tokenizer.
+        model, args, feature_extractor, train_dataset: As for [`CropTrainer`].
+        target_model (`nn.Module`): The tokenizer that labels the patches, or the teacher of a tokenizer.
     """
 
-    figures: tuple[str, ...]
-    """What is logged beside the loss and the use of the codes."""
+    metric_names: tuple[str, ...]
+    """Metrics that are logged besides the loss and the use of the codes."""
 
     def __init__(
         self,
         model: PreTrainedModel,
-        args: Any,
-        feature_extractor: FeatureExtractionMixin,
-        guide: PreTrainedModel,
-        train_dataset: Segments | StreamedSegments,
+        args: PretrainingArguments,
+        feature_extractor: BeatsFeatureExtractor,
+        target_model: nn.Module,
+        train_dataset: Crops | StreamedCrops | None,
     ):
-        shortest = feature_extractor.frame_length + (model.config.patch_size - 1) * feature_extractor.hop_length
-        super().__init__(model, args, feature_extractor, train_dataset, SegmentCollator(shortest))
-        self.guide = guide.to(args.device).eval().requires_grad_(False)
-        self.window = CodeWindow(model.config.codebook_size, self.figures, args.device)
+        patch = feature_extractor.frame_length + (model.config.patch_size - 1) * feature_extractor.hop_length
+        super().__init__(model, args, feature_extractor, train_dataset, min_samples=patch)
+        self.target_model = target_model.to(args.device).eval().requires_grad_(False)
+        self.statistics = CodebookStatistics(model.config.codebook_size, self.metric_names, args.device)
 
     def batch_loss(
         self, model: nn.Module, features: Tensor, attention_mask: Tensor | None
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """Return the mean loss over some patches, their codes `(number,)`, and the means of `figures` over them."""
+        """Return the loss of a batch, and what is logged of it.
+
+        Args:
+            model (`nn.Module`): The model, perhaps wrapped.
+            features (`torch.Tensor` of shape `(batch, frames, num_mel_bins)`): Filter banks.
+            attention_mask (`torch.LongTensor` of shape `(batch, frames)`, *optional*): 1 for the frames of a crop, 0
+                for padding.
+
+        Returns:
+            `tuple`: The mean loss over the patches that count; their codes of shape `(patches,)`; and the mean of each
+            of `metric_names` over them.
+        """
         raise NotImplementedError
 
     def compute_loss(
@@ -178,56 +208,66 @@ class PretrainingTrainer(SegmentTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
         """Return the loss of a batch of the collator."""
-        features, attention_mask = self.features(inputs["waveform"], inputs.get("num_samples"))
+        features, attention_mask = self.features(inputs["waveform"], inputs.get("num_frames"))
         loss, codes, means = self.batch_loss(model, features, attention_mask)
-        self.window.add(codes, *means)
+        self.statistics.add(codes, *means)
         if self.args.world_size > 1:
-            # DDP averages gradients over processes; processes with more patches have to count for more.
+            # DDP averages gradients over processes; processes with more patches must count for more.
             total = torch.tensor(float(len(codes)), device=loss.device)
             dist.all_reduce(total)
             loss = loss * (len(codes) * self.args.world_size / total)
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log the loss with the figures of the window."""
+        """Log the loss together with the statistics of the codes."""
         if "loss" in logs:
-            logs = {**logs, **self.window.summary()}
+            logs = {**logs, **self.statistics.summary()}
         super().log(logs, start_time)
 
 
 class MaskedModelingTrainer(PretrainingTrainer):
-    """Train [`BeatsForPreTraining`] on the labels of a tokenizer, the guide."""
+    """Train [`BeatsForPreTraining`] to predict a tokenizer's codes of masked patches."""
 
-    figures = ("masked_accuracy",)
+    model: BeatsForPreTraining
+    metric_names = ("masked_accuracy",)
 
     def batch_loss(
         self, model: nn.Module, features: Tensor, attention_mask: Tensor | None
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """Return the cross-entropy, the labels and the accuracy at the masked patches."""
+        """Return the cross-entropy, the codes and the accuracy at the masked patches."""
         with torch.no_grad(), self.accelerator.autocast():
-            tokens = self.guide(features, attention_mask)
+            tokens = self.target_model(features, attention_mask)
         num_patches = tokens.codes.shape[1]
+        config = self.model.config
         # Noise for all rows at their greatest length, so that a row's mask does not depend on the rows beside it.
-        noise = torch.rand(self.rows.total, self.args.max_patches(self.model.config), generator=self._generator)
+        noise = torch.rand(self.rows.total, self.args.max_patches(config), generator=self._generator)
         noise = noise[self.rows.work, :num_patches].to(features.device)
-        masked = mask_patches(noise, self.model.config.mask_ratio, tokens.patch_mask)
+        masked = mask_patches(noise, config.mask_ratio, tokens.patch_mask)
         outputs = model(features, attention_mask, tokens.codes, masked)
-        labels = tokens.codes[masked]
-        accuracy = (outputs.logits[masked].argmax(dim=-1) == labels).float().mean()
-        return outputs.loss, labels, (accuracy,)
+        codes = tokens.codes[masked]
+        accuracy = (outputs.logits[masked].argmax(dim=-1) == codes).float().mean()
+        return outputs.loss, codes, (accuracy,)
 
 
 class TokenizerTrainer(PretrainingTrainer):
-    """Train [`BeatsForTokenizerTraining`] on the output of a teacher, the guide.
+    """Train [`BeatsForTokenizerTraining`] to reproduce the output of a teacher from its codes.
 
-    A self-supervised teacher gives the features of its last layer, a fine-tuned one the probabilities of its classes
-    at each patch.
+    The output is the last hidden state of a self-supervised teacher, or the class probabilities that a fine-tuned
+    teacher assigns to each patch.
     """
 
-    figures = ("similarity", "commitment_loss")
+    model: BeatsForTokenizerTraining
+    metric_names = ("similarity", "commitment_loss")
 
-    def __init__(self, model: PreTrainedModel, args: Any, *arguments: Any):
-        super().__init__(model, args, *arguments)
+    def __init__(
+        self,
+        model: BeatsForTokenizerTraining,
+        args: PretrainingArguments,
+        feature_extractor: BeatsFeatureExtractor,
+        target_model: nn.Module,
+        train_dataset: Crops | StreamedCrops | None,
+    ):
+        super().__init__(model, args, feature_extractor, target_model, train_dataset)
         model.quantizer.accumulation_steps = args.gradient_accumulation_steps
 
     def batch_loss(
@@ -235,14 +275,14 @@ class TokenizerTrainer(PretrainingTrainer):
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """Return the loss, the codes, similarity and commitment loss at the real patches."""
         with torch.no_grad(), self.accelerator.autocast():
-            targets = teacher_output(self.guide, features, attention_mask)
+            targets = teacher_output(self.target_model, features, attention_mask)
         outputs = model(features, attention_mask, targets)
         codes = outputs.codes.flatten() if outputs.patch_mask is None else outputs.codes[outputs.patch_mask]
         return outputs.loss, codes, (outputs.similarity, outputs.commitment_loss)
 
 
-def teacher_output(teacher: PreTrainedModel, features: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """Return what a tokenizer learns to estimate, `(batch, patches, size)`."""
+def teacher_output(teacher: nn.Module, features: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """Return the targets of a tokenizer, of shape `(batch, patches, estimator_size)`."""
     if not isinstance(teacher, BeatsForAudioClassification):
         return teacher(features, attention_mask).last_hidden_state
     logits = teacher.classifier(teacher.beats(features, attention_mask).last_hidden_state).float()

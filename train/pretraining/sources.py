@@ -1,0 +1,182 @@
+"""Sources of audio for training on crops: folders of recordings, and datasets with a column of audio."""
+
+import errno
+import io
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypedDict
+
+import datasets
+import numpy as np
+import soundfile
+import soxr
+from datasets.exceptions import DatasetGenerationError
+from datasets.utils import tqdm
+
+from dataset_script import TAUUrban2022, load_scenes
+from dataset_script.errors import InputError
+from dataset_script.waveforms import to_int16
+
+
+SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} - {".raw"} | {".oga", ".opus", ".aif"}
+"""Suffixes of the files that are used as audio when a folder is searched."""
+
+
+class EncodedAudio(TypedDict, total=False):
+    """An audio file that is not decoded, as in datasets with `Audio(decode=False)`: its content, or else its path."""
+
+    bytes: bytes | None
+    path: str | None
+
+
+def load_unlabelled(
+    dataset: str,
+    dataset_config: str | None = None,
+    split: str = "train",
+    data_dir: str | None = None,
+    streaming: bool = False,
+    cache_dir: str | None = None,
+) -> list[Path] | datasets.Dataset | datasets.IterableDataset:
+    """Find audio and ignore its labels.
+
+    Args:
+        dataset (`str`): A folder, searched for audio files at any depth; a configuration of the scenes, such as
+            `"demo"` or `"split100"`; or anything else that `datasets.load_dataset` accepts, such as a Hub id or a
+            folder of Parquet files.
+        dataset_config (`str`, *optional*): Configuration of a dataset on the Hub.
+        split (`str`, *optional*, defaults to `"train"`): Split of the scenes or of a dataset on the Hub.
+        data_dir (`str`, *optional*): Folder of the scenes' corpus.
+        streaming (`bool`, *optional*, defaults to `False`): Read a dataset on the Hub while training.
+        cache_dir (`str`, *optional*): Cache folder for datasets.
+
+    Returns:
+        `list[Path]`, `datasets.Dataset` or `datasets.IterableDataset`: The sorted files of a folder, or a dataset
+        with the column `audio`, not decoded.
+
+    Raises:
+        FileNotFoundError: If the source does not exist or contains no audio.
+        InputError: If the dataset has no column `audio`, or cannot be streamed.
+    """
+    is_scenes = dataset in (config.name for config in TAUUrban2022.BUILDER_CONFIGS)
+    files = audio_files(dataset)
+    if streaming and (is_scenes or files):
+        raise InputError(f"{dataset} is on this machine and needs no streaming: omit --streaming.")
+    if files:
+        return files
+    if is_scenes:
+        scenes = load_scenes(dataset, data_dir, cache_dir=cache_dir)
+        if split not in scenes:
+            raise InputError(f"{dataset} has no split {split!r}: choose one of {', '.join(scenes)}.")
+        loaded = scenes[split].cast_column("audio", datasets.Audio(decode=False))
+    else:
+        loaded = load_hub_audio(dataset, dataset_config, split, streaming, cache_dir)
+    return loaded.select_columns(["audio"])
+
+
+def audio_files(folder: str) -> list[Path]:
+    """Return the audio files of a folder at any depth, sorted and without hidden ones; none if it does not exist."""
+    paths = Path(folder).rglob("*")
+    return sorted(path for path in paths if path.suffix.lower() in SUFFIXES and path.name[0] != "." and path.is_file())
+
+
+def load_hub_audio(
+    dataset: str, dataset_config: str | None, split: str, streaming: bool = False, cache_dir: str | None = None
+) -> datasets.Dataset | datasets.IterableDataset:
+    """Load a dataset with a column `audio`, without decoding it.
+
+    Args:
+        dataset (`str`): Anything that `datasets.load_dataset` accepts.
+        dataset_config (`str`, *optional*): As for [`load_unlabelled`], like all of the following.
+        split (`str`): Split of the dataset.
+        streaming (`bool`, *optional*, defaults to `False`): Read it while training.
+        cache_dir (`str`, *optional*): Cache folder for datasets.
+
+    Raises:
+        FileNotFoundError: If the dataset cannot be loaded.
+        InputError: If it has no column `audio`.
+        OSError: If it does not fit on the disk.
+    """
+    try:
+        loaded = datasets.load_dataset(dataset, dataset_config, split=split, streaming=streaming, cache_dir=cache_dir)
+    except (OSError, ValueError, DatasetGenerationError) as error:
+        cause = error.__cause__ or error
+        reason = " ".join(str(cause).split())[:300].rstrip(".")
+        if getattr(cause, "errno", None) == errno.ENOSPC or "disk space" in reason:
+            raise OSError(
+                f"{dataset} needs twice the size of its files and does not fit on the disk ({reason}): choose a "
+                "--cache_dir on another disk, or a folder of audio files, which are not copied."
+            ) from None
+        state = "is a folder without audio files" if Path(dataset).is_dir() else "is not a folder"
+        raise FileNotFoundError(
+            f"{dataset} {state} and cannot be loaded as a dataset ({reason}): choose a folder of WAV, FLAC, Ogg or "
+            "MP3 files, or the id of a dataset on the Hub."
+        ) from None
+    if "audio" not in (loaded.column_names or ()):
+        columns = ", ".join(loaded.column_names or ())
+        raise InputError(
+            f"{dataset} contains no audio files and has no column 'audio', only {columns}: choose a folder of WAV, "
+            "FLAC, Ogg or MP3 files, or a dataset with that column."
+        )
+    return loaded.cast_column("audio", datasets.Audio(decode=False))
+
+
+def encoded_audio(source: list[Path] | datasets.Dataset, index: int) -> EncodedAudio:
+    """Return an entry of a source of audio as [`read_crop`] accepts it."""
+    if isinstance(source, list):
+        return {"path": str(source[index])}
+    return source[index]["audio"]
+
+
+def read_crop(audio: EncodedAudio, seconds: float, sampling_rate: int, position: float) -> np.ndarray:
+    """Read and decode only a crop of an audio file.
+
+    Args:
+        audio (`EncodedAudio`): The file.
+        seconds (`float`): Length of the crop; shorter recordings are read whole.
+        sampling_rate (`int`): Rate in Hz to resample to (soxr, quality HQ).
+        position (`float`): Position of the crop, from 0 (start of the recording) to 1 (end).
+
+    Returns:
+        `np.ndarray` of shape `(samples,)`, int16: The mean of the channels.
+
+    Raises:
+        InputError: If the file cannot be decoded, or contains no samples, NaN or infinite samples.
+    """
+    source = audio["path"] if (content := audio.get("bytes")) is None else io.BytesIO(content)
+    try:
+        with soundfile.SoundFile(source) as file:
+            rate, wanted = file.samplerate, round(seconds * file.samplerate)
+            file.seek(int(position * max(file.frames - wanted, 0)))
+            samples = file.read(wanted, dtype="float32", always_2d=True).mean(axis=1)
+    except (soundfile.LibsndfileError, TypeError) as error:
+        raise InputError(f"{audio['path']} cannot be decoded ({error}): fix or remove it.") from None
+    if not len(samples) or not np.isfinite(samples).all():
+        fault = "contains NaN or infinite samples" if len(samples) else "contains no samples"
+        raise InputError(f"{audio['path']} {fault}: fix or remove it.")
+    if rate != sampling_rate:
+        samples = soxr.resample(samples, rate, sampling_rate, quality="HQ")
+    return to_int16(samples[: round(seconds * sampling_rate)])
+
+
+def durations(files: Sequence[Path]) -> list[float]:
+    """Return the duration of each file in seconds.
+
+    Raises:
+        InputError: If files cannot be read; the message names the first one and counts the others.
+    """
+    with ThreadPoolExecutor() as pool:
+        results = list(tqdm(pool.map(_duration_or_fault, files), total=len(files), desc="Audio files", leave=False))
+    if faults := [result for result in results if isinstance(result, str)]:
+        others = f" (and {len(faults) - 1} of the other {len(files) - 1} files)" if len(faults) > 1 else ""
+        raise InputError(f"{faults[0]}{others}: fix or remove {'them' if others else 'it'}.")
+    return results
+
+
+def _duration_or_fault(path: Path) -> float | str:
+    """Return the duration of a file in seconds, or what is wrong with it."""
+    try:
+        info = soundfile.info(path)
+    except soundfile.LibsndfileError as error:
+        return f"{path} cannot be decoded ({error.error_string})"
+    return info.frames / info.samplerate if info.frames else f"{path} contains no samples"
