@@ -24,7 +24,8 @@ from train.classification.data import SceneDataset
 from train.common.augmentations import DeviceImpulseResponse, Mix
 from train.common.distributed import BatchRows, synchronize_layers
 from train.common.features import WaveformFeatures
-from train.common.resumable import EpochShuffle, ResumableTrainer
+from train.common.resumable import ResumableTrainer
+from train.common.seeds import EpochShuffle
 from train.evaluation.metrics import scene_metrics
 
 

@@ -10,7 +10,6 @@ from accelerate.utils import broadcast_object_list
 
 from dataset_script.checksums import file_checksum
 from dataset_script.files import make_durable, write_json
-from model_cards.results import RUN_FILE
 
 
 logger = logging.getLogger(__name__)
@@ -19,20 +18,21 @@ COMPLETE = "complete"
 """File that is written last into a checkpoint: the size and checksum of every other file, by its name."""
 
 
-def complete_checkpoint(checkpoint: str | Path) -> None:
+def complete_checkpoint(checkpoint: str | Path, run_file: Path) -> None:
     """Flush the files of a checkpoint to the disk, and then record that they are complete.
 
     The identity of the run is copied into the checkpoint, so that it survives if the one in the output folder is lost.
 
     Args:
-        checkpoint (`str` or `Path`): Folder of the checkpoint, in the output folder of the run.
+        checkpoint (`str` or `Path`): Folder of the checkpoint.
+        run_file (`Path`): The identity of the run.
 
     Raises:
         OSError: If the disk is full.
     """
     checkpoint = Path(checkpoint)
-    if (checkpoint.parent / RUN_FILE).is_file():
-        shutil.copy(checkpoint.parent / RUN_FILE, checkpoint)
+    if run_file.is_file():
+        shutil.copy(run_file, checkpoint)
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != COMPLETE)
     for path in files:
         make_durable(path)

@@ -1,4 +1,4 @@
-"""Training that can be interrupted at any point: seeds, order of the rows, checkpoints."""
+"""Training that can be interrupted at any point, and that stops when it diverges."""
 
 import errno
 import pickle
@@ -7,48 +7,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.utils.data import Sampler
 from transformers import Trainer
 
 from dataset_script.errors import InputError
 from dataset_script.files import make_durable, write_json
-from model_cards.results import RESULTS_FILE, provenance
+from model_cards.results import RESULTS_FILE, RUN_FILE, provenance
 from train.common.arguments import ResumableTrainingArguments
 from train.common.checkpoints import complete_checkpoint, find_checkpoints
-
-
-class EpochShuffle(Sampler[int]):
-    """Sampler of all rows in a random order that depends only on the seed and the epoch.
-
-    Args:
-        num_rows (`int`): Number of rows.
-        seed (`int`): Seed of the run.
-    """
-
-    def __init__(self, num_rows: int, seed: int):
-        self.num_rows = num_rows
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of the next iteration."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.num_rows
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(derived_seed(self.seed, self.epoch))
-        return iter(torch.randperm(self.num_rows, generator=generator).tolist())
-
-
-def derived_seed(*numbers: int) -> int:
-    """Return a 63-bit seed that depends on all `numbers`, such as the run's seed, the step and the micro-step."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+from train.common.seeds import derived_seed
 
 
 class ResumableTrainer(Trainer):
@@ -107,7 +76,7 @@ class ResumableTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                complete_checkpoint(folder / f"checkpoint-{self.state.global_step}")
+                complete_checkpoint(folder / f"checkpoint-{self.state.global_step}", folder / RUN_FILE)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with _foreign_pickle_errors(checkpoint):

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, IterableDataset, Sampler
 from dataset_script.errors import InputError
 from modeling_beats import BeatsFeatureExtractor
 from train.common.distributed import BatchRows
-from train.common.resumable import derived_seed
+from train.common.seeds import derived_seed
 from train.pretraining.sources import durations, encoded_audio, read_crop
 
 
@@ -171,7 +171,7 @@ class CropBatches(Sampler[list[tuple[int, int]]]):
                 else:
                     order = torch.multinomial(self.weights, self.num_rows, True, generator=generator).tolist()
             rows = order[index * self.batch_size : (index + 1) * self.batch_size]
-            yield [(epoch, row) for row in rows[self.rows.work]]
+            yield [(epoch, row) for row in rows[self.rows.slice]]
 
 
 class CropCollator:

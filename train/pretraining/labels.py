@@ -8,8 +8,9 @@ from pathlib import Path
 import datasets
 import numpy as np
 
+from dataset_script.audio import AUDIO_SUFFIXES, find_audio
 from dataset_script.errors import InputError
-from train.pretraining.sources import SUFFIXES, audio_files, load_hub_audio
+from train.pretraining.sources import load_hub_audio
 
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ def load_tagged(
     """
     if label_file is not None:
         return _folder_with_list(dataset, Path(label_file))
-    if audio_files(dataset):
+    if find_audio(dataset):
         raise InputError(f"{dataset} is a folder of audio files: set --labels and --test_labels to their CSV files.")
     loaded = load_hub_audio(dataset, dataset_config, split, cache_dir=cache_dir)
     feature = loaded.features.get("labels")
@@ -69,7 +70,7 @@ def _folder_with_list(folder: str, path: Path) -> tuple[list[Path], list[list[st
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"{folder} is not a folder: choose the one with the files of the lists.")
     by_stem: dict[str, list[Path]] = {}
-    for file in audio_files(folder):
+    for file in find_audio(folder):
         by_stem.setdefault(file.stem, []).append(file)
     files, labels, absent = [], [], []
     with path.open(encoding="utf-8-sig", newline="") as stream:
@@ -84,7 +85,7 @@ def _folder_with_list(folder: str, path: Path) -> tuple[list[Path], list[list[st
             own = [label.strip() for label in cell.split(",") if label.strip()]
             if not own:
                 raise InputError(f"{path} has no label for {name!r}: each line needs a file and its labels.")
-            stem = Path(name).stem if Path(name).suffix.lower() in SUFFIXES else name
+            stem = Path(name).stem if Path(name).suffix.lower() in AUDIO_SUFFIXES else name
             candidates = by_stem.get(stem) or by_stem.get(f"Y{stem}", [])
             if (Path(folder) / name).is_file():
                 candidates = [Path(folder) / name]

@@ -1,7 +1,6 @@
 """Sources of audio for training on crops: folders of recordings, and datasets with a column of audio."""
 
 import errno
-import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,18 +8,14 @@ from typing import TypedDict
 
 import datasets
 import numpy as np
-import soundfile
 import soxr
 from datasets.exceptions import DatasetGenerationError
 from datasets.utils import tqdm
 
 from dataset_script import TAUUrban2022, load_scenes
+from dataset_script.audio import MAX_SECONDS, AudioReader, audio_info, find_audio
 from dataset_script.errors import InputError
 from dataset_script.waveforms import to_int16
-
-
-SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} - {".raw"} | {".oga", ".opus", ".aif"}
-"""Suffixes of the files that are used as audio when a folder is searched."""
 
 
 class EncodedAudio(TypedDict, total=False):
@@ -59,7 +54,7 @@ def load_unlabelled(
         InputError: If the dataset has no column `audio`, or cannot be streamed.
     """
     is_scenes = dataset in (config.name for config in TAUUrban2022.BUILDER_CONFIGS)
-    files = audio_files(dataset)
+    files = find_audio(dataset)
     if streaming and (is_scenes or files):
         raise InputError(f"{dataset} is on this machine and needs no streaming: omit --streaming.")
     if files:
@@ -72,12 +67,6 @@ def load_unlabelled(
     else:
         loaded = load_hub_audio(dataset, dataset_config, split, streaming, cache_dir)
     return loaded.select_columns(["audio"])
-
-
-def audio_files(folder: str) -> list[Path]:
-    """Return the audio files of a folder at any depth, sorted and without hidden ones; none if it does not exist."""
-    paths = Path(folder).rglob("*")
-    return sorted(path for path in paths if path.suffix.lower() in SUFFIXES and path.name[0] != "." and path.is_file())
 
 
 def load_hub_audio(
@@ -141,19 +130,19 @@ def read_crop(audio: EncodedAudio, seconds: float, sampling_rate: int, position:
         `np.ndarray` of shape `(samples,)`, int16: The mean of the channels.
 
     Raises:
-        InputError: If the file cannot be decoded, or contains no samples, NaN or infinite samples.
+        InputError: If the file cannot be decoded or is empty, or samples are NaN, infinite or far out of [-1, 1].
     """
-    source = audio["path"] if (content := audio.get("bytes")) is None else io.BytesIO(content)
-    try:
-        with soundfile.SoundFile(source) as file:
-            rate, wanted = file.samplerate, round(seconds * file.samplerate)
-            file.seek(int(position * max(file.frames - wanted, 0)))
-            samples = file.read(wanted, dtype="float32", always_2d=True).mean(axis=1)
-    except (soundfile.LibsndfileError, TypeError) as error:
-        raise InputError(f"{audio['path']} cannot be decoded ({error}): fix or remove it.") from None
-    if not len(samples) or not np.isfinite(samples).all():
-        fault = "contains NaN or infinite samples" if len(samples) else "contains no samples"
-        raise InputError(f"{audio['path']} {fault}: fix or remove it.")
+    content = audio.get("bytes")
+    source = audio.get("path") if content is None else content
+    if source is None:
+        raise InputError("An entry of the dataset has no audio: remove it.")
+    with AudioReader(source, name=audio.get("path")) as reader:
+        rate, frames = reader.sampling_rate, reader.claimed_frames
+        if not frames or frames > MAX_SECONDS * rate or not reader.has_frame(frames - 1):
+            frames = audio_info(source, name=audio.get("path")).frames
+        start = int(position * max(frames - round(seconds * rate), 0))
+        blocks = reader.blocks(offset_seconds=start / rate, seconds=seconds)
+        samples = np.concatenate([block.mean(axis=1) for block in blocks])
     if rate != sampling_rate:
         samples = soxr.resample(samples, rate, sampling_rate, quality="HQ")
     return to_int16(samples[: round(seconds * sampling_rate)])
@@ -168,15 +157,14 @@ def durations(files: Sequence[Path]) -> list[float]:
     with ThreadPoolExecutor() as pool:
         results = list(tqdm(pool.map(_duration_or_fault, files), total=len(files), desc="Audio files", leave=False))
     if faults := [result for result in results if isinstance(result, str)]:
-        others = f" (and {len(faults) - 1} of the other {len(files) - 1} files)" if len(faults) > 1 else ""
-        raise InputError(f"{faults[0]}{others}: fix or remove {'them' if others else 'it'}.")
+        others = f" ({len(faults) - 1} of the other {len(files) - 1} files are faulty too.)" if len(faults) > 1 else ""
+        raise InputError(f"{faults[0]}{others}")
     return results
 
 
 def _duration_or_fault(path: Path) -> float | str:
     """Return the duration of a file in seconds, or what is wrong with it."""
     try:
-        info = soundfile.info(path)
-    except soundfile.LibsndfileError as error:
-        return f"{path} cannot be decoded ({error.error_string})"
-    return info.frames / info.samplerate if info.frames else f"{path} contains no samples"
+        return audio_info(path).seconds
+    except (InputError, OSError) as error:
+        return str(error)

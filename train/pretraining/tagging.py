@@ -98,7 +98,7 @@ class TaggingTrainer(CropTrainer):
         if self.mixup is not None:
             features, mix = self.mixup(features, self._generator)
             labels = mix(labels)
-        loss = model(features[rows.work], labels=labels[rows.work]).loss
+        loss = model(features[rows.slice], labels=labels[rows.slice]).loss
         return loss * (rows.count * self.args.world_size / rows.total)
 
 

@@ -16,7 +16,8 @@ from modeling_beats import (
     mask_patches,
 )
 from train.common.distributed import BatchRows
-from train.common.resumable import ResumableTrainer, derived_seed
+from train.common.resumable import ResumableTrainer
+from train.common.seeds import derived_seed
 from train.pretraining.arguments import PretrainingArguments
 from train.pretraining.crops import CropBatches, CropCollator, Crops, StreamedCrops
 
@@ -241,7 +242,7 @@ class MaskedModelingTrainer(PretrainingTrainer):
         config = self.model.config
         # Noise for all rows at their greatest length, so that a row's mask does not depend on the rows beside it.
         noise = torch.rand(self.rows.total, self.args.max_patches(config), generator=self._generator)
-        noise = noise[self.rows.work, :num_patches].to(features.device)
+        noise = noise[self.rows.slice, :num_patches].to(features.device)
         masked = mask_patches(noise, config.mask_ratio, tokens.patch_mask)
         outputs = model(features, attention_mask, tokens.codes, masked)
         codes = tokens.codes[masked]

@@ -4,7 +4,7 @@ import torch
 
 from tests.train.helpers import make_dataset, make_scenes
 from train.classification.data import SceneDataset, split_by_location
-from train.common.resumable import EpochShuffle, derived_seed
+from train.common.seeds import EpochShuffle, derived_seed
 
 
 class TestSceneDataset:

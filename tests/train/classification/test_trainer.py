@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 from modeling_tfsepnet.convert_tfsepnet import convert_key, convert_state_dict, infer_config
 from tests.train.helpers import make_dataset, make_model, make_trainer
 from train.common.augmentations import Mix
-from train.common.resumable import EpochShuffle
+from train.common.seeds import EpochShuffle
 
 
 ALL_AUGMENTATIONS = {"freq_mixstyle_p": 0.8, "spec_augment_size": 0.2, "mixup_alpha": 0.3}

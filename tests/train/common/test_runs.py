@@ -58,7 +58,7 @@ class TestClaim:
     def test_checkpoints_know_whose_they_are(self, tmp_path, damage):
         claim_output_folder(tmp_path, {"seed": 1})
         (tmp_path / "checkpoint-3").mkdir()
-        complete_checkpoint(tmp_path / "checkpoint-3")
+        complete_checkpoint(tmp_path / "checkpoint-3", tmp_path / RUN_FILE)
         if damage is None:
             (tmp_path / RUN_FILE).unlink()
         else:
@@ -148,7 +148,7 @@ class TestCheckpoints:
             folder.mkdir()
             for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"):
                 (folder / name).write_bytes(f"{name} {step}".encode() * 50)
-            complete_checkpoint(folder)
+            complete_checkpoint(folder, tmp_path / RUN_FILE)
         return tmp_path
 
     @pytest.mark.parametrize(
@@ -170,8 +170,8 @@ class TestCheckpoints:
         assert last_complete_checkpoint(tmp_path) is None
         for step in (9, 10, 100):
             (tmp_path / f"checkpoint-{step}").mkdir()
-        complete_checkpoint(tmp_path / "checkpoint-9")
-        complete_checkpoint(tmp_path / "checkpoint-10")
+        complete_checkpoint(tmp_path / "checkpoint-9", tmp_path / RUN_FILE)
+        complete_checkpoint(tmp_path / "checkpoint-10", tmp_path / RUN_FILE)
         assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
         assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-9"]
 
