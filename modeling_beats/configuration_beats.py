@@ -1,10 +1,28 @@
 """Configuration of BEATs."""
 
 import copy
+import math
+import reprlib
 from typing import Any
 
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
+
+
+# Largest values of the sizes that determine the number of parameters (65,536 for all others): they keep
+# a typing error from filling the memory.
+MAXIMUM = {
+    "embedding_size": 8192,
+    "estimator_size": 8192,
+    "hidden_size": 8192,
+    "intermediate_size": 32_768,
+    "num_conv_pos_embeddings": 4096,
+    "num_estimator_layers": 256,
+    "num_hidden_layers": 256,
+    "num_mel_bins": 4096,
+    "num_predictor_layers": 256,
+    "patch_size": 4096,
+}
 
 
 class BeatsConfig(PreTrainedConfig):
@@ -86,8 +104,9 @@ class BeatsConfig(PreTrainedConfig):
             Output dimension of the estimator; `hidden_size` if not given.
 
     Raises:
-        ValueError: If a size is not a positive integer, a probability or fraction is not between 0 and 1, the
-            activation is unknown, sizes do not divide each other, or `deep_norm` is combined with `layer_norm_first`.
+        ValueError: If a size is not a positive integer or is absurdly large, a probability or fraction is not between
+            0 and 1, the activation is unknown, sizes do not divide each other, `deep_norm` is combined with
+            `layer_norm_first`, or `id2label` does not name the classes 0, 1, ...
 
     Example:
     ```python
@@ -139,18 +158,25 @@ class BeatsConfig(PreTrainedConfig):
         """Validate the values."""
         for name, field_type in BeatsConfig.__annotations__.items():
             value = getattr(self, name)
-            if field_type is int and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name} is {value!r}, but must be a positive integer.")
-            if "drop" in name and not (isinstance(value, (int, float)) and 0 <= value < 1):
+            if field_type == int | None and value is None:
+                continue
+            maximum = MAXIMUM.get(name, 65_536)
+            if field_type in (int, int | None) and not is_integer(value, 1, maximum):
+                raise ValueError(f"{name} is {value!r}, but must be a positive integer, at most {maximum}.")
+            if field_type is bool and not isinstance(value, bool):
+                raise ValueError(f"{name} is {value!r}, but must be true or false.")
+            if field_type in (float, float | int) and not is_number(value):
+                raise ValueError(f"{name} is {value!r}, but must be a finite number.")
+            if "drop" in name and not 0 <= value < 1:
                 raise ValueError(f"{name} is {value!r}, but must be at least 0 and less than 1.")
-        decay = self.layer_wise_gradient_decay_ratio
-        if not isinstance(decay, (int, float)) or decay <= 0:
-            raise ValueError(f"layer_wise_gradient_decay_ratio is {decay!r}, but must be a positive number.")
+        for name in ("layer_wise_gradient_decay_ratio", "layer_norm_eps", "initializer_range"):
+            if (value := getattr(self, name)) <= 0:
+                raise ValueError(f"{name} is {value!r}, but must be a positive number.")
         for name in ("mask_ratio", "codebook_decay"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not 0 < value < 1:
+            if not 0 < (value := getattr(self, name)) < 1:
                 raise ValueError(f"{name} is {value!r}, but must be a number between 0 and 1.")
-        if self.hidden_act != "glu" and self.hidden_act not in ACT2FN:
+        check_labels(kwargs.get("num_labels"), self.id2label)
+        if not isinstance(self.hidden_act, str) or (self.hidden_act != "glu" and self.hidden_act not in ACT2FN):
             raise ValueError(
                 f"hidden_act is {self.hidden_act!r}, which is not an activation: use 'gelu' or 'glu', for example."
             )
@@ -202,6 +228,30 @@ class BeatsConfig(PreTrainedConfig):
     def deep_norm_beta(self) -> float:
         """Gain of the initial weights in the residual branches (beta of encoder-only models in DeepNet)."""
         return (8 * self.num_hidden_layers) ** -0.25
+
+
+def check_labels(num_labels: Any, id2label: Any) -> None:
+    """Raise an error unless the arguments of a configuration name or number at least one class, if given."""
+    if num_labels is not None and not is_integer(num_labels, 1, 100_000):
+        raise ValueError(f"num_labels is {num_labels!r}, but must be an integer between 1 and 100000.")
+    if id2label is not None and (
+        not isinstance(id2label, dict)
+        or not id2label
+        or {str(index) for index in id2label} != {str(index) for index in range(len(id2label))}
+    ):
+        raise ValueError(
+            f"id2label is {reprlib.repr(id2label)}, but must be a dict with the names of the classes 0, 1, ..."
+        )
+
+
+def is_integer(value: Any, minimum: int, maximum: int) -> bool:
+    """Return whether a value is an integer from `minimum` to `maximum`."""
+    return isinstance(value, int) and not isinstance(value, bool) and minimum <= value <= maximum
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value is a finite real number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 __all__ = ["BeatsConfig"]

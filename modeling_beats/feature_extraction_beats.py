@@ -49,6 +49,9 @@ class BeatsFeatureExtractor(SequenceFeatureExtractor):
         patch_size (`int`, *optional*, defaults to 16):
             Minimum number of frames of a clip: the side length of the model's patches.
 
+    Raises:
+        ValueError: If a value is of the wrong type or out of range.
+
     Example:
     ```python
     >>> import numpy as np
@@ -72,6 +75,12 @@ class BeatsFeatureExtractor(SequenceFeatureExtractor):
         patch_size: int = 16,
         **kwargs: Any,
     ) -> None:
+        check_integer("feature_size", feature_size, 1, 4096)
+        check_integer("sampling_rate", sampling_rate, 1000, 10_000_000)
+        check_integer("patch_size", patch_size, 1, 4096)
+        for name, value in (("padding_value", padding_value), ("mean", mean)):
+            check_number(name, value)
+        check_number("std", std, 0)
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
         self.mean = mean
         self.std = std
@@ -235,6 +244,19 @@ class BeatsFeatureExtractor(SequenceFeatureExtractor):
         if return_tensors is not None and TensorType(return_tensors) is TensorType.PYTORCH:
             return BatchFeature(output, tensor_type=return_tensors)
         return BatchFeature({name: value.cpu().numpy() for name, value in output.items()}, tensor_type=return_tensors)
+
+
+def check_integer(name: str, value: Any, minimum: int, maximum: int) -> None:
+    """Raise an error that names a value of `preprocessor_config.json` unless it is an integer within the bounds."""
+    if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
+        raise ValueError(f"{name} is {value!r}, but must be an integer between {minimum} and {maximum}.")
+
+
+def check_number(name: str, value: Any, minimum: float = -math.inf) -> None:
+    """Raise an error that names a value of `preprocessor_config.json` unless it is finite and above `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not minimum < value < math.inf:
+        bound = "" if minimum == -math.inf else f" greater than {minimum}"
+        raise ValueError(f"{name} is {value!r}, but must be a finite number{bound}.")
 
 
 def check_sampling_rate(sampling_rate: Any, expected: int, name: str = "sampling_rate") -> float:

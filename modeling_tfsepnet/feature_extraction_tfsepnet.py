@@ -64,6 +64,9 @@ class TFSepNetFeatureExtractor(SequenceFeatureExtractor):
         window_length_s (`float`, *optional*, defaults to 1.0):
             Length of a window, in seconds.
 
+    Raises:
+        ValueError: If a value is of the wrong type or out of range.
+
     Example:
     ```python
     >>> import numpy as np
@@ -92,6 +95,21 @@ class TFSepNetFeatureExtractor(SequenceFeatureExtractor):
         window_length_s: float = 1.0,
         **kwargs: Any,
     ) -> None:
+        check_integer("sampling_rate", sampling_rate, 1000, 10_000_000)
+        check_integer("n_fft", n_fft, 4, 2**20)
+        check_integer("win_length", win_length, 2, n_fft)
+        check_integer("feature_size", feature_size, 1, n_fft)
+        for name, value in (("padding_value", padding_value), ("preemphasis", preemphasis), ("mean", mean)):
+            check_number(name, value)
+        for name, value in (("mel_floor", mel_floor), ("std", std), ("window_length_s", window_length_s)):
+            check_number(name, value, 0)
+        shortest = n_fft // 2 + 2
+        if not shortest <= round(window_length_s * sampling_rate) <= 600 * sampling_rate:
+            raise ValueError(
+                f"window_length_s is {window_length_s}, but must be between {shortest / sampling_rate} s, a little "
+                "more than half of n_fft, and 600 s."
+            )
+        check_integer("hop_length", hop_length, 1, round(window_length_s * sampling_rate))
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
         self.n_fft = n_fft
         self.win_length = win_length
@@ -269,6 +287,19 @@ class TFSepNetFeatureExtractor(SequenceFeatureExtractor):
             arrays = {name: value.cpu().numpy() for name, value in output.items()}
             return BatchFeature(arrays, tensor_type=return_tensors)
         return BatchFeature(output, tensor_type=return_tensors)
+
+
+def check_integer(name: str, value: Any, minimum: int, maximum: int) -> None:
+    """Raise an error that names a value of `preprocessor_config.json` unless it is an integer within the bounds."""
+    if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
+        raise ValueError(f"{name} is {value!r}, but must be an integer between {minimum} and {maximum}.")
+
+
+def check_number(name: str, value: Any, minimum: float = -math.inf) -> None:
+    """Raise an error that names a value of `preprocessor_config.json` unless it is finite and above `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not minimum < value < math.inf:
+        bound = "" if minimum == -math.inf else f" greater than {minimum}"
+        raise ValueError(f"{name} is {value!r}, but must be a finite number{bound}.")
 
 
 def check_sampling_rate(sampling_rate: Any, expected: int, name: str = "sampling_rate") -> float:

@@ -296,8 +296,8 @@ class TFSepNetModel(TFSepNetPreTrainedModel):
 
         Args:
             input_values (`torch.Tensor` of shape `(batch, windows, mel_bins, frames)`):
-                Normalised log-mel energies of one-second windows from [`TFSepNetFeatureExtractor`]. At least 17 mel
-                bins and 17 frames, or the poolings leave nothing.
+                Normalised log-mel energies of one-second windows from [`TFSepNetFeatureExtractor`]. At least 29 mel
+                bins and 29 frames (13 at depth 16), or the poolings leave nothing.
             attention_mask (`torch.Tensor` of shape `(batch, windows)`, *optional*):
                 1 for real windows, 0 for padding.
             output_hidden_states (`bool`, *optional*):

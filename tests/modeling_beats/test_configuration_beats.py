@@ -41,6 +41,18 @@ def test_deep_norm_constants():
         ({"max_bucket_distance": 80}, "max_bucket_distance 80"),
         ({"hidden_act": "swoosh"}, "hidden_act is 'swoosh'"),
         ({"layer_wise_gradient_decay_ratio": 0}, "layer_wise_gradient_decay_ratio is 0"),
+        ({"layer_wise_gradient_decay_ratio": float("nan")}, "layer_wise_gradient_decay_ratio is nan"),
+        ({"hidden_size": 768.0}, "hidden_size is 768.0"),
+        ({"hidden_size": 1_000_000_000}, "hidden_size is 1000000000"),
+        ({"num_hidden_layers": True}, "num_hidden_layers is True"),
+        ({"estimator_size": 0}, "estimator_size is 0"),
+        ({"layer_norm_eps": "1e-5"}, "layer_norm_eps is '1e-5'"),
+        ({"initializer_range": -0.02}, "initializer_range is -0.02"),
+        ({"mask_ratio": float("nan")}, "mask_ratio is nan"),
+        ({"deep_norm": "yes"}, "deep_norm is 'yes'"),
+        ({"hidden_act": None}, "hidden_act is None"),
+        ({"num_labels": -1}, "num_labels is -1"),
+        ({"id2label": {"speech": 0}}, "id2label is"),
     ],
 )
 def test_bad_value_is_named(values, message):

@@ -3,13 +3,14 @@ import math
 
 import numpy as np
 import pytest
+import soxr
 import torch
 from transformers import AutoFeatureExtractor
 
 import modeling_beats.feature_extraction_beats
 import modeling_tfsepnet.feature_extraction_tfsepnet
 from modeling_beats import BeatsFeatureExtractor
-from modeling_beats.feature_extraction_beats import FRAMES_PER_CHUNK, mel_blocks
+from modeling_beats.feature_extraction_beats import FRAMES_PER_CHUNK, mel_blocks, resample, resampled_length
 
 
 RATE = 16_000
@@ -170,6 +171,21 @@ class TestInputs:
         assert values[0, 50].argmax() == expected[0, 50].argmax()
         assert values[0, 50].max().item() == pytest.approx(expected[0, 50].max().item(), abs=0.01)
 
+    @pytest.mark.parametrize("rate", [RATE, 44_100])
+    @pytest.mark.parametrize("seconds", [10.0, 33.3, 70.001])
+    def test_blocks_change_nothing(self, extractor, rate, seconds):
+        """Recordings of several blocks, resampled and transformed as a whole and by the feature extractor."""
+        clip = np.random.default_rng(1).normal(scale=0.1, size=int(seconds * rate)).astype(np.float32)
+        whole = torch.from_numpy(soxr.resample(clip, rate, RATE, quality="HQ"))
+        values = extractor(torch.tensor(clip), sampling_rate=rate, return_tensors="pt").input_values
+        torch.testing.assert_close(values, extractor.fbank(whole.unsqueeze(0)), atol=1e-4, rtol=0)
+
+    @pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 48_000.5])
+    def test_resampled_length(self, rate):
+        for num_samples in (1, 2, 3, 1_001, 44_101):
+            blocks = resample(torch.zeros(num_samples).split(400), rate, RATE, "Noise")
+            assert sum(map(len, blocks)) == resampled_length(num_samples, rate, RATE)
+
     def test_round_trip(self, tmp_path):
         extractor = BeatsFeatureExtractor(feature_size=64, mean=1.0)
         extractor.save_pretrained(tmp_path)
@@ -179,7 +195,17 @@ class TestInputs:
 
     @pytest.mark.parametrize(
         "name",
-        ["check_sampling_rate", "to_clips", "to_clip", "to_blocks", "to_mono", "resample", "resampled_length"],
+        [
+            "check_integer",
+            "check_number",
+            "check_sampling_rate",
+            "to_clips",
+            "to_clip",
+            "to_blocks",
+            "to_mono",
+            "resample",
+            "resampled_length",
+        ],
     )
     def test_both_model_folders_share_these_functions(self, name):
         """Each folder must be self-contained on the Hub, so these functions exist twice."""

@@ -1,7 +1,10 @@
-import pytest
-from transformers import AutoConfig
+import json
 
-from modeling_tfsepnet import SCENES, TFSepNetConfig
+import pytest
+from transformers import AutoConfig, AutoModelForAudioClassification
+
+from modeling_beats import BeatsConfig
+from modeling_tfsepnet import SCENES, TFSepNetConfig, TFSepNetForAudioClassification
 from modeling_tfsepnet.complexity import MAX_MACS, MAX_PARAMETER_BYTES, count_complexity
 
 
@@ -49,10 +52,69 @@ def test_round_trip(tmp_path):
     assert TFSepNetConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
 
 
+@pytest.mark.parametrize("config_class", [TFSepNetConfig, BeatsConfig])
+@pytest.mark.parametrize("num_labels", [1, 2, 3, 10])
+def test_numbered_classes_are_saved(tmp_path, config_class, num_labels):
+    """transformers leaves out two classes without names, which other code then reads as its own default."""
+    config = config_class(num_labels=num_labels)
+    config.save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).id2label == config.id2label
+    assert config.num_labels == num_labels
+
+
+def test_a_new_head_of_two_classes_loads_again(tmp_path):
+    TFSepNetForAudioClassification(TFSepNetConfig(base_channels=8)).save_pretrained(tmp_path / "ten")
+    options = {"num_labels": 2, "ignore_mismatched_sizes": True}
+    AutoModelForAudioClassification.from_pretrained(tmp_path / "ten", **options).save_pretrained(tmp_path / "two")
+    loaded = AutoModelForAudioClassification.from_pretrained(tmp_path / "two")
+    assert loaded.classifier.out_channels == loaded.config.num_labels == 2
+
+
 @pytest.mark.parametrize(
-    "values", [{"depth": 18}, {"base_channels": 0}, {"base_channels": 6}, {"kernel_size": 4}, {"dropout": 1.0}]
+    "values",
+    [
+        {"depth": 18},
+        {"depth": "17"},
+        {"depth": None},
+        {"base_channels": 0},
+        {"base_channels": 6},
+        {"base_channels": "64"},
+        {"base_channels": 64.0},
+        {"base_channels": 1_000_000_000},
+        {"kernel_size": 4},
+        {"kernel_size": 10_001},
+        {"num_mel_bins": 0},
+        {"num_mel_bins": 28},
+        {"num_frames": True},
+        {"num_frames": 10**9},
+        {"dropout": 1.0},
+        {"dropout": "0.1"},
+        {"dropout": float("nan")},
+        {"residual_norm_scale": None},
+        {"residual_norm_eps": 0.0},
+        {"residual_norm_eps": float("inf")},
+        {"num_labels": 0},
+        {"num_labels": "2"},
+        {"num_labels": 10**9},
+        {"id2label": {}},
+        {"id2label": ["indoor", "outdoor"]},
+        {"id2label": {1: "indoor", 2: "outdoor"}},
+        {"id2label": {"indoor": 0}},
+    ],
 )
-def test_bad_values_are_named(values):
+@pytest.mark.parametrize("source", ["arguments", "config.json"])
+def test_bad_values_are_named(values, source, tmp_path):
     (name,) = values
-    with pytest.raises(ValueError, match=name):
-        TFSepNetConfig(**values)
+    with pytest.raises(ValueError, match=f"^{name} is") as caught:
+        if source == "arguments":
+            TFSepNetConfig(**values)
+        else:
+            (tmp_path / "config.json").write_text(json.dumps({"model_type": "tfsepnet"} | values))
+            AutoConfig.from_pretrained(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("depth", "size"), [(17, 29), (16, 13)])
+def test_smallest_input(depth, size):
+    config = TFSepNetConfig(base_channels=8, depth=depth, num_mel_bins=size, num_frames=size)
+    assert count_complexity(config).macs > 0

@@ -1,11 +1,15 @@
+import json
+
 import numpy as np
 import pytest
+import soxr
 import torch
 from safetensors.torch import load_file
 from transformers import AutoFeatureExtractor
 
+from modeling_beats import BeatsFeatureExtractor
 from modeling_tfsepnet import TFSepNetFeatureExtractor
-from modeling_tfsepnet.feature_extraction_tfsepnet import mel_bank, mel_blocks
+from modeling_tfsepnet.feature_extraction_tfsepnet import SAMPLES_PER_BLOCK, mel_bank, mel_blocks
 
 
 RATE = 32_000
@@ -171,6 +175,18 @@ class TestInputs:
         seconds = torch.tensor(noise).reshape(10, RATE)
         torch.testing.assert_close(values[0], extractor.log_mel(seconds), atol=1e-5, rtol=0)
 
+    @pytest.mark.parametrize("rate", [RATE, 44_100, 8_000])
+    @pytest.mark.parametrize("seconds", [31.0, 32.999, 33.0, 64.3, 97.001])
+    def test_blocks_change_nothing(self, extractor, rate, seconds):
+        """Recordings of several blocks, resampled and cut as a whole and by the feature extractor."""
+        clip = np.random.default_rng(1).normal(scale=0.1, size=(2, int(seconds * rate))).astype(np.float32)
+        assert clip.shape[1] > SAMPLES_PER_BLOCK
+        whole = torch.from_numpy(soxr.resample(clip.mean(axis=0), rate, RATE, quality="HQ"))
+        expected = extractor.log_mel(extractor.cut(whole))
+        values = extractor([clip], sampling_rate=rate, return_tensors="pt").input_values
+        assert values.shape == (1, *expected.shape)
+        torch.testing.assert_close(values[0], expected, atol=1e-4, rtol=0)
+
     def test_last_window_ends_with_the_clip(self, extractor, noise):
         clip = torch.tensor(noise[: int(2.3 * RATE)])
         windows = extractor.cut(clip)
@@ -233,6 +249,33 @@ BAD_AUDIO = {
 }
 
 
+BAD_VALUES = [
+    {"feature_size": 0},
+    {"feature_size": "512"},
+    {"feature_size": 10**9},
+    {"sampling_rate": 0},
+    {"sampling_rate": 44_100.5},
+    {"sampling_rate": "32000"},
+    {"sampling_rate": None},
+    {"padding_value": "0"},
+    {"n_fft": 0},
+    {"n_fft": 10**9},
+    {"win_length": 4097},
+    {"hop_length": 0},
+    {"hop_length": 32_001},
+    {"preemphasis": float("nan")},
+    {"mel_floor": 0.0},
+    {"mean": None},
+    {"std": 0.0},
+    {"std": float("nan")},
+    {"window_length_s": 0},
+    {"window_length_s": 0.05},
+    {"window_length_s": 1e9},
+    {"patch_size": -16},
+    {"patch_size": True},
+]
+
+
 class TestBadInput:
     @pytest.mark.parametrize("name", BAD_AUDIO)
     def test_audio(self, extractor, name):
@@ -245,6 +288,40 @@ class TestBadInput:
     def test_sampling_rate(self, extractor, rate):
         with pytest.raises(ValueError, match="sampling_rate"):
             extractor(np.zeros(RATE), sampling_rate=rate)
+
+    @pytest.mark.parametrize("scale", [20, 32_767, 1e30])
+    @pytest.mark.parametrize("audio", [[0.5, -1.0], np.array([[1.0, -1.0], [0.0, 0.0]]), torch.tensor([-1.0, 0.0])])
+    def test_samples_beyond_full_scale(self, extractor, audio, scale):
+        audio = [scale * np.asarray(audio, dtype=np.float32)]
+        with pytest.raises(ValueError, match=r"Clip 0 has a sample of magnitude .* full scale is \[-1, 1\]"):
+            extractor(audio, sampling_rate=RATE)
+
+    def test_lossy_decoders_may_exceed_full_scale(self, extractor, noise):
+        assert extractor(20 * noise, sampling_rate=RATE, return_tensors="pt").input_values.isfinite().all()
+
+    @pytest.mark.parametrize(
+        ("extractor_class", "values"),
+        [
+            (extractor_class, values)
+            for extractor_class in (TFSepNetFeatureExtractor, BeatsFeatureExtractor)
+            for values in BAD_VALUES
+            if values.keys() <= extractor_class().to_dict().keys()
+        ],
+    )
+    def test_values(self, extractor_class, values, tmp_path):
+        (name,) = values
+        with pytest.raises(ValueError, match=f"^{name} is") as caught:
+            extractor_class(**values)
+        assert "\n" not in str(caught.value)
+        extractor_class().save_pretrained(tmp_path)
+        path = tmp_path / "preprocessor_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+        with pytest.raises(ValueError, match=f"^{name} is"):
+            AutoFeatureExtractor.from_pretrained(tmp_path)
+
+    def test_more_clips_than_samples(self, extractor):
+        with pytest.raises(ValueError, match="more clips than samples"):
+            extractor(np.zeros((RATE, 2)), sampling_rate=RATE)
 
     def test_too_short_to_resample(self, extractor):
         with pytest.raises(ValueError, match="too short"):
