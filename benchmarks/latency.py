@@ -2,9 +2,9 @@
 
     python -m benchmarks.latency [--model_name_or_path FOLDER] [--threads 1 2] [--repeats 30] [--compiled]
 
-The forms take turns. They run from log-mel to logits, except `waveform`, whose file includes the front end. The INT8
-forms are calibrated on noise: their speed and size are those of any INT8 model of this network, their predictions are
-meaningless.
+The forms take turns. They compute logits from log-mel, except `waveform`, whose file includes the front end. The INT8
+forms are calibrated on noise: they have the speed and size of any INT8 model of this network, but their predictions
+are meaningless.
 """
 
 import argparse
@@ -26,13 +26,9 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from benchmarks.timing import time_interleaved
 from modeling_tfsepnet import TFSepNetConfig, TFSepNetFeatureExtractor, TFSepNetForAudioClassification
-from modeling_tfsepnet.quantization_tfsepnet import (
-    TFSepNetInt8Config,
-    make_int8,
-    replace_convolutions,
-)
 from train.deployment.onnx_model import export_onnx
-from train.deployment.rounding import fold, layers
+from train.deployment.quantizer import assemble, rounded_integers
+from train.deployment.rounding import fold, round_weights
 
 
 BATCH_SIZE = 64
@@ -41,37 +37,10 @@ COLUMNS = "{:<30} {:>7} {:>10} {:>14} {:>10}"
 log = logging.getLogger("benchmarks").info
 
 
-@torch.no_grad()
-def nearest_int8(model: TFSepNetForAudioClassification, windows: torch.Tensor) -> TFSepNetForAudioClassification:
-    """Return an INT8 copy of `model` with weights rounded to nearest and ranges calibrated on `windows`."""
-    folded = fold(model)
-    ranges: dict[str, tuple[float, float]] = {}
-    for name, layer in layers(folded).items():
-
-        def listen(hidden: torch.Tensor, level: torch.Tensor | None, name: str = name) -> None:
-            ranges[name] = (float(hidden.min()), float(hidden.max()))
-
-        layer.listener = listen
-    folded(windows)
-    int8 = TFSepNetForAudioClassification(TFSepNetConfig(**model.config.to_dict())).eval()
-    replace_convolutions(int8, make_int8)
-    for name, layer in layers(folded).items():
-        low, high = min(ranges[name][0], 0.0), max(ranges[name][1], 0.0)
-        weight_scale = layer.weight.abs().amax(dim=(1, 2, 3)) / 127
-        bias_scale = layer.bias.abs().max() / 32767
-        input_scale = (high - low) / 255
-        state = {
-            "weight": (layer.weight / weight_scale.view(-1, 1, 1, 1)).round(),
-            "weight_scale": weight_scale,
-            "bias": (layer.bias / bias_scale).round(),
-            "bias_scale": bias_scale,
-            "input_scale": torch.tensor(input_scale),
-            "input_zero_point": torch.tensor(round(-low / input_scale)),
-        }
-        target = int8.get_submodule(name)
-        target.load_state_dict(target.state_dict() | state)
-    int8.config.quantization_config = TFSepNetInt8Config()
-    return int8
+def make_int8(model: TFSepNetForAudioClassification, windows: torch.Tensor) -> TFSepNetForAudioClassification:
+    """Return an INT8 copy of `model`, calibrated on `windows` without tuning."""
+    rounded = round_weights(fold(model), windows)
+    return assemble(rounded, rounded_integers(rounded))
 
 
 def make_forms(
@@ -82,7 +51,7 @@ def make_forms(
     waveform = 0.1 * torch.randn(BATCH_SIZE, 32_000, generator=generator)
     extractor = TFSepNetFeatureExtractor()
     windows = extractor.features(waveform)
-    int8 = nearest_int8(model, windows[:8])
+    int8 = make_int8(model, windows[:8, 0])
     forms: dict[str, Callable[[int], object]] = {}
     sizes: dict[str, int] = {}
     for name, network in (("torch float", model), ("torch INT8", int8)):

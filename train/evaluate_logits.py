@@ -1,9 +1,9 @@
-"""Evaluate logits that were predicted on the test split: those of one model, or the mean of several.
+"""Evaluate logits of the test split: those of one model, or the mean over several models.
 
     python train/evaluate_logits.py --logits outputs/logits/ssl-test outputs/logits/ssl_sl-test --dataset split25 \
         --data_dir TAU --output_dir outputs/ensemble
 
-Writes `results.json`, `results.md` and pictures, as train/run_eval.py does for a model.
+Writes `results.json`, `results.md` and plots, as train/run_eval.py does for a model.
 """
 
 import logging
@@ -29,11 +29,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class LogitsArguments(CorpusArguments):
-    """Which logits of which clips are evaluated."""
+    """The logits and their clips."""
 
     logits: list[str] = field(metadata={"help": "Logits datasets of the test split, whose mean is evaluated."})
     output_dir: str = field(metadata={"help": "Output folder."})
-    bootstrap: int = field(default=1000, metadata={"help": "Resamples behind the confidence intervals; 0 is none."})
+    bootstrap: int = field(
+        default=1000, metadata={"help": "Number of resamples for the confidence intervals; 0 for none."}
+    )
 
     def __post_init__(self) -> None:
         check_bootstrap(self.bootstrap)
@@ -44,6 +46,13 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
     Args:
         arguments (`Sequence[str]`, *optional*): Defaults to the command line.
+
+    Returns:
+        `dict`: The results, as in `results.json` without the provenance.
+
+    Raises:
+        FileExistsError: If the output folder contains another evaluation.
+        FileNotFoundError, InputError: If an argument, the corpus or the logits are invalid.
     """
     (args,) = CommandParser(LogitsArguments).parse(arguments)
     configure_logging()

@@ -1,14 +1,15 @@
-"""ONNX files of TF-SepNet models, float and INT8, from log-mel or from waveforms to logits.
+"""Export a TF-SepNet, float or INT8, to an ONNX file that maps log-mel or waveforms to logits.
 
     python train/onnx_export.py --model_name_or_path outputs/demo-int8/model --output model.onnx --form weights
 
-An INT8 model has two forms. `qdq` puts QuantizeLinear and DequantizeLinear before its convolutions: it computes what
-the INT8 model computes, and a runtime with integer kernels finds all it needs. `weights` keeps weights and biases as
-integers and leaves activations alone; runtimes expand the integers once when they load the file, which is then as fast
-as a float one, at a quarter of the size. With `--waveform True` the front end is in the file too.
+An INT8 model has two forms. `qdq` inserts QuantizeLinear and DequantizeLinear before the convolutions: it computes the
+same as the INT8 model, and a runtime with integer kernels can use them. `weights` stores the weights and biases as
+integers and does not round activations; runtimes convert the integers to float once, so the file is a quarter of the
+size of a float one and just as fast. `--waveform True` includes the front end.
 
-The file's metadata tell what an application has to know. `optimum`'s exporter is a package of its own that does not
-resolve beside transformers 5; why `torch.onnx` is not used is told in `train/onnx_graph.py`.
+The metadata of the file describe its input and output. Needs `pip install -e ".[onnx]"`. Optimum's exporter is a
+separate package that does not support transformers 5; `train/deployment/onnx_graph.py` explains why `torch.onnx` is
+not used.
 """
 
 import logging
@@ -17,10 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from dataset_script.errors import InputError
 from train.common.arguments import CommandParser
 from train.common.models import load_classifier
 from train.common.process import configure_logging, run_command
-from train.deployment.onnx_model import export_onnx
+from train.deployment.checks import check_writable, require_packages
 
 
 logger = logging.getLogger(__name__)
@@ -28,15 +30,21 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class ExportArguments:
-    """What to export, and where to."""
+    """The model, the file and its form."""
 
     model_name_or_path: str = field(metadata={"help": "Float or INT8 TF-SepNet: model folder or Hub id."})
     output: str = field(metadata={"help": "ONNX file to write."})
     form: Literal["qdq", "weights"] = field(
         default="qdq",
-        metadata={"help": "INT8 models: qdq rounds activations too; weights keeps the weights alone as integers."},
+        metadata={"help": "For INT8 models: qdq also rounds activations; weights only stores weights as integers."},
     )
-    waveform: bool = field(default=False, metadata={"help": "Take waveforms: put the front end into the file."})
+    waveform: bool = field(default=False, metadata={"help": "Include the front end, so that the input is waveforms."})
+
+    def __post_init__(self) -> None:
+        path = Path(self.output)
+        if path.is_dir():
+            raise InputError(f"{path} is a folder: choose a file for --output, such as {path / 'model.onnx'}.")
+        check_writable(path.absolute().parent, "--output")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -44,11 +52,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     Args:
         arguments (`Sequence[str]`, *optional*): Defaults to the command line.
+
+    Raises:
+        FileNotFoundError, InputError: If an argument or the model is invalid.
+        OSError: If the file cannot be written.
     """
+    require_packages("onnx", "onnx")
+    from train.deployment.onnx_model import export_onnx
+
     (args,) = CommandParser(ExportArguments).parse(arguments)
     configure_logging()
     model, extractor = load_classifier(args.model_name_or_path)
-    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
     export_onnx(model, args.output, args.form, extractor, args.waveform)
     logger.info("Wrote %s (%d bytes).", args.output, Path(args.output).stat().st_size)
 

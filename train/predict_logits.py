@@ -3,9 +3,8 @@
     python train/predict_logits.py --model_name_or_path outputs/ssl_sl --dataset split25 --data_dir TAU \
         --output_dir outputs/logits/ssl_sl
 
-Any model of `AutoModelForAudioClassification` with the scenes' classes will do. Under `accelerate launch` the clips
-are shared among the processes; the logits do not depend on how many there are. The same command goes on after an
-interruption.
+Takes any `AutoModelForAudioClassification` model with the classes of the corpus. `accelerate launch` distributes the
+clips over processes; the logits do not depend on their number. Run the same command to resume after an interruption.
 """
 
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from train.evaluation.inference import load_clips, predict_split
 
 @dataclass
 class PredictionArguments(HubArguments, InferenceArguments):
-    """`InferenceArguments`, of the training split if nothing else is said, and where the logits are pushed."""
+    """`InferenceArguments` for the training split, and the repository that the logits are pushed to."""
 
     split: str = field(default="train", metadata={"help": "train or test."})
 
@@ -29,6 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     Args:
         arguments (`Sequence[str]`, *optional*): Defaults to the command line.
+
+    Raises:
+        FileExistsError: If the output folder contains other logits.
+        FileNotFoundError, InputError: If an argument, the corpus or the model is invalid.
     """
     (args,) = CommandParser(PredictionArguments).parse(arguments)
     configure_logging()

@@ -1,9 +1,10 @@
-"""Quantize a TF-SepNet to INT8 and measure what that costs.
+"""Quantize a TF-SepNet to INT8, and compare it with the float model.
 
     python train/quantize.py --model_name_or_path outputs/demo --dataset demo --output_dir outputs/demo-int8
 
-Calibration clips come from the training subset, evenly by class; the test split is only read for the measurements.
-Writes a model folder `model`, `results.json`, `results.md` and a plot of the error along the network.
+Calibrates with clips of the training subset, drawn evenly by class; the test split is only used for evaluation. Writes
+a model folder `model`, `results.json`, `results.md` and a plot of the error of each layer. Needs Intel Neural
+Compressor: `pip install -e ".[quantize]"`.
 """
 
 import logging
@@ -11,14 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from model_cards.complexity import check_limits, measure_model
 from model_cards.tables import quantization_table
 from train.common.arguments import CommandParser
 from train.common.hub import check_repository, push_folder
 from train.common.process import configure_logging, run_command
 from train.common.runs import run_or_load
-from train.deployment.arguments import QuantizationArguments
-from train.deployment.quantizer import INCQuantizer
-from train.deployment.report import quantize_and_measure
+from train.deployment.checks import require_packages
 from train.evaluation.inference import load_clips, model_revision
 
 
@@ -30,12 +30,26 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
     Args:
         arguments (`Sequence[str]`, *optional*): Defaults to the command line.
+
+    Returns:
+        `dict`: The results, as in `results.json`.
+
+    Raises:
+        FileExistsError: If the output folder contains another run.
+        FileNotFoundError, InputError: If an argument, the corpus or the model is invalid, the INT8 model would exceed
+            a limit of the challenge, or its accuracy drops too much.
     """
+    require_packages("quantize", "neural_compressor.torch.quantization", "optimum.quantization_base", "torchao")
+    from train.deployment.arguments import QuantizationArguments
+    from train.deployment.quantizer import INCQuantizer, new_int8_network
+    from train.deployment.report import quantize_and_measure
+
     (args,) = CommandParser(QuantizationArguments).parse(arguments)
     configure_logging()
     check_repository(args.push_to_hub, args.hub_model_id)
     scenes, model, extractor = load_clips(args)
     quantizer = INCQuantizer(model, extractor)
+    check_limits(measure_model(new_int8_network(model.config)), args.model_name_or_path, as_stored=True)
     source = {"model": args.model_name_or_path, "revision": model_revision(model), "dataset": args.dataset}
     source["qat_epochs"] = args.qat_epochs
     results = run_or_load(

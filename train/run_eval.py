@@ -2,9 +2,9 @@
 
     python train/run_eval.py --model_name_or_path outputs/demo --dataset demo --output_dir outputs/demo/evaluation
 
-Takes any model folder or Hub id. Writes `results.json`, `results.md` and pictures. Under `accelerate launch` the clips
-are shared among the processes. With `--push_to_hub True --hub_model_id user/name` the model folder is pushed with a
-card of these results.
+Takes any model folder or Hub id. Writes `results.json`, `results.md` and plots. `accelerate launch` distributes the
+clips over processes. `--push_to_hub True --hub_model_id user/name` pushes the model folder with a card that states
+these results.
 """
 
 import logging
@@ -25,7 +25,7 @@ from train.common.arguments import CommandParser, HubArguments, InferenceArgumen
 from train.common.hub import check_repository, push_folder
 from train.common.process import configure_logging, run_command
 from train.common.runs import claim_output_folder
-from train.evaluation.inference import load_clips, model_revision
+from train.evaluation.inference import input_rate, load_clips, model_revision
 from train.evaluation.scoring import evaluate_classifier, unseen_devices, write_results
 
 
@@ -34,9 +34,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class EvaluationArguments(HubArguments, InferenceArguments):
-    """`InferenceArguments`, the confidence intervals, and where the evaluated model is pushed."""
+    """`InferenceArguments`, the confidence intervals, and the repository that the model is pushed to."""
 
-    bootstrap: int = field(default=1000, metadata={"help": "Resamples behind the confidence intervals; 0 is none."})
+    bootstrap: int = field(
+        default=1000, metadata={"help": "Number of resamples for the confidence intervals; 0 for none."}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,7 +46,7 @@ class EvaluationArguments(HubArguments, InferenceArguments):
 
 
 def check_push(args: EvaluationArguments) -> None:
-    """Raise `InputError` if the evaluated model is to be pushed, but its card cannot state these results."""
+    """Raise `InputError` if the model should be pushed, but its card cannot state these results."""
     check_repository(args.push_to_hub, args.hub_model_id)
     if not args.push_to_hub:
         return
@@ -66,6 +68,13 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
     Args:
         arguments (`Sequence[str]`, *optional*): Defaults to the command line.
+
+    Returns:
+        `dict`: The results, as in `results.json` without the provenance.
+
+    Raises:
+        FileExistsError: If the output folder contains another evaluation.
+        FileNotFoundError, InputError: If an argument, the corpus or the model is invalid.
     """
     (args,) = CommandParser(EvaluationArguments).parse(arguments)
     configure_logging()
@@ -75,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     run = {"model": args.model_name_or_path, "revision": model_revision(model), "dataset": args.dataset}
     run["split"] = args.split
     claim_output_folder(args.output_dir, run)
-    waveforms = cache_waveforms(clips, feature_extractor.sampling_rate, args.cache_dir)
+    waveforms = cache_waveforms(clips, input_rate(feature_extractor), args.cache_dir)
     unseen = unseen_devices(scenes["train"], clips)
     metrics = evaluate_classifier(model, feature_extractor, clips, waveforms, unseen, args.batch_size, args.bootstrap)
     results = {

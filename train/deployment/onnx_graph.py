@@ -1,21 +1,21 @@
 """TF-SepNet and its front end as ONNX operators, arranged for speed.
 
-Graphs traced by `torch.onnx` hold what suits torch, with channels last, and take onnxruntime twice as long. Here
+Graphs traced by `torch.onnx` have the layout that suits torch, channels last, and take onnxruntime twice as long. Here
 
-- frames come before bands: means and sums along either axis then run over long stretches of memory;
-- the channel shuffle after a convolution is in the order of its outputs, and costs nothing;
-- means are poolings, and what is constant along an axis is repeated by a resizing: runtimes that keep channels in
-  blocks have kernels for those;
-- the grouped convolution of the stem is a few depthwise ones.
+- frames come before bands, so that means and sums along either axis read contiguous memory;
+- the channel shuffle after a convolution is part of the order of its outputs, and costs nothing;
+- means are poolings, and values that are constant along an axis are repeated by a resize: runtimes that store channels
+  in blocks have kernels for both;
+- the grouped convolution of the stem is split into depthwise ones.
 """
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, TypeGuard
 
 import numpy as np
 import torch
 from onnx import NodeProto, TensorProto, helper, numpy_helper
-from torch import nn
+from torch import Tensor, nn
 
 from dataset_script.errors import InputError
 from modeling_tfsepnet import TFSepNetFeatureExtractor, TFSepNetForAudioClassification, TFSepNetInt8Conv
@@ -23,24 +23,27 @@ from modeling_tfsepnet.feature_extraction_tfsepnet import mel_triangles
 from train.deployment.rounding import FoldedConv
 
 
-Form = Literal["float", "qdq", "weights"]
+Form: TypeAlias = Literal["float", "qdq", "weights"]
+
+Conv: TypeAlias = FoldedConv | TFSepNetInt8Conv
 
 DFT_FACTOR = 64
-"""The Fourier transform of 64 * n points is done in two steps, of n and of 64 points, as products of matrices."""
+"""The Fourier transform of 64 * n points is computed in two steps, of n and of 64 points, as matrix products."""
 
 BANDS_PER_BLOCK = 64
+"""Mel bands that are computed together, from the frequencies that they cover."""
 
 
 class GraphBuilder:
-    """Nodes and constants of a graph in the making; every method returns the name of what it adds."""
+    """Nodes and constants of a graph; every method returns the name of the value that it adds."""
 
     def __init__(self) -> None:
         self.nodes: list[NodeProto] = []
         self.constants: list[TensorProto] = []
 
     def constant(self, values: Any, name: str | None = None) -> str:
-        """Add a constant; integers of Python become int64, other floating-point numbers float32."""
-        values = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+        """Add a constant; Python integers become int64, all floating-point numbers float32."""
+        values = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
         if values.dtype.kind == "f":
             values = values.astype(np.float32)
         name = name or f"constant_{len(self.constants)}"
@@ -48,17 +51,18 @@ class GraphBuilder:
         return name
 
     def add(self, operator: str, *inputs: str, name: str | None = None, **attributes: Any) -> str:
-        """Add a node with one output, which gets the node's name."""
+        """Add a node with one output, which has the name of the node."""
         name = name or f"{operator}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(operator, list(inputs), [name], name, **attributes))
         return name
 
 
 class NetworkBuilder(GraphBuilder):
-    """Adds a network whose convolutions are all [`FoldedConv`] (form `float`) or all [`TFSepNetInt8Conv`].
+    """Graph builder for a network whose convolutions are all [`FoldedConv`] or all [`TFSepNetInt8Conv`].
 
     Args:
-        form (`str`): `"float"`; `"weights"` for integers that are expanded; `"qdq"` to round activations too.
+        form (`str`): `"float"` for [`FoldedConv`]; for [`TFSepNetInt8Conv`] `"weights"` to store integers but compute
+            in float, or `"qdq"` to round activations too.
     """
 
     def __init__(self, form: Form) -> None:
@@ -66,52 +70,61 @@ class NetworkBuilder(GraphBuilder):
         self.form = form
 
     def network(self, model: TFSepNetForAudioClassification, hidden: str, logits: str) -> None:
-        """Add the network, from log-mel (clips, 1, frames, bands) to `logits` (clips, classes)."""
-        size = (model.config.num_frames, model.config.num_mel_bins)
-        names = {module: name for name, module in model.named_modules()}
+        """Add the network.
 
-        def convolve(hidden: str, layer: nn.Module, *outputs: np.ndarray, inputs: Any = slice(None)) -> list[str]:
-            return self.convolution(hidden, names[layer], layer, outputs or (np.arange(len(layer.weight)),), inputs)
+        Args:
+            model ([`TFSepNetForAudioClassification`]): The network.
+            hidden (`str`): Log-mel of shape `(clips, 1, frames, bands)`.
+            logits (`str`): Name for the output of shape `(clips, classes)`.
+        """
+        layers = {name: module for name, module in model.named_modules() if _is_convolution(module)}
 
-        first, second, norm = model.tfsepnet.stem
-        (hidden,) = convolve(hidden, first)
-        copies = len(second.weight) // second.groups
-        channels = [np.arange(copy, len(second.weight), copies) for copy in range(copies)]
-        hidden = self.add("Concat", *convolve(hidden, second, *channels), axis=1)
-        order = np.concatenate(channels)  # the channel that stands where
-        size = tuple(-(-length // 4) for length in size)
-        hidden = self.residual_norm(hidden, norm, len(order), size[0])
-        for stage in model.tfsepnet.stages:
-            if not isinstance(stage.pooling, nn.Identity):
+        def convolve(hidden: str, name: str, *outputs: np.ndarray, inputs: Any = slice(None)) -> list[str]:
+            outputs = outputs or (np.arange(len(layers[name].weight)),)
+            return self.convolution(hidden, name, layers[name], outputs, inputs)
+
+        (hidden,) = convolve(hidden, "tfsepnet.stem.0")
+        width, groups = len(layers["tfsepnet.stem.1"].weight), layers["tfsepnet.stem.1"].groups
+        channels = [np.arange(copy, width, width // groups) for copy in range(width // groups)]
+        hidden = self.add("Concat", *convolve(hidden, "tfsepnet.stem.1", *channels), axis=1)
+        order = np.concatenate(channels)  # the channel at each position
+        frames, bands = -(-model.config.num_frames // 4), -(-model.config.num_mel_bins // 4)
+        hidden = self.residual_norm(hidden, model.get_submodule("tfsepnet.stem.2"), len(order), frames)
+        for stage, _ in model.tfsepnet.stages.named_children():
+            stage = f"tfsepnet.stages.{stage}"
+            if not isinstance(model.get_submodule(f"{stage}.pooling"), nn.Identity):
                 hidden = self.add("MaxPool", hidden, kernel_shape=[2, 2], strides=[2, 2])
-                size = tuple(length // 2 for length in size)
-            for block in stage.blocks:
-                if isinstance(block.transition, nn.Identity):
-                    halves = [self.add("Gather", hidden, self.constant(half), axis=1) for half in shuffled(len(order))]
+                frames, bands = frames // 2, bands // 2
+            for block, _ in model.get_submodule(f"{stage}.blocks").named_children():
+                block = f"{stage}.blocks.{block}"
+                transition = f"{block}.transition"
+                if transition in layers:
+                    channels = _shuffled_halves(len(layers[transition].weight))
+                    halves = convolve(hidden, transition, *channels, inputs=order)
                 else:
-                    channels = shuffled(len(block.transition.weight))
-                    halves = convolve(hidden, block.transition, *channels, inputs=order)
+                    channels = _shuffled_halves(len(order))
+                    halves = [self.add("Gather", hidden, self.constant(half), axis=1) for half in channels]
                 for index, (path, extent) in enumerate(
-                    ((block.frequency_path, [1, size[1]]), (block.time_path, [size[0], 1]))
+                    ((f"{block}.frequency_path", [1, bands]), (f"{block}.time_path", [frames, 1]))
                 ):
-                    (correction,) = convolve(halves[index], path.depthwise)
+                    (correction,) = convolve(halves[index], f"{path}.depthwise")
                     correction = self.add("AveragePool", correction, kernel_shape=extent)
-                    (correction,) = convolve(correction, path.pointwise)
+                    (correction,) = convolve(correction, f"{path}.pointwise")
                     halves[index] = self.add("Add", halves[index], self.repeat(correction, extent))
                 hidden = self.add("Concat", *halves, axis=1)
-                order = np.arange(2 * len(path.pointwise.weight))
-            hidden = self.residual_norm(hidden, stage.normalization, len(order), size[0])
-        (hidden,) = convolve(hidden, model.classifier)
+                order = np.arange(2 * len(layers[f"{block}.time_path.pointwise"].weight))
+            hidden = self.residual_norm(hidden, model.get_submodule(f"{stage}.normalization"), len(order), frames)
+        (hidden,) = convolve(hidden, "classifier")
         self.add("Flatten", self.add("GlobalAveragePool", hidden), name=logits)
 
     def repeat(self, hidden: str, extent: list[int]) -> str:
-        """Repeat values (clips, channels, frames, bands) along an axis of length one."""
+        """Repeat values of shape `(clips, channels, frames, bands)` along an axis of length one."""
         scales = self.constant(np.array([1, 1, *extent], dtype=np.float32))
         nearest = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
         return self.add("Resize", hidden, "", scales, **nearest)
 
     def residual_norm(self, hidden: str, norm: nn.Module, channels: int, frames: int) -> str:
-        """`scale * x + (x - mean) / sqrt(variance + eps)` as `gain * x - shift`; per clip and band."""
+        """Add `scale * x + (x - mean) / sqrt(variance + eps)` as `gain * x - shift`, per clip and band."""
 
         def mean(values: str) -> str:
             pooled = self.add("AveragePool", values, kernel_shape=[frames, 1])
@@ -120,7 +133,7 @@ class NetworkBuilder(GraphBuilder):
         average = mean(hidden)
         spread = self.add("Sub", mean(self.add("Mul", hidden, hidden)), self.add("Mul", average, average))
         count = channels * frames
-        # Rounding can leave a difference of squares below zero.
+        # Rounding can make a difference of squares negative.
         variance = self.add("Mul", self.add("Relu", spread), self.constant(count / (count - 1)))
         deviation = self.add("Sqrt", self.add("Add", variance, self.constant(norm.eps)))
         slope = self.add("Reciprocal", deviation)
@@ -128,15 +141,26 @@ class NetworkBuilder(GraphBuilder):
         return self.add("Sub", self.add("Mul", hidden, gain), self.add("Mul", average, slope))
 
     def convolution(
-        self, hidden: str, name: str, layer: nn.Module, outputs: tuple[np.ndarray, ...], inputs: Any
+        self, hidden: str, name: str, layer: Conv, outputs: tuple[np.ndarray, ...], inputs: Any
     ) -> list[str]:
-        """Add a layer in parts, which share its input; `inputs` is the order of the input's channels."""
+        """Add a layer in parts that share its input.
+
+        Args:
+            hidden (`str`): Input of the layer.
+            name (`str`): Name of the layer.
+            layer ([`FoldedConv`] or [`TFSepNetInt8Conv`]): The layer.
+            outputs (`tuple[np.ndarray, ...]`): The output channels of each part.
+            inputs (`np.ndarray` or `slice`): The order of the channels of `hidden`.
+
+        Returns:
+            `list[str]`: The outputs of the parts.
+        """
         smoothing = None if layer.smoothing is None else layer.smoothing.detach()[inputs].reciprocal()
-        level = None
+        offset = None
         if self.form == "qdq":
             if layer.centred:
-                level = self.add("ReduceMin", self.add("ReduceMin", hidden, self.constant([2])), self.constant([1]))
-                hidden = self.add("Sub", hidden, level)
+                offset = self.add("ReduceMin", self.add("ReduceMin", hidden, self.constant([2])), self.constant([1]))
+                hidden = self.add("Sub", hidden, offset)
             if smoothing is not None:
                 hidden = self.add("Mul", hidden, self.constant(smoothing.view(1, -1, 1, 1)))
             grid = (
@@ -162,37 +186,42 @@ class NetworkBuilder(GraphBuilder):
                 pads=[*layer.padding[::-1]] * 2,
                 group=layer.groups,
             )
-            if level is not None:
+            if offset is not None:
+                assert smoothing is not None  # centred layers are smoothed too
                 values = weight.float() * layer.weight_scale.detach()[channels].view(-1, 1, 1, 1)
                 gain = (values.flatten(1) * smoothing).sum(dim=1)
-                share = self.add("Mul", level, self.constant(gain.view(1, -1, 1, 1)))
-                result = self.add("Add", result, share)
+                contribution = self.add("Mul", offset, self.constant(gain.view(1, -1, 1, 1)))
+                result = self.add("Add", result, contribution)
             results.append(self.add("Relu", result) if layer.relu else result)
         return results
 
-    def weight(
-        self,
-        name: str,
-        layer: FoldedConv | TFSepNetInt8Conv,
-        weight: torch.Tensor,
-        channels: np.ndarray,
-        smoothing: torch.Tensor | None,
-    ) -> str:
-        """Add weights (out, in, bands, frames), of the output channels named, as a kernel over (frames, bands)."""
+    def weight(self, name: str, layer: Conv, weight: Tensor, channels: np.ndarray, smoothing: Tensor | None) -> str:
+        """Add weights as a kernel over `(frames, bands)`.
+
+        Args:
+            name (`str`): Name of the part of the layer.
+            layer ([`FoldedConv`] or [`TFSepNetInt8Conv`]): The layer.
+            weight (`torch.Tensor` of shape `(out, in, bands, frames)`): Its weights.
+            channels (`np.ndarray` of shape `(out,)`): The output channels of the weights.
+            smoothing (`torch.Tensor` of shape `(in,)`, *optional*): Factors of the input channels.
+
+        Returns:
+            `str`: The weights in float.
+        """
         weight = weight.transpose(2, 3)
         if self.form == "float":
             return self.constant(weight, f"{name}.weight")
         scale = layer.weight_scale.detach()[channels]
         if self.form == "qdq":
-            # Shifted to unsigned: the kernels of onnxruntime for signed weights saturate on processors without 8-bit
-            # dot products (unless a session option forbids it), and the decisions fall apart.
+            # Shifted to unsigned: on processors without 8-bit dot products, onnxruntime's kernels for signed weights
+            # saturate unless a session option forbids it, which ruins the decisions.
             integers = self.constant((weight.short() + 128).to(torch.uint8), f"{name}.weight")
             grid = (
                 self.constant(scale, f"{name}.weight_scale"),
                 self.constant(np.full(len(scale), 128, np.uint8), f"{name}.weight_zero_point"),
             )
             return self.add("DequantizeLinear", integers, *grid, name=f"{name}.weight_values", axis=0)
-        # Runtimes fold operators on constants when they load a file, but leave DequantizeLinear for integer kernels.
+        # When they load a file, runtimes fold operators on constants, but keep DequantizeLinear for integer kernels.
         integers = self.add("Cast", self.constant(weight, f"{name}.weight"), to=TensorProto.FLOAT)
         scale = scale.view(-1, 1, 1, 1)
         if smoothing is not None and layer.groups > 1:
@@ -202,8 +231,8 @@ class NetworkBuilder(GraphBuilder):
             values = self.add("Mul", values, self.constant(smoothing.view(1, -1, 1, 1)))
         return values
 
-    def bias(self, name: str, layer: FoldedConv | TFSepNetInt8Conv, channels: np.ndarray) -> str:
-        """Add the biases of the output channels named."""
+    def bias(self, name: str, layer: Conv, channels: np.ndarray) -> str:
+        """Add the biases of some output channels, and return them in float."""
         bias = self.constant(layer.bias.detach()[channels], f"{name}.bias")
         if self.form == "float":
             return bias
@@ -211,25 +240,39 @@ class NetworkBuilder(GraphBuilder):
         return self.add("Mul", integers, self.constant(layer.bias_scale, f"{name}.bias_scale"))
 
 
-def shuffled(channels: int) -> list[np.ndarray]:
-    """Return which channels are in the first and in the second half after the two halves were interleaved."""
+def _is_convolution(module: nn.Module) -> TypeGuard[Conv]:
+    # Compare names, as a model loaded as remote code has its own copy of the class.
+    return type(module).__name__ in (FoldedConv.__name__, TFSepNetInt8Conv.__name__)
+
+
+def _shuffled_halves(channels: int) -> list[np.ndarray]:
+    """Return the channels of the first and of the second half after interleaving the two halves."""
     return np.split(np.arange(channels).reshape(2, -1).T.flatten(), 2)
 
 
 def add_front_end(graph: GraphBuilder, extractor: TFSepNetFeatureExtractor, waveform: str) -> str:
-    """Add the log-mel of waveforms (clips, samples) of one second: (clips, 1, frames, bands).
+    """Add the computation of log-mel features.
 
-    The Fourier transform is done by matrix products, which every runtime has fast kernels for, in Cooley's and Tukey's
-    two steps: with `n = 64 a + b` and `k = c + size / 64 * d`, first over `a`, then, after a rotation, over `b`.
+    The Fourier transform consists of matrix products, for which every runtime has fast kernels, in the two steps of
+    Cooley and Tukey: with `n = 64 a + b` and `k = c + size / 64 * d`, first over `a`, then, after a rotation, over
+    `b`.
+
+    Args:
+        graph (`GraphBuilder`): The graph.
+        extractor ([`TFSepNetFeatureExtractor`]): Parameters of the features.
+        waveform (`str`): Waveforms of one second, of shape `(clips, samples)`.
+
+    Returns:
+        `str`: Log-mel of shape `(clips, 1, frames, bands)`.
 
     Raises:
-        InputError: The length of the transform or of the window is no multiple of 64.
+        InputError: If the length of the transform or of the window is not a multiple of 64.
     """
     hop, points = extractor.hop_length, extractor.n_fft
     if points % (2 * DFT_FACTOR) or extractor.win_length % DFT_FACTOR:
         raise InputError(
-            f"n_fft and win_length are {points} and {extractor.win_length}: an ONNX file with the front end needs "
-            f"multiples of {2 * DFT_FACTOR} and {DFT_FACTOR}; leave the front end out."
+            f"n_fft is {points} and win_length is {extractor.win_length}, but an ONNX file with the front end needs "
+            f"multiples of {2 * DFT_FACTOR} and {DFT_FACTOR}: leave the front end out."
         )
     length = extractor.window_length
     constant, add = graph.constant, graph.add
@@ -239,7 +282,7 @@ def add_front_end(graph: GraphBuilder, extractor: TFSepNetFeatureExtractor, wave
 
     later, earlier = cut(waveform, 1, length, 1), cut(waveform, 0, length - 1, 1)
     emphasised = add("Sub", later, add("Mul", earlier, constant(extractor.preemphasis)))
-    # As rows of one hop, of which a frame is a few; what they hold beyond the window is cut off.
+    # Split into rows of one hop; a frame is a few rows, cut to the window.
     frames = 1 + (length - 1) // hop
     rows_per_frame = -(-extractor.win_length // hop)
     left = extractor.win_length // 2
@@ -247,27 +290,27 @@ def add_front_end(graph: GraphBuilder, extractor: TFSepNetFeatureExtractor, wave
     padded = add("Pad", emphasised, constant([0, left, 0, right]), mode="reflect")
     rows = add("Reshape", padded, constant([0, -1, hop]))
     chosen = np.arange(frames)[:, None] + np.arange(rows_per_frame)
-    stretches = add("Reshape", add("Gather", rows, constant(chosen), axis=1), constant([0, 0, -1]))
+    overlapping = add("Reshape", add("Gather", rows, constant(chosen), axis=1), constant([0, 0, -1]))
     window = torch.hann_window(extractor.win_length, periodic=False)
-    windowed = add("Mul", cut(stretches, 0, extractor.win_length, 2), constant(window))
+    windowed = add("Mul", cut(overlapping, 0, extractor.win_length, 2), constant(window))
 
-    # Where the window starts within the transform's span turns phases only. The spectrum of real input is its own
-    # mirror image, and half of the first step's frequencies are enough.
+    # The position of the window within the transform only affects phases. The spectrum of real input is symmetric, so
+    # half of the frequencies of the first step suffice.
     first = points // DFT_FACTOR
     columns = add("Reshape", windowed, constant([0, 0, -1, DFT_FACTOR]))
-    angle = turns(np.outer(np.arange(first // 2 + 1), np.arange(extractor.win_length // DFT_FACTOR)), first)
+    angle = _angles(np.outer(np.arange(first // 2 + 1), np.arange(extractor.win_length // DFT_FACTOR)), first)
     real, imaginary = (add("MatMul", constant(values), columns) for values in (np.cos(angle), -np.sin(angle)))
-    angle = turns(np.outer(np.arange(first // 2 + 1), np.arange(DFT_FACTOR)), points)
+    angle = _angles(np.outer(np.arange(first // 2 + 1), np.arange(DFT_FACTOR)), points)
     cosine, sine = constant(np.cos(angle)), constant(np.sin(angle))
-    turned = add(
+    rotated = add(
         "Concat",
         add("Add", add("Mul", real, cosine), add("Mul", imaginary, sine)),
         add("Sub", add("Mul", imaginary, cosine), add("Mul", real, sine)),
         axis=3,
     )
-    angle = turns(np.outer(np.arange(DFT_FACTOR), np.arange(DFT_FACTOR)), DFT_FACTOR)
+    angle = _angles(np.outer(np.arange(DFT_FACTOR), np.arange(DFT_FACTOR)), DFT_FACTOR)
     second = np.block([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    spectrum = add("MatMul", turned, constant(second))
+    spectrum = add("MatMul", rotated, constant(second))
     squares = add("Mul", spectrum, spectrum)
     power = add("Add", cut(squares, 0, DFT_FACTOR, 3), cut(squares, DFT_FACTOR, 2 * DFT_FACTOR, 3))
 
@@ -280,23 +323,24 @@ def add_front_end(graph: GraphBuilder, extractor: TFSepNetFeatureExtractor, wave
 
     energies = [
         add("MatMul", cut(power, start, stop, 2), cut(cut(bank, start, stop, 0), band, band + BANDS_PER_BLOCK, 1))
-        for bank, band, start, stop in mel_blocks(graph, extractor)
+        for bank, band, start, stop in _mel_blocks(graph, extractor)
     ]
     floored = add("Add", add("Concat", *energies, axis=2), constant(extractor.mel_floor))
     centred = add("Sub", add("Log", floored), constant(extractor.mean))
     return add("Unsqueeze", add("Div", centred, constant(extractor.std)), constant([1]))
 
 
-def turns(steps: np.ndarray, steps_per_turn: int) -> np.ndarray:
-    """Angles in radians."""
+def _angles(steps: np.ndarray, steps_per_turn: int) -> np.ndarray:
+    """Return angles in radians."""
     return 2 * math.pi / steps_per_turn * (steps % steps_per_turn)
 
 
-def mel_blocks(graph: GraphBuilder, extractor: TFSepNetFeatureExtractor) -> list[tuple[str, int, int, int]]:
-    """Add the mel bank (frequencies, bands), to be evaluated on loading as it takes more space than the network.
+def _mel_blocks(graph: GraphBuilder, extractor: TFSepNetFeatureExtractor) -> list[tuple[str, int, int, int]]:
+    """Add the mel bank, to be computed when the file is loaded, as it takes more space than the network.
 
     Returns:
-        For every block of neighbouring bands, the bank, the first band, and the frequencies that they cover.
+        `list[tuple[str, int, int, int]]`: For every block of neighbouring bands the bank of shape
+        `(frequencies, bands)`, the first band, and the range of the frequencies that they cover.
     """
     bands = extractor.feature_size
     bins, left, center, right = mel_triangles(bands, extractor.n_fft, extractor.sampling_rate)

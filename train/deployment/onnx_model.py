@@ -1,4 +1,4 @@
-"""ONNX files of TF-SepNet models, with the metadata an application needs."""
+"""ONNX files of TF-SepNet models, with the metadata that an application needs."""
 
 import json
 from pathlib import Path
@@ -6,10 +6,14 @@ from typing import Literal
 
 import onnx
 from onnx import TensorProto, helper
-from torch import nn
+from transformers import PreTrainedModel
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
 from dataset_script.errors import InputError
+from dataset_script.files import atomic_path
+from modeling_tfsepnet import TFSepNetFeatureExtractor, TFSepNetForAudioClassification
+from train.common.models import class_names
+from train.deployment.checks import is_tfsepnet, is_tfsepnet_extractor
 from train.deployment.onnx_graph import Form, NetworkBuilder, add_front_end
 from train.deployment.rounding import fold
 
@@ -19,48 +23,60 @@ IR_VERSION = 10
 
 
 def export_onnx(
-    model: nn.Module,
+    model: PreTrainedModel,
     path: str | Path,
     form: Literal["qdq", "weights"] = "qdq",
     feature_extractor: FeatureExtractionMixin | None = None,
     waveform: bool = False,
 ) -> onnx.ModelProto:
-    """Write a TF-SepNet as an ONNX file.
+    """Write a TF-SepNet as an ONNX file, completely or not at all.
 
     Args:
-        model ([`TFSepNetForAudioClassification`]): Float or INT8.
+        model ([`TFSepNetForAudioClassification`]): Float or INT8 model.
         path (`str` or `Path`): File to write.
-        form (`str`, *optional*, defaults to `"qdq"`): See above; float models have one form.
-        feature_extractor ([`TFSepNetFeatureExtractor`], *optional*): Its parameters are put into the metadata.
-        waveform (`bool`, *optional*, defaults to `False`): Whether the file takes waveforms.
+        form (`str`, *optional*, defaults to `"qdq"`): Form of an INT8 model: `"qdq"` also rounds the activations,
+            `"weights"` only stores the weights and biases as integers.
+        feature_extractor ([`TFSepNetFeatureExtractor`], *optional*): The model's own, whose parameters are added to
+            the metadata.
+        waveform (`bool`, *optional*, defaults to `False`): Whether the input is waveforms, so that the file includes
+            the front end.
 
     Returns:
-        The ONNX model: input `input_values` (clips, 1, mel_bins, frames), or `waveform` (clips, samples) of one second
-        at the feature extractor's rate in full scale [-1, 1]; output `logits` (clips, classes).
+        `onnx.ModelProto`: The content of the file. The input is `input_values` of shape
+        `(clips, 1, mel_bins, frames)`, or `waveform` of shape `(clips, samples)`: one second at the rate of the
+        feature extractor, full scale [-1, 1]. The output is `logits` of shape `(clips, classes)`.
 
     Raises:
-        InputError: The model is no TF-SepNet, or waveforms are to be taken and there is no feature extractor, or one
-            that does not fit.
+        InputError: If the model or the feature extractor is not of TF-SepNet, or for waveforms the feature extractor
+            is missing or does not fit the model.
     """
+    if not is_tfsepnet(model):
+        raise InputError(f"{type(model).__name__} is not a TF-SepNet, the only model that can be exported.")
+    extractor = None
+    if feature_extractor is not None:
+        if not is_tfsepnet_extractor(feature_extractor):
+            name = type(feature_extractor).__name__
+            raise InputError(f"{name} is not a TFSepNetFeatureExtractor: use the model's own feature extractor.")
+        extractor = feature_extractor
     config = model.config
-    if getattr(config, "model_type", None) != "tfsepnet":
-        raise InputError(f"{type(model).__name__} is no TF-SepNet: only its layers are known to this exporter.")
     int8 = getattr(config, "quantization_config", None) is not None
     graph = NetworkBuilder(form if int8 else "float")
     if waveform:
-        if feature_extractor is None:
-            raise InputError("A file that takes waveforms needs the feature extractor: pass feature_extractor.")
-        length = feature_extractor.window_length
-        made = (feature_extractor.feature_size, 1 + (length - 1) // feature_extractor.hop_length)
-        if made != (config.num_mel_bins, config.num_frames):
+        if extractor is None:
+            raise InputError("A file for waveforms includes the front end: pass feature_extractor.")
+        frames = 1 + (extractor.window_length - 1) // extractor.hop_length
+        if (extractor.feature_size, frames) != (config.num_mel_bins, config.num_frames):
             raise InputError(
-                f"The feature extractor makes {made[0]} bands and {made[1]} frames of a second, but the network takes "
-                f"{config.num_mel_bins} and {config.num_frames}: pass the model's own."
+                f"The feature extractor computes {extractor.feature_size} bands and {frames} frames per second, but "
+                f"the network expects {config.num_mel_bins} and {config.num_frames}: use the model's own feature "
+                "extractor."
             )
-        name, shape = "waveform", ["clips", length]
-        hidden = add_front_end(graph, feature_extractor, name)
+        name = "waveform"
+        shape: list[str | int | None] = ["clips", extractor.window_length]
+        hidden = add_front_end(graph, extractor, name)
     else:
-        name, shape = "input_values", ["clips", 1, config.num_mel_bins, config.num_frames]
+        name = "input_values"
+        shape = ["clips", 1, config.num_mel_bins, config.num_frames]
         hidden = graph.add("Transpose", name, perm=[0, 1, 3, 2])
     network = model.cpu() if int8 else fold(model)
     graph.network(network, hidden, "logits")
@@ -76,36 +92,35 @@ def export_onnx(
         ir_version=IR_VERSION,
         producer_name="tfsepnet",
     )
-    helper.set_model_props(exported, describe(network, graph.form, feature_extractor, waveform))
+    helper.set_model_props(exported, _describe(network, graph.form, extractor, waveform))
     onnx.checker.check_model(exported, full_check=True)
-    onnx.save(exported, path)
+    with atomic_path(path) as part:
+        onnx.save(exported, part)
     return exported
 
 
-def describe(
-    model: nn.Module, form: Form, feature_extractor: FeatureExtractionMixin | None, waveform: bool
+def _describe(
+    model: TFSepNetForAudioClassification,
+    form: Form,
+    extractor: TFSepNetFeatureExtractor | None,
+    waveform: bool,
 ) -> dict[str, str]:
-    """Return what an application needs to feed the network and to read its output, as text or JSON."""
+    """Return the metadata that an application needs to feed the network and to read its output, as text or JSON."""
     config = model.config
     metadata = {
         "form": form,
-        "labels": json.dumps([config.id2label[index] for index in range(config.num_labels)]),
-        "output": "logits, float32, (clips, classes); a softmax makes them probabilities",
+        "labels": json.dumps(class_names(config)),
+        "output": "logits, float32, (clips, classes); softmax converts them to probabilities",
+        "input": f"log-mel, float32, (clips, 1, {config.num_mel_bins} mel bands, {config.num_frames} frames)",
     }
-    if waveform:
-        metadata["input"] = (
-            f"waveform, float32, (clips, {feature_extractor.window_length} samples), mono, full scale [-1, 1]"
-        )
-    else:
-        metadata["input"] = (
-            f"log-mel, float32, (clips, 1, {config.num_mel_bins} mel bands, {config.num_frames} frames)"
-        )
     if form == "qdq" and not waveform:
-        layer = model.tfsepnet.stem[0]
-        metadata["input_quantization"] = json.dumps(
-            {"dtype": "uint8", "scale": float(layer.input_scale), "zero_point": int(layer.input_zero_point)}
-        )
-    if feature_extractor is not None:
-        metadata["sampling_rate"] = str(feature_extractor.sampling_rate)
-        metadata["front_end"] = feature_extractor.to_json_string()
+        layer = model.get_submodule("tfsepnet.stem.0")
+        scale, zero_point = (float(layer.get_buffer(name)) for name in ("input_scale", "input_zero_point"))
+        metadata["input_quantization"] = json.dumps({"dtype": "uint8", "scale": scale, "zero_point": int(zero_point)})
+    if extractor is not None:
+        metadata["sampling_rate"] = str(extractor.sampling_rate)
+        metadata["front_end"] = extractor.to_json_string()
+        if waveform:
+            samples = extractor.window_length
+            metadata["input"] = f"waveform, float32, (clips, {samples} samples), mono, full scale [-1, 1]"
     return metadata

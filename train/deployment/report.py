@@ -1,4 +1,4 @@
-"""Quantization of a finished student, and the measurements that go with it."""
+"""Quantization of a trained student, and its evaluation beside the float model."""
 
 import shutil
 import time
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from dataset_script import cache_waveforms, is_synthetic
 from dataset_script.files import write_json
 from dataset_script.waveforms import FULL_SCALE
-from model_cards.complexity import check_limits, measure_folder
+from model_cards.complexity import measure_folder
 from model_cards.plots import plot_layers
 from model_cards.results import RESULTS_FILE, provenance
 from model_cards.tables import quantization_table
@@ -27,12 +27,23 @@ from train.evaluation.scoring import score_logits, unseen_devices
 
 
 CLIPS_PER_STEP = 32
+"""Clips per step of fine-tuning; also the largest number of clips for the SQNR of the layers."""
 
 
 def choose_evenly(labels: np.ndarray, clips: int, seed: int) -> np.ndarray:
-    """Return row numbers, ascending, of as many clips of every class as there are, up to `clips` in all."""
+    """Draw clips evenly by class.
+
+    Args:
+        labels (`np.ndarray` of shape `(rows,)`): Class of each clip.
+        clips (`int`): Number of clips to draw, or all if there are fewer.
+        seed (`int`): Seed of the draw.
+
+    Returns:
+        `np.ndarray`: Their rows, ascending. The numbers of clips per class differ by at most one, unless a class has
+        too few.
+    """
     order = np.random.default_rng(seed).permutation(len(labels))
-    rank = np.empty(len(labels), dtype=int)  # how many clips of the same class come before
+    rank = np.empty(len(labels), dtype=int)  # number of preceding clips of the same class
     for label in np.unique(labels):
         rank[order[labels[order] == label]] = np.arange((labels == label).sum())
     return np.sort(order[np.argsort(rank[order], kind="stable")][:clips])
@@ -40,7 +51,16 @@ def choose_evenly(labels: np.ndarray, clips: int, seed: int) -> np.ndarray:
 
 @torch.no_grad()
 def measure_latency(models: Mapping[str, nn.Module], example: torch.Tensor, repetitions: int = 30) -> dict[str, float]:
-    """Return the median time of each model for one clip on one thread, in ms, taken in turn."""
+    """Measure the time of one clip on one thread, taking turns between the models.
+
+    Args:
+        models (`Mapping[str, nn.Module]`): Models by name.
+        example (`torch.Tensor` of shape `(1, 1, mel_bins, frames)`): Input of the models.
+        repetitions (`int`, *optional*, defaults to 30): Number of measurements.
+
+    Returns:
+        `dict[str, float]`: Median time in ms by name.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     times: dict[str, list[float]] = {name: [] for name in models}
@@ -56,52 +76,53 @@ def measure_latency(models: Mapping[str, nn.Module], example: torch.Tensor, repe
 def quantize_and_measure(
     args: QuantizationArguments, scenes: datasets.DatasetDict, quantizer: INCQuantizer, run: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Quantize a student, evaluate it beside the float one, and write model, results, table and plot.
+    """Quantize a student, evaluate it beside the float model, and write a model folder, results, a table and a plot.
 
     Args:
-        args (`QuantizationArguments`): How to quantize, and where the output goes.
-        scenes (`datasets.DatasetDict`): Calibration clips come from `train`; `args.split` is evaluated.
-        quantizer ([`~train.deployment.quantizer.INCQuantizer`]): Of the float model.
-        run (`Mapping`): What identifies the run; goes into the results.
+        args (`QuantizationArguments`): Settings and output folder.
+        scenes (`datasets.DatasetDict`): The splits `train`, which provides the calibration clips, and `args.split`,
+            which is evaluated.
+        quantizer ([`~train.deployment.quantizer.INCQuantizer`]): Quantizer of the float model.
+        run (`Mapping`): Entries of the results that identify the run.
 
     Returns:
         `dict`: The results, as in `results.json`.
     """
     model, extractor, output = quantizer.model, quantizer.feature_extractor, Path(args.output_dir)
-    shutil.rmtree(output / "model", ignore_errors=True)  # of this very run, interrupted before its report
-    data = {
-        split: SceneDataset(
-            scenes[split], cache_waveforms(scenes[split], extractor.sampling_rate, args.cache_dir), with_teachers=False
-        )
+    shutil.rmtree(output / "model", ignore_errors=True)  # of the same run, interrupted before its results
+    waveforms = {
+        split: cache_waveforms(scenes[split], extractor.sampling_rate, args.cache_dir)
         for split in {"train", args.split}
     }
-
-    labels = data["train"].columns["label"]
+    training = SceneDataset(scenes["train"], waveforms["train"], with_teachers=False)
+    labels = training.columns["label"]
     chosen = choose_evenly(labels, args.calibration_clips, args.seed)
-    waveforms = torch.from_numpy(np.stack([data["train"].waveforms[row] for row in chosen])) / FULL_SCALE
-    calibration = {"input_values": extractor.features(waveforms), "labels": labels[chosen]}
+    chosen_waveforms = torch.from_numpy(waveforms["train"][chosen]) / FULL_SCALE
+    calibration = {"input_values": extractor.features(chosen_waveforms), "labels": labels[chosen]}
     batches = DataLoader(
-        data["train"],
+        training,
         CLIPS_PER_STEP,
         shuffle=True,
         generator=torch.Generator().manual_seed(args.seed),
-        collate_fn=lambda clips: extractor.features(clips["waveform"] / FULL_SCALE)[:, 0],
+        # torch's annotation leaves out datasets that return a whole batch at once, here as a dictionary.
+        collate_fn=lambda clips: extractor.features(clips["waveform"] / FULL_SCALE)[:, 0],  # type: ignore[call-overload]
         drop_last=len(labels) > CLIPS_PER_STEP,
     )
     quantized = quantizer.quantize(args.quantization_config(), calibration, output / "model", training_batches=batches)
+    assert quantizer.folded is not None
 
-    test = data[args.split]
     logits = {
-        name: compute_logits(network.eval(), extractor, test.waveforms, args.batch_size)
+        name: compute_logits(network.eval(), extractor, waveforms[args.split], args.batch_size)
         for name, network in (("float", model), ("int8", quantized))
     }
     unseen = unseen_devices(scenes["train"], scenes[args.split])
-    metrics = {name: score_logits(values, test.scenes, unseen, args.bootstrap) for name, values in logits.items()}
+    metrics = {
+        name: score_logits(values, scenes[args.split], unseen, args.bootstrap) for name, values in logits.items()
+    }
     windows = calibration["input_values"][:, 0]
     decibels = layer_sqnr(quantizer.folded, quantized.cpu(), windows[:: 1 + len(windows) // CLIPS_PER_STEP])
     plot_layers(decibels, output / "layers")
     complexity = measure_folder(output / "model")
-    check_limits(complexity, output / "model", as_stored=True)
     results = {
         **run,
         "split": args.split,

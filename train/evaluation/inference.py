@@ -1,18 +1,19 @@
-"""Logits of a scene classifier for many clips, computed by all processes and kept on disk."""
+"""Logits of scene classifiers for many clips, computed by all processes and stored on disk."""
 
 import hashlib
 import logging
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 import datasets
 import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from datasets.utils import tqdm
+from torch import Tensor
 from torch.utils._pytree import tree_leaves
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
@@ -22,7 +23,8 @@ from dataset_script.files import atomic_path
 from dataset_script.waveforms import FULL_SCALE
 from model_cards.results import portable
 from train.common.arguments import InferenceArguments
-from train.common.models import load_classifier
+from train.common.features import WaveformFeatures
+from train.common.models import load_classifier, load_config
 from train.common.process import main_process_first
 from train.common.runs import claim_output_folder
 
@@ -30,23 +32,33 @@ from train.common.runs import claim_output_folder
 logger = logging.getLogger(__name__)
 
 CLIPS_PER_PART = 4096
-"""Clips whose logits are kept on disk together until all are there."""
+"""Clips whose logits are stored together until all are predicted, so that an interrupted run can resume."""
+
+AnyFeatureExtractor: TypeAlias = FeatureExtractionMixin | WaveformFeatures
+
+
+class WaveformRows(Protocol):
+    """Waveforms of shape `(rows, samples)` that are read a slice at a time, such as a memory map."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice, /) -> Any: ...
 
 
 @torch.inference_mode()
 def compute_logits(
-    model: PreTrainedModel, feature_extractor: FeatureExtractionMixin, waveforms: np.ndarray, batch_size: int = 256
+    model: PreTrainedModel, feature_extractor: AnyFeatureExtractor, waveforms: WaveformRows, batch_size: int = 256
 ) -> np.ndarray:
-    """Return the logits of all clips, in their order; every process does its share and gets them all.
+    """Compute the logits of clips; all processes must call this, and each computes a part.
 
     Args:
-        model (`PreTrainedModel`): In evaluation mode.
-        feature_extractor (`FeatureExtractionMixin`): Of the model.
-        waveforms (`np.ndarray` of shape `(rows, samples)`, int16): At the feature extractor's rate.
-        batch_size (`int`, *optional*, defaults to 256): Clips of a forward pass.
+        model (`PreTrainedModel`): The model, in evaluation mode.
+        feature_extractor (`FeatureExtractionMixin` or `WaveformFeatures`): Feature extractor of the model.
+        waveforms (`np.ndarray` of shape `(clips, samples)`, int16): The clips, at the rate of the feature extractor.
+        batch_size (`int`, *optional*, defaults to 256): Clips per forward pass.
 
     Returns:
-        `np.ndarray` of shape `(rows, num_labels)`, float32.
+        `np.ndarray` of shape `(clips, num_labels)`: The logits in the order of the clips, float32, on every process.
     """
     state = PartialState()
     model = model.to(state.device)
@@ -57,42 +69,56 @@ def compute_logits(
         inputs = model_inputs(feature_extractor, waveform)
         inputs["input_values"] = inputs["input_values"].to(model.dtype)
         logits[start] = model(**inputs).logits.float().cpu().numpy()
-    everything = {start: part for parts in gather_object([logits]) for start, part in parts.items()}
-    return np.concatenate([everything[start] for start in sorted(everything)])
+    gathered = {start: batch for process in gather_object([logits]) for start, batch in process.items()}
+    return np.concatenate([gathered[start] for start in sorted(gathered)])
 
 
-def model_inputs(feature_extractor: FeatureExtractionMixin, waveform: torch.Tensor) -> dict[str, Any]:
-    """Return the inputs of a model for `waveform` of shape `(batch_size, samples)`, on its device."""
+def model_inputs(feature_extractor: AnyFeatureExtractor, waveform: Tensor) -> dict[str, Any]:
+    """Compute the inputs of a model on the device of the waveforms.
+
+    Args:
+        feature_extractor (`FeatureExtractionMixin` or `WaveformFeatures`): Feature extractor of the model.
+        waveform (`torch.Tensor` of shape `(batch_size, samples)`): Waveforms in [-1, 1].
+
+    Returns:
+        `dict[str, torch.Tensor]`: Arguments of the model.
+    """
     if hasattr(feature_extractor, "features"):
         return {"input_values": feature_extractor.features(waveform)}
-    inputs = feature_extractor(
-        list(waveform.cpu().numpy()), sampling_rate=feature_extractor.sampling_rate, return_tensors="pt"
-    )
-    return inputs.to(waveform.device)
+    assert callable(feature_extractor)
+    rate = input_rate(feature_extractor)
+    return feature_extractor(list(waveform.cpu().numpy()), sampling_rate=rate, return_tensors="pt").to(waveform.device)
+
+
+def input_rate(feature_extractor: AnyFeatureExtractor) -> int:
+    """Return the sampling rate that a feature extractor expects, in Hz; raise `InputError` if it is not for audio."""
+    if not hasattr(feature_extractor, "sampling_rate"):
+        raise InputError(f"{type(feature_extractor).__name__} is not for audio: choose another model.")
+    return feature_extractor.sampling_rate
 
 
 def predict_split(
     model: PreTrainedModel,
-    feature_extractor: FeatureExtractionMixin,
+    feature_extractor: AnyFeatureExtractor,
     scenes: datasets.Dataset,
     output_dir: str | Path,
     teacher: str,
     batch_size: int = 256,
     cache_dir: str | None = None,
 ) -> None:
-    """Write the logits dataset of a model for all clips of `scenes`, or what is missing of it.
+    """Predict the logits of clips and write them as a logits dataset; an interrupted call resumes.
 
     Args:
-        model (`PreTrainedModel`): In evaluation mode, with the classes of `scenes`.
-        feature_extractor (`FeatureExtractionMixin`): Of the model.
+        model (`PreTrainedModel`): The model, in evaluation mode, with the classes of `scenes`.
+        feature_extractor (`FeatureExtractionMixin` or `WaveformFeatures`): Feature extractor of the model.
         scenes (`datasets.Dataset`): Columns `audio`, `filename` and `label`.
         output_dir (`str` or `Path`): Folder of the logits dataset.
-        teacher (`str`): Name under which the model is recorded; a path outside the working directory is shortened.
-        batch_size (`int`, *optional*, defaults to 256): Clips of a forward pass.
-        cache_dir (`str`, *optional*): Where resampled clips are kept.
+        teacher (`str`): Name of the model in the dataset; a path outside the working directory is shortened.
+        batch_size (`int`, *optional*, defaults to 256): Clips per forward pass.
+        cache_dir (`str`, *optional*): Folder of resampled clips.
 
     Raises:
-        FileExistsError: If the folder holds the logits of another model or of other clips.
+        FileExistsError: If the folder contains the logits of another model or of other clips.
         InputError: If a logit is not finite.
     """
     folder, teacher = Path(output_dir), portable(teacher)
@@ -110,10 +136,10 @@ def predict_split(
     state = PartialState()
     parts = folder / "parts"
     if not (folder / "README.md").is_file():
-        waveforms = cache_waveforms(scenes, feature_extractor.sampling_rate, cache_dir)
+        waveforms = cache_waveforms(scenes, input_rate(feature_extractor), cache_dir)
         for start in range(0, len(scenes), CLIPS_PER_PART):
             path = parts / f"{start:08}.npy"
-            # all processes have to come to the same answer before one of them writes
+            # All processes must see the same state before one of them writes.
             state.wait_for_everyone()
             done = path.is_file()
             state.wait_for_everyone()
@@ -124,8 +150,8 @@ def predict_split(
             if not np.isfinite(logits).all():
                 row = start + np.isfinite(logits).all(axis=1).argmin()
                 raise InputError(
-                    f"{teacher} gives {filenames[row]} a logit that is not finite: train it again, or give another "
-                    "model."
+                    f"{teacher} predicts a logit for {filenames[row]} that is not finite: train it again, or choose "
+                    "another model."
                 )
             if state.is_main_process:
                 with atomic_path(path) as part, part.open("wb") as file:
@@ -147,7 +173,7 @@ def predict_split(
 
 
 def model_revision(model: PreTrainedModel) -> str:
-    """Return the commit of a model from the Hub, or a checksum of the weights of one from a folder."""
+    """Return the commit of a model from the Hub, or a checksum of the weights of a local model."""
     return getattr(model.config, "_commit_hash", None) or checksum_weights(model)
 
 
@@ -156,27 +182,35 @@ def checksum_weights(model: PreTrainedModel) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())
-        for tensor in tree_leaves(value):  # an INT8 linear layer keeps its tensors and their type together
-            if isinstance(tensor, torch.Tensor):
+        for tensor in tree_leaves(value):  # an INT8 linear layer stores its tensors and their type together
+            if isinstance(tensor, Tensor):
                 tensor = tensor.int_repr() if tensor.is_quantized else tensor
                 digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:40]
 
 
 def load_clips(args: InferenceArguments) -> tuple[datasets.DatasetDict, PreTrainedModel, FeatureExtractionMixin]:
-    """Return the scenes and the classifier of a script's arguments, after checking that they belong together.
+    """Load the corpus and the classifier of a command, and check that they fit.
+
+    Args:
+        args (`InferenceArguments`): Arguments of the command.
+
+    Returns:
+        `tuple`: The splits of the corpus, the model and its feature extractor.
 
     Raises:
-        FileNotFoundError, InputError: If there is no such corpus, split or model, or the model has other classes.
+        FileNotFoundError: If the corpus or the model does not exist.
+        InputError: If the split has no labels, or the model has other classes.
     """
     state = PartialState(cpu=args.use_cpu)
     if args.dtype == "int8" and state.device.type != "cpu":
-        raise InputError(f"dtype int8 does not run on {state.device.type}: give bfloat16, or add --use_cpu True.")
+        raise InputError(f"dtype int8 does not run on {state.device.type}: use bfloat16, or add --use_cpu True.")
+    load_config(args.model_name_or_path, args.trust_remote_code)  # fails before the corpus is prepared
     with main_process_first():
         scenes = load_scenes(args.dataset, args.data_dir, cache_dir=args.cache_dir)
     labelled = [split for split, clips in scenes.items() if "label" in clips.features]
     if args.split not in labelled:
-        choice = f"give one of {', '.join(labelled)}" if labelled else "choose another dataset"
+        choice = f"use {' or '.join(labelled)}" if labelled else "choose another dataset"
         raise InputError(f"{args.dataset} has no labelled split {args.split!r}: {choice}.")
     labels = scenes[args.split].features["label"].names
     model, feature_extractor = load_classifier(args.model_name_or_path, labels, args.trust_remote_code, args.dtype)

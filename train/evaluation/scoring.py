@@ -1,4 +1,4 @@
-"""Metrics of a classifier on scenes, and the files they are written to."""
+"""Metrics of a classifier on scenes, and the files that they are written to."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,37 +7,38 @@ from typing import Any
 import datasets
 import numpy as np
 from transformers import PreTrainedModel
-from transformers.feature_extraction_utils import FeatureExtractionMixin
 
+from dataset_script.errors import InputError
+from dataset_script.files import write_json
 from model_cards.plots import plot_confusion_matrix, plot_groups
 from model_cards.results import RESULTS_FILE, provenance
 from model_cards.tables import confusion_table, results_table
-from train.common.runs import write_json
-from train.evaluation.inference import compute_logits
+from train.evaluation.inference import AnyFeatureExtractor, WaveformRows, compute_logits
 from train.evaluation.metrics import scene_metrics
 
 
 def evaluate_classifier(
     model: PreTrainedModel,
-    feature_extractor: FeatureExtractionMixin,
+    feature_extractor: AnyFeatureExtractor,
     clips: datasets.Dataset,
-    waveforms: np.ndarray,
+    waveforms: WaveformRows,
     unseen_devices: Sequence[str],
     batch_size: int = 256,
     bootstrap: int = 1000,
 ) -> dict[str, Any]:
-    """Return the metrics of [`~train.evaluation.metrics.scene_metrics`] for a model; all processes must call this.
-
-    The confidence intervals resample whole recording locations, whose clips resemble each other.
+    """Evaluate a model on clips; all processes must call this.
 
     Args:
-        model (`PreTrainedModel`): With the classes of `clips`.
-        feature_extractor (`FeatureExtractionMixin`): Of the model.
+        model (`PreTrainedModel`): The model, with the classes of `clips`.
+        feature_extractor (`FeatureExtractionMixin` or `WaveformFeatures`): Feature extractor of the model.
         clips (`datasets.Dataset`): Columns `label`, `device`, `city` and `location`.
-        waveforms (`np.ndarray` of shape `(clips, samples)`, int16): Of these clips, at the feature extractor's rate.
+        waveforms (`np.ndarray` of shape `(clips, samples)`, int16): The clips, at the rate of the feature extractor.
         unseen_devices (`Sequence[str]`): Devices that are not in the training clips.
         batch_size (`int`, *optional*, defaults to 256): Clips per forward pass.
-        bootstrap (`int`, *optional*, defaults to 1000): Resamples behind the confidence intervals.
+        bootstrap (`int`, *optional*, defaults to 1000): Number of resamples for the confidence intervals.
+
+    Returns:
+        `dict[str, Any]`: The metrics, as returned by [`score_logits`].
     """
     logits = compute_logits(model.eval(), feature_extractor, waveforms, batch_size)
     return score_logits(logits, clips, unseen_devices, bootstrap)
@@ -46,7 +47,28 @@ def evaluate_classifier(
 def score_logits(
     logits: np.ndarray, clips: datasets.Dataset, unseen_devices: Sequence[str], bootstrap: int
 ) -> dict[str, Any]:
-    """Return [`~train.evaluation.metrics.scene_metrics`] of logits `(clips, classes)` in the clips' order."""
+    """Compute the metrics of logits.
+
+    The confidence intervals resample whole recording locations, whose clips resemble each other.
+
+    Args:
+        logits (`np.ndarray` of shape `(clips, classes)`): Logits in the order of the clips.
+        clips (`datasets.Dataset`): Columns `label`, `device`, `city` and `location`.
+        unseen_devices (`Sequence[str]`): Devices that are not in the training clips.
+        bootstrap (`int`): Number of resamples for the confidence intervals; 0 omits them.
+
+    Returns:
+        `dict[str, Any]`: The metrics, as returned by [`~train.evaluation.metrics.scene_metrics`].
+
+    Raises:
+        InputError: If a logit is not finite.
+    """
+    finite = np.isfinite(logits).all(axis=1)
+    if not finite.all():
+        raise InputError(
+            f"The logits of {(~finite).sum()} of {len(logits)} clips are not finite: train the model again, or choose "
+            "another one."
+        )
     features = clips.features
     devices, cities = ([features[name].names[index] for index in clips[name]] for name in ("device", "city"))
     return scene_metrics(
@@ -61,18 +83,18 @@ def score_logits(
     )
 
 
-def unseen_devices(train: Any, test: Any) -> list[str]:
-    """Return the devices of the clips in `test` that no clip in `train` was recorded by."""
+def unseen_devices(train: datasets.Dataset, test: datasets.Dataset) -> list[str]:
+    """Return the devices of the clips in `test` that are not in `train`."""
     names = test.features["device"].names
     return [names[index] for index in sorted(set(test["device"]) - set(train["device"]))]
 
 
 def write_results(folder: str | Path, results: dict[str, Any]) -> None:
-    """Write results as JSON, table and pictures; the JSON is last, so where it is the rest is too.
+    """Write results as JSON, tables and plots; the JSON is written last, so if it exists all files do.
 
     Args:
-        folder (`str` or `Path`): Where they go.
-        results (`dict`): `metrics` of [`evaluate_classifier`], `unseen_devices`, and whatever describes the run.
+        folder (`str` or `Path`): Output folder.
+        results (`dict`): Results with `metrics`, `unseen_devices` and the description of the run.
     """
     folder = Path(folder)
     metrics = results["metrics"]

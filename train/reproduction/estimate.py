@@ -1,28 +1,33 @@
-"""What the runs behind a table will cost, from a short measurement on this machine."""
+"""Estimate the time of the runs behind a table from a short measurement on this machine."""
 
 import time
 from collections.abc import Sequence
 from functools import cache
+from typing import Literal, TypeVar
 
 import torch
 
+from modeling_beats import BeatsForAudioClassification
 from train.classification.arguments import DataArguments, SceneTrainingArguments, StudentArguments, TeacherArguments
 from train.common.models import load_config, new_student, new_teacher
 from train.common.recipes import parse_arguments
+from train.evaluation.inference import input_rate, model_inputs
 from train.reproduction.sweep import Step
 
 
-FORWARD_SHARE = 1 / 3
-"""What a forward pass takes of a training step."""
+NetworkArguments = TypeVar("NetworkArguments", TeacherArguments, StudentArguments)
+
+FORWARD_FRACTION = 1 / 3
+"""Time of a forward pass relative to a training step."""
 
 QUANTIZATION_PASSES = 300
-"""What rounding and comparing configurations takes, in training steps of a clip."""
+"""Time of rounding and tuning, in training steps of a clip."""
 
 
 def missing_checkpoints(steps: Sequence[Step]) -> list[str]:
-    """Return the models that unfinished steps fine-tune and that cannot be loaded."""
+    """Return the pretrained models of unfinished steps that cannot be loaded."""
     teachers = (step for step in steps if step.script == "finetune_teacher.py" and not step.done)
-    starts = dict.fromkeys(_settings(step)[0].model_name_or_path for step in teachers)
+    starts = dict.fromkeys(_parse(step, TeacherArguments)[0].model_name_or_path for step in teachers)
     missing = []
     for start in filter(None, starts):
         try:
@@ -33,52 +38,73 @@ def missing_checkpoints(steps: Sequence[Step]) -> list[str]:
 
 
 def estimate(step: Step, train_clips: int, test_clips: int) -> float:
-    """Return the seconds that a step computes on this machine, in one process, by a short measurement of its network.
+    """Estimate the time of a step on this machine in one process, by measuring its network.
+
+    Args:
+        step (`Step`): The step.
+        train_clips (`int`): Number of training clips.
+        test_clips (`int`): Number of test clips.
+
+    Returns:
+        `float`: The time in seconds, without starting Python.
 
     Raises:
-        FileNotFoundError, InputError: If the step's arguments are wrong.
+        FileNotFoundError, InputError: If the arguments of the step are invalid.
     """
     if step.script == "evaluate_logits.py":
         return 0.0
     training = step.model or step
-    is_teacher = training.script == "finetune_teacher.py"
-    network_args, args = _settings(training)
-    frozen = is_teacher and network_args.freeze_encoder
-    passes = test_clips * FORWARD_SHARE
+    if training.script == "finetune_teacher.py":
+        teacher_args, args = _parse(training, TeacherArguments)
+        step_seconds = seconds_per_clip("teacher", teacher_args.config_overrides, teacher_args.freeze_encoder)
+    else:
+        student_args, args = _parse(training, StudentArguments)
+        step_seconds = seconds_per_clip("student", student_args.config_overrides)
+    passes = test_clips * FORWARD_FRACTION
     if step.script == "quantize.py":
-        passes += passes + QUANTIZATION_PASSES  # float and INT8 are both evaluated
+        passes += passes + QUANTIZATION_PASSES  # evaluates float and INT8
     elif step is training:
         passes += train_clips * args.num_train_epochs
     elif "train" in step.arguments:
-        passes = train_clips * FORWARD_SHARE
-    return passes * seconds_per_clip(is_teacher, network_args.config_overrides, frozen)
+        passes = train_clips * FORWARD_FRACTION
+    return passes * step_seconds
 
 
-def _settings(training: Step) -> tuple[TeacherArguments | StudentArguments, SceneTrainingArguments]:
-    network = TeacherArguments if training.script == "finetune_teacher.py" else StudentArguments
+def _parse(training: Step, network: type[NetworkArguments]) -> tuple[NetworkArguments, SceneTrainingArguments]:
     types = (network, DataArguments, SceneTrainingArguments)
     _, (network_args, _, args) = parse_arguments(types, "demo", list(training.arguments))
     return network_args, args
 
 
 @cache
-def seconds_per_clip(is_teacher: bool, config_overrides: str | None, frozen: bool, clips: int = 8) -> float:
-    """Return the seconds of a training step for a clip of one second, features included, measured on this machine."""
+def seconds_per_clip(
+    kind: Literal["teacher", "student"], config_overrides: str | None, frozen: bool = False, clips: int = 8
+) -> float:
+    """Measure the time of a training step on this machine, including the features.
+
+    Args:
+        kind (`str`): `"teacher"` or `"student"`.
+        config_overrides (`str`, *optional*): Settings of the network to override, as `"name=value,name=value"`.
+        frozen (`bool`, *optional*, defaults to `False`): Whether the encoder of a teacher is frozen.
+        clips (`int`, *optional*, defaults to 8): Clips of one second per step.
+
+    Returns:
+        `float`: Seconds per clip.
+    """
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     labels = [str(index) for index in range(10)]
-    if is_teacher:
-        model, feature_extractor = new_teacher(labels, None, config_overrides)
-        if frozen:
-            model.freeze_encoder()
-    else:
-        model, feature_extractor = new_student(labels, config_overrides)
-    model = model.to(device).train()
-    waveform = torch.randn(clips, feature_extractor.sampling_rate, device=device) / 10
-    for _ in range(2):  # the first pass sets up what the second finds ready
+    model, feature_extractor = (
+        new_teacher(labels, None, config_overrides) if kind == "teacher" else new_student(labels, config_overrides)
+    )
+    if isinstance(model, BeatsForAudioClassification) and frozen:
+        model.freeze_encoder()
+    model.train().to(device)
+    waveform = torch.randn(clips, input_rate(feature_extractor), device=device) / 10
+    targets = torch.zeros(clips, dtype=torch.long, device=device)
+    seconds = 0.0
+    for _ in range(2):  # the first step includes one-time work
         start = time.perf_counter()
-        loss = model(
-            feature_extractor.features(waveform), labels=torch.zeros(clips, dtype=torch.long, device=device)
-        ).loss
+        loss = model(**model_inputs(feature_extractor, waveform), labels=targets).loss
         loss.backward()
         loss.item()
         seconds = time.perf_counter() - start

@@ -1,14 +1,15 @@
-"""The runs behind a table of the report: calls of the scripts, in an order in which each finds what it needs."""
+"""The runs behind a table of the report, as calls of the commands in order of dependency."""
 
 import logging
 import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -17,6 +18,7 @@ from model_cards.results import RunResults, load_results
 from train.common.recipes import load_recipe
 
 
+fcntl: ModuleType | None
 try:
     import fcntl
 except ImportError:  # Windows
@@ -30,7 +32,7 @@ ENSEMBLES = {"ensemble5": 5, "ensemble10": 10}
 STUDENTS = ("vanilla", "s1", "s2", "s3")
 
 SYSTEMS = {1: (*TEACHERS, *ENSEMBLES), 3: STUDENTS}
-"""Systems of the tables, by the table's number."""
+"""Systems by the number of their table."""
 
 FIRST_SEED = 42
 
@@ -38,24 +40,25 @@ COMMANDS = Path(__file__).parents[1]
 """Folder of the commands."""
 
 DEMO_TEACHER = ("--recipe", "demo_teacher")
+"""Arguments that override a teacher's recipe on the demo corpus, for which there are no checkpoints."""
 
 DEMO_STUDENT = ("--num_train_epochs", "30", "--batch_size", "32")
-"""What stands in for the recipes on the demo corpus, which is small and for which no checkpoint is of use."""
+"""Arguments that override a student's recipe on the demo corpus, which is small."""
 
 QUANTIZATION = ("--tolerable_loss", "0.05")
-"""A table tells what INT8 loses, which on few clips is above 1 % by chance alone."""
+"""The table shows the loss of INT8, which on few clips exceeds 1 % by chance."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """A call of a script, and the folder that it fills.
+    """A call of a command.
 
     Attributes:
-        script: File name in train/.
-        arguments: What it is called with, without `--output_dir`.
-        folder: Its output.
-        dataset: Configuration of the data.
-        model: The step whose model it uses, if it trains none itself.
+        script (`str`): File name in train/.
+        arguments (`tuple[str, ...]`): Arguments without `--output_dir`.
+        folder (`Path`): Output folder.
+        dataset (`str`): Configuration of the corpus.
+        model (`Step` or `None`): The step that trains the model it uses, if it does not train one itself.
     """
 
     script: str
@@ -66,14 +69,17 @@ class Step:
 
     @property
     def done(self) -> bool:
-        """Whether the folder is finished."""
+        """Whether the output is complete."""
         return (self.folder / ("README.md" if self.script == "predict_logits.py" else "results.json")).is_file()
 
     def run(self, num_processes: int) -> None:
-        """Call the script, which goes on where it was interrupted.
+        """Call the command, which resumes after an interruption.
+
+        Args:
+            num_processes (`int`): Number of processes, started by accelerate.
 
         Raises:
-            ChildProcessError: If it fails.
+            ChildProcessError: If the command fails.
         """
         path = str(COMMANDS / self.script)
         launcher = [sys.executable]
@@ -81,25 +87,26 @@ class Step:
             launcher += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(num_processes)]
         command = [*launcher, path, *self.arguments, "--output_dir", str(self.folder)]
         on_cpu = {} if torch.accelerator.is_available() else {"ACCELERATE_USE_CPU": "true"}
-        # The child keeps the sweep's lock, which is inheritable, also if this process is killed.
+        # The child inherits the sweep's lock and keeps it even if this process is killed.
         code = subprocess.run(command, env=os.environ | on_cpu, check=False, close_fds=False).returncode
         if code:
             raise ChildProcessError(
-                f"{self.folder} came to no end (exit code {code} of {shlex.join(command)}): see above; after that the "
-                "same command goes on."
+                f"{self.folder} is incomplete (exit code {code} of {shlex.join(command)}): fix the error above and "
+                "run the same command to resume."
             )
 
 
 class Sweep:
-    """All steps behind some systems of a table, each once, in order.
+    """The steps behind the cells of a table, without duplicates, in order of dependency.
 
     Args:
         root (`Path`): Folder of all outputs.
-        data_dir (`str`, *optional*): Folder of the corpus; without it the demo corpus is used.
-        cache_dir (`str`, *optional*): Where prepared clips are kept.
-        use_cpu (`bool`): Whether to do without an accelerator.
-        teacher_arguments, student_arguments (`Sequence[str]`): Arguments that override the recipes.
-        int8 (`bool`): Whether students are quantized.
+        data_dir (`str` or `None`): Folder of TAU; `None` for the demo corpus.
+        cache_dir (`str` or `None`): Folder of prepared and resampled clips.
+        use_cpu (`bool`): Whether to use no accelerator.
+        teacher_arguments (`Sequence[str]`): Arguments that override the teachers' recipes.
+        student_arguments (`Sequence[str]`): Arguments that override the students' recipes.
+        int8 (`bool`): Whether to quantize the students.
     """
 
     def __init__(
@@ -126,10 +133,10 @@ class Sweep:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other sweeps out of the root, until neither this process nor a step that it has started is alive.
+        """Lock the root folder until this process and the steps that it started have ended.
 
         Raises:
-            FileExistsError: If another sweep is at work there, or a step of one that was killed.
+            FileExistsError: If another sweep, or a step of a killed one, is running there.
         """
         with open(self.root / ".lock", "w") as file:
             try:
@@ -137,24 +144,33 @@ class Sweep:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise FileExistsError(
-                    f"A run of an earlier call is still at work in {self.root}: wait until it has ended, or end it."
+                    f"An earlier call is still running in {self.root}: wait until it ends, or stop it."
                 ) from None
             os.set_inheritable(file.fileno(), True)
             yield
 
     def dataset(self, percentage: int) -> str:
-        """Return the configuration of the data for a share of the training clips."""
+        """Return the configuration of the corpus for a percentage of the training clips."""
         if self.demo:
             return "demo" if percentage == 100 else f"demo{percentage}"
         return f"split{percentage}"
 
     def add(self, system: str, percentage: int, seed: int) -> list[Step]:
-        """Add what a cell of a table takes, and return the steps whose results it shows: float32, and perhaps INT8."""
+        """Add the steps behind a cell of a table.
+
+        Args:
+            system (`str`): Row of the table.
+            percentage (`int`): Column of the table.
+            seed (`int`): Seed of the run.
+
+        Returns:
+            `list[Step]`: The steps whose results the cell shows: float32, and INT8 for quantized students.
+        """
         dataset = self.dataset(percentage)
         if system in TEACHERS:
             return [self._teacher(system, dataset, seed)]
         if system in ENSEMBLES:
-            # The report does not list the members.
+            # The report does not specify the members.
             members = [self._teacher("ssl_sl", dataset, seed + number) for number in range(ENSEMBLES[system])]
             logits = [str(self._logits(member, "test").folder) for member in members]
             arguments = ("--logits", *logits, "--dataset", dataset, *self.folders)
@@ -175,7 +191,7 @@ class Sweep:
 
     def _teacher(self, name: str, dataset: str, seed: int) -> Step:
         arguments = ("--recipe", name, *self._data(dataset), *self.teacher_arguments)
-        # On the demo corpus the three kinds share a recipe, and differ by the seed alone.
+        # On the demo corpus all kinds share a recipe and only differ in their seeds.
         own_seed = seed + 100 * TEACHERS[::-1].index(name) if self.demo else seed
         return self._step(
             "finetune_teacher.py", (*arguments, "--seed", str(own_seed)), f"teachers/{name}-seed{seed}", dataset
@@ -199,8 +215,15 @@ class Sweep:
         return step
 
 
-def collect(cells: dict[tuple[str, int], list[list[Step]]]) -> Cells:
-    """Return the results of what is finished, for [`~model_cards.report_tables.report_table`]."""
+def collect(cells: Mapping[tuple[str, int], Sequence[Sequence[Step]]]) -> Cells:
+    """Load the results of finished steps.
+
+    Args:
+        cells (`Mapping`): For each system and percentage the steps of each seed, as returned by [`Sweep.add`].
+
+    Returns:
+        `dict`: The results, for [`~model_cards.report_tables.report_table`].
+    """
     results: dict[str, dict[str, dict[int, list[RunResults]]]] = {}
     for (system, percentage), seeds in cells.items():
         formats = results.setdefault(system, {})
@@ -212,12 +235,19 @@ def collect(cells: dict[tuple[str, int], list[list[Step]]]) -> Cells:
 
 
 def run_steps(steps: Sequence[Step], num_processes: int) -> list[ChildProcessError]:
-    """Run what is not done, and return how students failed to be quantized, on which no other step waits.
+    """Run the steps that are not done.
+
+    Args:
+        steps (`Sequence[Step]`): The steps, in order of dependency.
+        num_processes (`int`): Number of processes of a step.
+
+    Returns:
+        `list[ChildProcessError]`: Errors of quantizations, on which no other step depends.
 
     Raises:
-        ChildProcessError: If another step fails.
+        ChildProcessError: If any other step fails.
     """
-    refused = []
+    failed = []
     for step in steps:
         if step.done:
             continue
@@ -227,5 +257,5 @@ def run_steps(steps: Sequence[Step], num_processes: int) -> list[ChildProcessErr
         except ChildProcessError as error:
             if step.script != "quantize.py":
                 raise
-            refused.append(error)
-    return refused
+            failed.append(error)
+    return failed

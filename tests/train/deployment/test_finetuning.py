@@ -2,14 +2,14 @@
 
 import copy
 
-import pytest
 import torch
 
 from modeling_tfsepnet import TFSepNetFeatureExtractor
-from train.deployment import finetuning as quantization_aware
+from tests.train.deployment.conftest import replace_tuning
+from train.deployment import finetuning
 from train.deployment.finetuning import Grid, finetune
-from train.deployment.quantizer import INCConfig, INCQuantizer, run, sqnr
-from train.deployment.rounding import equalize, fold, layers, round_weights
+from train.deployment.quantizer import INCConfig, INCQuantizer, sqnr, window_logits
+from train.deployment.rounding import folded_convolutions
 
 
 def test_grid_rounds_and_lets_gradients_pass():
@@ -22,42 +22,42 @@ def test_grid_rounds_and_lets_gradients_pass():
     assert torch.equal(grid(grid.right_inverse(values)), values)
 
 
-def test_finetuning_recovers_from_shifted_weights(small, windows, monkeypatch):
-    monkeypatch.setattr(quantization_aware, "LEARNING_RATE", 0.1)  # weights are steps away, not fractions of one
-    monkeypatch.setattr(quantization_aware, "BIAS_LEARNING_RATE", 2.0)
-    folded = fold(small)
-    equalize(folded, windows)
-    rounded = round_weights(folded, windows)
+def test_finetuning_recovers_from_shifted_weights(prepared, windows, monkeypatch):
+    monkeypatch.setattr(finetuning, "LEARNING_RATE", 0.1)  # weights are steps away, not fractions of one
+    monkeypatch.setattr(finetuning, "BIAS_LEARNING_RATE", 2.0)
+    folded, rounded = copy.deepcopy(prepared)
     generator = torch.Generator().manual_seed(0)
-    for layer in layers(rounded).values():
+    for layer in folded_convolutions(rounded).values():
         shifts = torch.randint(-4, 5, layer.weight.shape, generator=generator)
         integers = (layer.weight / layer.weight_scale.view(-1, 1, 1, 1) + shifts).clamp(-127, 127)
         layer.weight.copy_(integers.round() * layer.weight_scale.view(-1, 1, 1, 1))
-    expected, before = run(folded, windows), sqnr(run(folded, windows), run(rounded, windows))
-    start = layers(copy.deepcopy(rounded))
+    expected = window_logits(folded, windows)
+    before = sqnr(expected, window_logits(rounded, windows))
+    start = folded_convolutions(copy.deepcopy(rounded))
     finetune(rounded, folded, windows.split(8), epochs=10)
-    assert sqnr(expected, run(rounded, windows)) > before + 3
-    still = [name for name, layer in layers(rounded).items() if torch.equal(layer.weight, start[name].weight)]
-    assert len(still) < 3  # a path may be silent behind its ReLUs
-    for layer in layers(rounded).values():
+    assert sqnr(expected, window_logits(rounded, windows)) > before + 3
+    unchanged = [
+        name for name, layer in folded_convolutions(rounded).items() if torch.equal(layer.weight, start[name].weight)
+    ]
+    assert len(unchanged) < 3  # a path may be silent behind its ReLUs
+    for name, layer in folded_convolutions(rounded).items():
         assert not layer.weight.requires_grad
+        assert torch.equal(layer.weight_scale, start[name].weight_scale)
         integers = (layer.weight / layer.weight_scale.view(-1, 1, 1, 1)).round()
         assert integers.abs().max() <= 127
         assert torch.equal(layer.weight, integers * layer.weight_scale.view(-1, 1, 1, 1))
+        integers = (layer.bias / layer.bias_scale).round()
+        assert integers.abs().max() <= 32767
+        assert torch.equal(layer.bias, integers * layer.bias_scale)
 
 
 def test_quantizer_finetunes_before_it_quantizes(small, windows, monkeypatch):
-    pytest.importorskip(
-        "neural_compressor.torch.quantization", reason="needs neural-compressor[pt]", exc_type=ImportError
-    )
-    monkeypatch.setattr(quantization_aware, "LEARNING_RATE", 0.2)  # a few steps move some weights
-    labels = run(small, windows).argmax(1).numpy()
+    replace_tuning(monkeypatch)
+    monkeypatch.setattr(finetuning, "LEARNING_RATE", 0.2)  # a few steps move some weights
+    labels = window_logits(small, windows).argmax(1).numpy()
     quantizer = INCQuantizer(small, TFSepNetFeatureExtractor(feature_size=64))
     dataset = {"input_values": windows.unsqueeze(1), "labels": labels}
-    plain, tuned = (
-        quantizer.quantize(INCConfig(activation_algorithms=["minmax"], tolerable_loss=0.3, qat_epochs=epochs), dataset)
-        for epochs in (0, 1)
-    )
+    plain, tuned = (quantizer.quantize(INCConfig(tolerable_loss=0.3, qat_epochs=epochs), dataset) for epochs in (0, 1))
     weights = [model.tfsepnet.stem[1].weight for model in (plain, tuned)]
     assert all(weight.dtype == torch.int8 for weight in weights)
     assert 0 < (weights[0].int() - weights[1].int()).abs().max() < 10

@@ -1,4 +1,4 @@
-"""ONNX files give what torch gives, and hold the integers."""
+"""ONNX files compute what torch computes, contain the integers, and describe themselves."""
 
 import json
 
@@ -9,11 +9,17 @@ import soxr
 import torch
 from transformers import ASTConfig, ASTForAudioClassification
 
-from modeling_tfsepnet import TFSepNetConfig, TFSepNetFeatureExtractor, TFSepNetForAudioClassification
+from dataset_script import SCENES
+from modeling_tfsepnet import (
+    TFSepNetConfig,
+    TFSepNetFeatureExtractor,
+    TFSepNetForAudioClassification,
+    TFSepNetInt8Conv,
+)
 from modeling_tfsepnet.convert_tfsepnet import convert_state_dict, load_checkpoint
 from modeling_tfsepnet.quantization_tfsepnet import replace_convolutions
-from train.deployment.quantizer import agreement, run
-from train.deployment.rounding import FoldedConv, layers
+from train.deployment.quantizer import agreement, window_logits
+from train.deployment.rounding import FoldedConv, folded_convolutions
 
 
 onnx = pytest.importorskip("onnx")
@@ -58,9 +64,11 @@ def integers(exported, kind: str) -> np.ndarray:
 
 def test_float_file(small, windows, tmp_path):
     exported = export_onnx(small, tmp_path / "float.onnx")
-    torch.testing.assert_close(logits(tmp_path / "float.onnx", windows), run(small, windows), rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        logits(tmp_path / "float.onnx", windows), window_logits(small, windows), rtol=0, atol=1e-4
+    )
     metadata = {entry.key: entry.value for entry in exported.metadata_props}
-    assert json.loads(metadata["labels"]) == list(small.config.id2label.values())
+    assert json.loads(metadata["labels"]) == list(reversed(SCENES))
     assert metadata["form"] == "float"
     assert metadata["input"] == "log-mel, float32, (clips, 1, 64 mel bands, 32 frames)"
 
@@ -73,23 +81,24 @@ def test_other_networks(windows, tmp_path, options):
     with torch.no_grad():
         model.train()(windows.unsqueeze(1))
     export_onnx(model, tmp_path / "float.onnx")
-    expected = run(model.eval(), windows)
+    expected = window_logits(model.eval(), windows)
     torch.testing.assert_close(logits(tmp_path / "float.onnx", windows), expected, rtol=0, atol=1e-4)
 
 
 def test_silence_has_no_variance_below_zero(small, tmp_path):
     export_onnx(small, tmp_path / "float.onnx")
     silence = torch.full((2, 64, 32), -1.4025851)
-    torch.testing.assert_close(logits(tmp_path / "float.onnx", silence), run(small, silence), rtol=0, atol=1e-3)
+    torch.testing.assert_close(
+        logits(tmp_path / "float.onnx", silence), window_logits(small, silence), rtol=0, atol=1e-3
+    )
 
 
-def test_integer_weights_give_the_floats_they_stand_for(quantized, windows, tmp_path):
-    model, *_ = quantized
-    exported = export_onnx(model, tmp_path / "weights.onnx", form="weights")
-    int8 = [module for module in model.modules() if type(module).__name__ == "TFSepNetInt8Conv"]
-    assert np.array_equal(integers(exported, ".weight"), np.sort(np.concatenate([m.weight.flatten() for m in int8])))
-    assert np.array_equal(integers(exported, ".bias"), np.sort(np.concatenate([m.bias for m in int8])))
-    floats = run(fold_of(model), windows)
+def test_integer_weights_give_the_floats_they_stand_for(int8, windows, tmp_path):
+    exported = export_onnx(int8, tmp_path / "weights.onnx", form="weights")
+    layers = [module for module in int8.modules() if isinstance(module, TFSepNetInt8Conv)]
+    assert np.array_equal(integers(exported, ".weight"), np.sort(np.concatenate([m.weight.flatten() for m in layers])))
+    assert np.array_equal(integers(exported, ".bias"), np.sort(np.concatenate([m.bias for m in layers])))
+    floats = window_logits(fold_of(int8), windows)
     torch.testing.assert_close(logits(tmp_path / "weights.onnx", windows), floats, rtol=0, atol=1e-4)
 
 
@@ -98,7 +107,7 @@ def fold_of(model):
     """The float network that an INT8 model's integers stand for; it rounds no activations."""
     folded = TFSepNetForAudioClassification(TFSepNetConfig(**SMALL)).eval()
     replace_convolutions(folded, FoldedConv)
-    for name, layer in layers(folded).items():
+    for name, layer in folded_convolutions(folded).items():
         source = model.get_submodule(name)
         layer.weight.copy_(source.weight * source.weight_scale.detach().view(-1, 1, 1, 1))
         layer.bias.copy_(source.bias * source.bias_scale)
@@ -107,16 +116,15 @@ def fold_of(model):
 
 
 @pytest.mark.parametrize("options", [{}, {"disable_quant_qdq": "1"}])
-def test_rounded_activations_do_not_saturate(quantized, windows, tmp_path, options):
+def test_rounded_activations_do_not_saturate(int8, windows, tmp_path, options):
     """Values at a tie may round either way, so logits agree to the noise of rounding (15 dB if a kernel saturates)."""
-    model, *_ = quantized
-    exported = export_onnx(model, tmp_path / "qdq.onnx")
-    assert agreement(run(model, windows), logits(tmp_path / "qdq.onnx", windows, **options))["sqnr_db"] > 30
-    int8 = [module for module in model.modules() if type(module).__name__ == "TFSepNetInt8Conv"]
-    stored = np.sort(np.concatenate([module.weight.flatten() for module in int8]).astype(int))
+    exported = export_onnx(int8, tmp_path / "qdq.onnx")
+    assert agreement(window_logits(int8, windows), logits(tmp_path / "qdq.onnx", windows, **options))["sqnr_db"] > 30
+    layers = [module for module in int8.modules() if isinstance(module, TFSepNetInt8Conv)]
+    stored = np.sort(np.concatenate([module.weight.flatten() for module in layers]).astype(int))
     assert np.array_equal(integers(exported, ".weight") - 128, stored)
     (grid,) = (entry.value for entry in exported.metadata_props if entry.key == "input_quantization")
-    stem = model.tfsepnet.stem[0]
+    stem = int8.tfsepnet.stem[0]
     assert json.loads(grid)["scale"] == float(stem.input_scale)
     assert json.loads(grid)["zero_point"] == int(stem.input_zero_point)
 
@@ -152,18 +160,19 @@ def test_front_end(extractor, tmp_path):
     torch.testing.assert_close(got.transpose(2, 3), extractor.features(waveform), rtol=0, atol=1e-3)
 
 
-def test_from_waveforms(quantized, small, tmp_path):
-    model, *_ = quantized
+def test_from_waveforms(int8, small, tmp_path):
     waveform = 0.1 * torch.randn(3, 32_000, generator=torch.Generator().manual_seed(0))
     windows = EXTRACTOR.log_mel(waveform)
     exported = export_onnx(small, tmp_path / "float.onnx", feature_extractor=EXTRACTOR, waveform=True)
-    torch.testing.assert_close(evaluate(tmp_path / "float.onnx", waveform), run(small, windows), rtol=0, atol=1e-3)
+    torch.testing.assert_close(
+        evaluate(tmp_path / "float.onnx", waveform), window_logits(small, windows), rtol=0, atol=1e-3
+    )
     metadata = {entry.key: entry.value for entry in exported.metadata_props}
     assert metadata["sampling_rate"] == "32000"
     assert json.loads(metadata["front_end"])["hop_length"] == 1000
     assert metadata["input"] == "waveform, float32, (clips, 32000 samples), mono, full scale [-1, 1]"
-    export_onnx(model, tmp_path / "qdq.onnx", feature_extractor=EXTRACTOR, waveform=True)
-    assert agreement(run(model, windows), evaluate(tmp_path / "qdq.onnx", waveform))["sqnr_db"] > 25
+    export_onnx(int8, tmp_path / "qdq.onnx", feature_extractor=EXTRACTOR, waveform=True)
+    assert agreement(window_logits(int8, windows), evaluate(tmp_path / "qdq.onnx", waveform))["sqnr_db"] > 25
 
 
 def test_the_trained_network_on_real_clips(shared, tmp_path):
@@ -176,13 +185,27 @@ def test_the_trained_network_on_real_clips(shared, tmp_path):
         clips.append(torch.from_numpy(soxr.resample(audio, rate, 32_000, quality="HQ")[:32_000]))
     waveform = torch.stack(clips)
     export_onnx(model, tmp_path / "float.onnx", feature_extractor=extractor, waveform=True)
-    expected = run(model, extractor.log_mel(waveform))
+    expected = window_logits(model, extractor.log_mel(waveform))
     torch.testing.assert_close(evaluate(tmp_path / "float.onnx", waveform), expected, rtol=0, atol=1e-3)
+
+
+def test_a_file_is_written_whole_or_not_at_all(small, tmp_path, monkeypatch):
+    (tmp_path / "x.onnx").write_text("the one before")
+
+    def save(exported, path):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(onnx, "save", save)
+    with pytest.raises(OSError, match="No space"):
+        export_onnx(small, tmp_path / "x.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.onnx"]
+    assert (tmp_path / "x.onnx").read_text() == "the one before"
 
 
 def test_refuses_what_it_cannot_export(small, tmp_path):
     other = ASTForAudioClassification(ASTConfig(num_hidden_layers=1, hidden_size=12))
-    with pytest.raises(ValueError, match="no TF-SepNet"):
+    with pytest.raises(ValueError, match="is not a TF-SepNet"):
         export_onnx(other, tmp_path / "x.onnx")
     with pytest.raises(ValueError, match="pass feature_extractor"):
         export_onnx(small, tmp_path / "x.onnx", waveform=True)

@@ -3,14 +3,14 @@
 import copy
 import json
 import shutil
-import subprocess
-import sys
+from types import SimpleNamespace
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import ASTConfig, ASTForAudioClassification
+from transformers import ASTConfig, ASTForAudioClassification, Wav2Vec2FeatureExtractor
 
 from dataset_script.errors import InputError
 from model_cards.complexity import check_limits, measure_folder, measure_model
@@ -19,6 +19,7 @@ from modeling_tfsepnet import (
     TFSepNetFeatureExtractor,
     TFSepNetForAudioClassification,
     TFSepNetInt8Config,
+    TFSepNetInt8Conv,
 )
 from modeling_tfsepnet.quantization_tfsepnet import make_int8, replace_convolutions
 from tests.clean_process import run_in_clean_process
@@ -28,52 +29,22 @@ from train.deployment.quantizer import (
     INCConfig,
     INCQuantizer,
     agreement,
+    assemble,
     layer_sqnr,
-    run,
+    rounded_integers,
     sqnr,
+    window_logits,
 )
-from train.deployment.rounding import equalize, fold, layers, round_one_by_one, round_weights
-
-
-def test_folding_and_equalising_keep_the_logits(small, windows):
-    expected = run(small, windows)
-    folded = fold(small)
-    torch.testing.assert_close(run(folded, windows), expected, rtol=1e-4, atol=1e-4)
-    equalize(folded, windows)
-    assert any((layer.smoothing != 1).any() for layer in layers(folded).values() if layer.smoothing is not None)
-    torch.testing.assert_close(run(folded, windows), expected, rtol=1e-3, atol=1e-3)
-
-
-def test_rounding_puts_weights_and_biases_on_their_grids(small, windows):
-    rounded = round_weights(fold(small), windows)
-    for layer in layers(rounded).values():
-        integers = layer.weight / layer.weight_scale.view(-1, 1, 1, 1)
-        assert (integers - integers.round()).abs().max() < 1e-3
-        assert integers.abs().max() <= 127.001
-        integers = layer.bias / layer.bias_scale
-        assert (integers - integers.round()).abs().max() < 2e-2
-        assert integers.abs().max() <= 32767.1
-
-
-def test_spreading_errors_beats_rounding_to_nearest():
-    generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(1, 64, 2000, generator=generator, dtype=torch.float64)
-    inputs = inputs + 3 * torch.randn(1, 1, 2000, generator=generator, dtype=torch.float64)
-    weight = torch.randn(1, 32, 64, generator=generator, dtype=torch.float64)
-    moment = inputs @ inputs.transpose(1, 2) / 2000
-    rounded, scale = round_one_by_one(weight, moment)
-    nearest = (weight / scale).round() * scale
-    error, error_nearest = ((values - weight) @ inputs for values in (rounded, nearest))
-    assert error.square().mean() < 0.5 * error_nearest.square().mean()
+from train.deployment.rounding import fold, folded_convolutions
 
 
 def test_logits_are_those_that_neural_compressor_evaluated(quantized, windows):
     model, _, graph, evaluated = quantized
     _, *trials, final = evaluated  # the float network's come first
-    logits = run(model, windows)
+    logits = window_logits(model, windows)
     assert torch.equal(final, logits)
     assert any(torch.equal(trial, logits) for trial in trials)
-    assert sqnr(run(graph, windows), logits) > 35  # its convolutions add up in another order
+    assert sqnr(window_logits(graph, windows), logits) > 35  # its convolutions add up in another order
 
 
 def test_folder_holds_plain_integers(quantized):
@@ -91,51 +62,44 @@ def test_folder_holds_plain_integers(quantized):
 def test_reloads_and_saves_again(quantized, windows, tmp_path):
     model, folder, *_ = quantized
     again = TFSepNetForAudioClassification.from_pretrained(folder)
-    assert torch.equal(run(again, windows), run(model, windows))
+    assert torch.equal(window_logits(again, windows), window_logits(model, windows))
     again.save_pretrained(tmp_path)
-    assert torch.equal(run(TFSepNetForAudioClassification.from_pretrained(tmp_path), windows), run(model, windows))
-
-
-def check_pipeline(name, model, folder, workdir, **environment):
-    """A pipeline in a clean process without the quantizing packages gives the model's logits to the last bit."""
-    audio = np.random.default_rng(0).standard_normal(32_000).astype(np.float32) / 10
-    np.save(workdir / "audio.npy", audio)
-    scores = run_in_clean_process(
-        "import numpy as np, transformers\n"
-        f"pipe = transformers.pipeline('audio-classification', model='{name}', trust_remote_code=True)\n"
-        "report(pipe(np.load('audio.npy'), top_k=10, function_to_apply='none'))\n",
-        workdir,
-        blocked=("neural_compressor", "optimum", "torchao"),
-        **environment,
+    assert torch.equal(
+        window_logits(TFSepNetForAudioClassification.from_pretrained(tmp_path), windows), window_logits(model, windows)
     )
+
+
+def test_pipelines_in_a_clean_process_without_neural_compressor(quantized, tmp_path, monkeypatch):
+    """Pipelines of a pushed model and of a folder compute the model's logits to the last bit."""
+    model, folder, *_ = quantized
+    shutil.copytree(folder, tmp_path / "model")
+    audio = np.random.default_rng(0).standard_normal(32_000).astype(np.float32) / 10
+    np.save(tmp_path / "audio.npy", audio)
+    with hub_server() as hub:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_TOKEN", "hf_test")
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        INCQuantizer.push_to_hub(None, folder, "user/int8")
+        environment = {**hub_environment(hub, tmp_path / "home"), "HF_HUB_OFFLINE": "0", "PATH": "", "PYTHONPATH": ""}
+        scores = run_in_clean_process(
+            "import numpy as np, transformers\n"
+            "pipes = [\n"
+            "    transformers.pipeline('audio-classification', model=name, trust_remote_code=True)\n"
+            "    for name in ('user/int8', 'model')\n"
+            "]\n"
+            "report([pipe(np.load('audio.npy'), top_k=10, function_to_apply='none') for pipe in pipes])\n",
+            tmp_path,
+            blocked=("neural_compressor", "optimum", "torchao"),
+            **environment,
+        )
     features = TFSepNetFeatureExtractor.from_pretrained(folder)(audio, sampling_rate=32_000, return_tensors="pt")
     with torch.no_grad():
         expected = model(**features).logits[0]
-    got = {score["label"]: score["score"] for score in scores}
-    assert [got[model.config.id2label[index]] for index in range(10)] == expected.tolist()
-
-
-def test_pipeline_in_a_clean_process_without_neural_compressor(quantized, tmp_path):
-    model, folder, *_ = quantized
-    shutil.copytree(folder, tmp_path / "model")
-    check_pipeline("model", model, folder, tmp_path)
-
-
-def test_pushed_and_loaded_by_a_pipeline_in_a_clean_process(quantized, tmp_path):
-    model, folder, *_ = quantized
-    (tmp_path / "clean").mkdir()
-    with hub_server() as hub:
-        push = (
-            "import sys\nfrom train.deployment.quantizer import INCQuantizer\n"
-            "INCQuantizer.push_to_hub(None, sys.argv[1], 'user/int8')\n"
-        )
-        environment = hub_environment(hub, tmp_path / "home")
-        pushed = subprocess.run(
-            [sys.executable, "-c", push, str(folder)], env=environment, capture_output=True, text=True, check=False
-        )
-        assert pushed.returncode == 0, pushed.stderr
-        environment = {**hub_environment(hub, tmp_path / "clean" / "home"), "HF_HUB_OFFLINE": "0", "PATH": ""}
-        check_pipeline("user/int8", model, folder, tmp_path / "clean", **environment)
+    for of_pipe in scores:
+        got = {score["label"]: score["score"] for score in of_pipe}
+        assert [got[model.config.id2label[index]] for index in range(10)] == expected.tolist()
 
 
 def test_size_and_cost_of_the_full_network():
@@ -171,9 +135,9 @@ def test_gate_counts_what_is_stored(quantized, small, tmp_path):
 def test_refuses_wrong_input(quantized, small, windows, tmp_path):
     model, folder, *_ = quantized
     extractor = TFSepNetFeatureExtractor(feature_size=64)
-    with pytest.raises(ValueError, match="quantized already"):
+    with pytest.raises(ValueError, match="already quantized"):
         INCQuantizer(model, extractor)
-    with pytest.raises(ValueError, match="no TF-SepNet"):
+    with pytest.raises(ValueError, match="is not a TF-SepNet"):
         INCQuantizer(ASTForAudioClassification(ASTConfig(num_hidden_layers=1, hidden_size=12)), extractor)
     quantizer = INCQuantizer(small, extractor)
     with pytest.raises(ValueError, match="no calibration clips"):
@@ -184,21 +148,86 @@ def test_refuses_wrong_input(quantized, small, windows, tmp_path):
         quantizer.quantize(INCConfig(), [{"audio": None}])
     with pytest.raises(FileExistsError, match="not empty"):
         quantizer.quantize(INCConfig(), {}, folder)
-    wrong = 1 - run(small, windows).argmax(1).clamp(max=1)
-    with pytest.raises(ValueError, match="nothing to keep"):
+    wrong = 1 - window_logits(small, windows).argmax(1).clamp(max=1)
+    with pytest.raises(ValueError, match="a relative loss is not defined"):
         quantizer.quantize(INCConfig(), {"input_values": windows.unsqueeze(1), "labels": wrong})
-    with pytest.raises(ValueError, match="tolerable_loss"):
-        INCConfig(tolerable_loss=2)
+    with pytest.raises(InputError, match="feature extractor"):
+        INCQuantizer(small, Wav2Vec2FeatureExtractor())
+    with pytest.raises(InputError, match="contains NaN"):
+        dataset = {"input_values": windows.unsqueeze(1).where(windows.unsqueeze(1) < 3, torch.nan)}
+        quantizer.quantize(INCConfig(), {**dataset, "labels": np.zeros(48, dtype=int)})
+    for option, value in (("tolerable_loss", 2), ("max_trials", 0), ("qat_epochs", -1)):
+        with pytest.raises(InputError, match=f"{option} is {value}: choose"):
+            INCConfig(**{option: value})
 
 
-def test_keeps_the_float_model_where_the_metric_falls(small, windows, tmp_path, monkeypatch):
-    graph = fold(small)
-    monkeypatch.setattr(quantization, "tune", lambda *args: (graph, {}, 0.9, 0.8))
+@pytest.mark.parametrize(("tolerable_loss", "kept"), [(0.09, False), (0.12, True)])
+def test_a_model_that_loses_more_than_is_tolerable_is_refused(
+    small, windows, int8, tmp_path, monkeypatch, tolerable_loss, kept
+):
+    chosen = {"act_algo": "kl", "act_sym": False}
+    monkeypatch.setattr(quantization, "tune", lambda *args: (copy.deepcopy(int8), chosen, 0.5, 0.45))
     monkeypatch.setattr(quantization, "round_weights", lambda folded, *args: folded)
     dataset = {"input_values": windows.unsqueeze(1), "labels": np.zeros(48, dtype=int)}
-    with pytest.raises(ValueError, match="keep the float model"):
-        INCQuantizer(small, TFSepNetFeatureExtractor(feature_size=64)).quantize(INCConfig(), dataset, tmp_path / "x")
-    assert not (tmp_path / "x").exists()
+    quantizer = INCQuantizer(small, TFSepNetFeatureExtractor(feature_size=64))
+    config = INCConfig(tolerable_loss=tolerable_loss)
+    if kept:
+        quantizer.quantize(config, dataset, tmp_path / "x")
+    else:
+        with pytest.raises(InputError, match=r"from 0.5000 to 0.4500.* keep the float model"):
+            quantizer.quantize(config, dataset, tmp_path / "x")
+    assert (tmp_path / "x").exists() == kept
+
+
+def test_tuning_evaluates_stored_networks_and_gets_the_tolerance(small, windows, prepared, monkeypatch):
+    """With Neural Compressor replaced: what it is told, and what it is told of each of its graphs."""
+    packages = pytest.importorskip(
+        "neural_compressor.torch", reason="needs neural-compressor[pt]", exc_type=ImportError
+    )
+    folded, rounded = copy.deepcopy(prepared)
+    coarse, fine = rounded_integers(rounded), rounded_integers(rounded)
+    for layer in coarse.values():
+        layer["input_scale"] *= 8
+    told = {}
+
+    def autotune(network, tune_config, eval_fn, run_fn, example_inputs):
+        configs = [config.to_dict() for config in tune_config.config_set]
+        told["algorithms"] = [config["act_algo"] for config in configs]
+        told["tolerable_loss"], told["max_trials"] = tune_config.tolerable_loss, tune_config.max_trials
+        told["metrics"] = [eval_fn(graph) for graph in ("float", coarse, fine)]
+        return SimpleNamespace(integers=fine, qconfig={"": tune_config.config_set[1]})
+
+    monkeypatch.setattr(packages.quantization, "autotune", autotune)
+    monkeypatch.setattr(packages.export, "export", lambda network, *args, **kwargs: network)
+    monkeypatch.setattr(quantization, "read_graph", lambda graph: getattr(graph, "integers", graph))
+    labels = window_logits(small, windows).argmax(1).numpy()
+
+    def metric(logits, labels):
+        return quantization.accuracy(logits, labels)
+
+    config = INCConfig(tolerable_loss=0.25, max_trials=7)
+    model, chosen, before, after = quantization.tune(folded, rounded, windows, labels, metric, config)
+    assert (told["tolerable_loss"], told["max_trials"]) == (0.25, 7)
+    assert told["algorithms"] == ["kl", "minmax"] and chosen["act_algo"] == "minmax"
+    expected = [window_logits(assemble(rounded, integers), windows) for integers in (coarse, fine)]
+    assert torch.equal(window_logits(model, windows), expected[1])
+    metrics = [metric(logits.numpy(), labels) for logits in expected]
+    assert told["metrics"] == [before, *metrics] and (before, after) == (1.0, metrics[1])
+    assert metrics[0] < metrics[1]  # so the networks are told apart
+    assert all(layer.input_scale is None for layer in folded_convolutions(rounded).values())
+
+
+def test_neural_compressor_keeps_the_grid_of_every_output_channel(quantized):
+    model, *_ = quantized
+    for layer in model.modules():
+        if isinstance(layer, TFSepNetInt8Conv):
+            assert layer.weight.abs().amax(dim=(1, 2, 3)).min() > 90
+
+
+def test_quantization_equalizes(quantized):
+    model, *_ = quantized
+    smoothed = [module for module in model.modules() if getattr(module, "smoothing", None) is not None]
+    assert smoothed and all(layer.smoothing.std() > 0.01 for layer in smoothed)
 
 
 def test_refuses_damaged_scales(quantized, tmp_path):
@@ -215,12 +244,12 @@ def test_the_layer_that_costs_most_is_found(small, windows):
     folded = fold(small)
     damaged, culprit = copy.deepcopy(folded), "tfsepnet.stages.1.blocks.0.transition"
     damaged.get_submodule(culprit).weight.mul_(1.1)
-    expected = run(folded, windows)
+    expected = window_logits(folded, windows)
     decibels = layer_sqnr(folded, damaged, windows)
-    assert list(decibels) == list(layers(folded))
-    assert decibels.pop(culprit) == pytest.approx(sqnr(expected, run(damaged, windows)))
+    assert list(decibels) == list(folded_convolutions(folded))
+    assert decibels.pop(culprit) == pytest.approx(sqnr(expected, window_logits(damaged, windows)))
     assert min(decibels.values()) > 200  # nothing but the rounding of the ratio's denominator
-    assert torch.equal(run(folded, windows), expected)
+    assert torch.equal(window_logits(folded, windows), expected)
 
 
 def test_agreement_of_equal_and_of_opposite_logits():

@@ -157,7 +157,7 @@ class TestMetric:
         metric = evaluate.load(str(tmp_path / "scenes"), cache_dir=str(tmp_path / "cache"))
         assert type(metric).__module__.startswith("evaluate_modules")
         assert metric.compute(predictions=logits, references=references) == scene_metrics(logits, references)
-        with pytest.raises(ValueError, match="clip 2 hold NaN or infinity"):
+        with pytest.raises(ValueError, match="clip 2 contain NaN or infinity"):
             logits[2, 0] = np.nan
             metric.compute(predictions=logits, references=references)
 
@@ -174,7 +174,7 @@ class TestMetric:
     [
         ({"predictions": np.zeros((0, 10)), "references": []}, "predictions"),
         ({"predictions": np.zeros(3), "references": [0, 1, 2]}, "predictions"),
-        ({"predictions": [[0, 1], [1]], "references": [0, 1]}, "predictions are no array of numbers"),
+        ({"predictions": [[0, 1], [1]], "references": [0, 1]}, "predictions is not an array of numbers"),
         ({"predictions": np.zeros((2, 3)), "references": [0, 1], "bootstrap": -1}, "bootstrap is -1"),
         ({"predictions": np.zeros((2, 3)), "references": [0]}, "references"),
         ({"predictions": np.zeros((2, 3)), "references": [0, 3]}, "references"),

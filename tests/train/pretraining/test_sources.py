@@ -63,7 +63,9 @@ class TestFaults:
         soundfile.write(tmp_path / "a.wav", np.zeros(100), 16_000)
         for name in ("b.wav", "c.flac", "d.mp3"):
             (tmp_path / name).write_bytes(b"no sound")
-        with pytest.raises(ValueError, match=r"b\.wav cannot be decoded .* \(2 of the other 3 files are faulty too\.\)"):
+        with pytest.raises(
+            ValueError, match=r"b\.wav cannot be decoded .* \(2 of the other 3 files are faulty too\.\)"
+        ):
             Crops(load_unlabelled(str(tmp_path)), 1.0, 16_000, seed=0)
 
     def test_truncated_files_are_named(self, tmp_path):

@@ -51,12 +51,29 @@ class TestPlan:
             fine_tuned = [
                 name for kind, name, where in everything if (kind, where) == ("finetune_teacher.py", dataset)
             ]
-            sl = {f"ssl_sl-seed{seed}" for seed in range(42, 52)}
-            assert set(fine_tuned) == sl | {
-                "ssl-seed42",
-                "ssl_star-seed42",
-            }  # the twelve of S3 hold those of S1 and S2
+            ssl_sl = {f"ssl_sl-seed{seed}" for seed in range(42, 52)}
+            # The twelve of S3 include those of S1 and S2.
+            assert set(fine_tuned) == ssl_sl | {"ssl-seed42", "ssl_star-seed42"}
         assert len(cells) == 4 * 2
+
+    @pytest.mark.parametrize("data_dir", ["TAU", None])
+    @pytest.mark.parametrize(("table", "systems", "number"), [(3, ["s3"], 12), (1, ["ensemble10"], 10)])
+    def test_no_teacher_is_trained_twice(self, data_dir, table, systems, number):
+        """Teachers of one recipe, or of the one that the demo corpus has, differ in their seeds."""
+        sweep, _ = plan(ReproductionArguments(table=table, systems=systems, data_dir=data_dir, subsets=[5]))
+        trained = set()
+        for step in sweep.steps:
+            if step.script == "finetune_teacher.py":
+                options = dict(zip(step.arguments, step.arguments[1:], strict=False))
+                recipe = step.folder.parent.name.partition("-")[0]
+                trained.add((recipe if data_dir else "demo_teacher", options["--seed"]))
+        assert len(trained) == number
+
+    @pytest.mark.parametrize(("system", "table"), [("s1", 3), ("ssl", 1), ("ensemble5", 1)])
+    def test_seeds_of_a_cell_are_different_runs(self, system, table):
+        _, cells = plan(ReproductionArguments(table=table, systems=[system], data_dir="TAU", subsets=[5], seeds=3))
+        runs = [seeds[0] for seeds in cells[system, 5]]
+        assert len({run.arguments for run in runs}) == len({run.folder for run in runs}) == 3
 
     def test_members_are_those_of_the_recipes(self):
         _, cells = plan(ReproductionArguments(table=3, data_dir="TAU", subsets=[5]))
@@ -83,10 +100,13 @@ class TestPlan:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ({"table": 3, "systems": ["ssl"]}, "no systems 'ssl': choose from vanilla"),
-            ({"table": 1, "subsets": [7]}, "no subsets 7: choose from 5, 10"),
-            ({"table": 1, "seeds": 0}, "1 or more"),
-            ({"table": 1, "teacher_arguments": "--recipe 'x"}, "teacher_arguments is .* no command line"),
+            ({"table": 3, "systems": ["ssl"]}, "no system 'ssl': choose from vanilla"),
+            ({"table": 1, "subsets": [7]}, "no subset 7: choose from 5, 10"),
+            ({"table": 1, "seeds": 0}, "seeds is 0: choose 1 or more"),
+            (
+                {"table": 1, "teacher_arguments": "--recipe 'x"},
+                "teacher_arguments is .* write it as on a command line",
+            ),
         ],
     )
     def test_wrong_parts(self, arguments, message):
@@ -119,7 +139,7 @@ def run_in_this_process(step, num_processes):
     commands[step.script](arguments)
 
 
-def test_interrupted_sweep_goes_on(tmp_path, cache, monkeypatch, capsys):
+def test_interrupted_sweep_resumes(tmp_path, cache, monkeypatch, capsys):
     """Two systems on the demo corpus; interrupted once; what is finished is not touched again."""
     command = ["--table", "3", "--systems", "vanilla", "s1", "--subsets", "5", "--cache_dir", str(cache), *TINY]
     command += ["--output_dir", str(tmp_path)]
@@ -133,8 +153,8 @@ def test_interrupted_sweep_goes_on(tmp_path, cache, monkeypatch, capsys):
 
     monkeypatch.setattr(Step, "run", interrupted)
     assert reproduce([*command, "--dry_run", "True"]) == ""
-    assert "4 of 4 steps are left" in capsys.readouterr().out and not calls
-    with pytest.raises(FileNotFoundError, match="No run of these parts has finished"):
+    assert "4 of 4 steps are left, about " in capsys.readouterr().out and not calls
+    with pytest.raises(FileNotFoundError, match="No run of these cells is finished"):
         reproduce([*command, "--collect_only", "True"])
     with pytest.raises(KeyboardInterrupt):
         reproduce(command)
@@ -153,7 +173,7 @@ def test_interrupted_sweep_goes_on(tmp_path, cache, monkeypatch, capsys):
     reproduce(command)
     assert len(calls) == 5
     sweep, _ = plan(ReproductionArguments(table=3, output_dir=str(tmp_path)))
-    with sweep.lock(), pytest.raises(FileExistsError, match="still at work in"):
+    with sweep.lock(), pytest.raises(FileExistsError, match="still running in"):
         reproduce(command)
     with pytest.raises(FileExistsError, match="student_arguments"):
         reproduce([*command, "--student_arguments", ""])
@@ -203,8 +223,27 @@ def test_difference_from_the_published_figures(tmp_path):
 
 def test_a_failing_step_is_named(tmp_path):
     step = Step("nothing.py", ("--recipe", "s1"), tmp_path / "out", "demo")
-    with pytest.raises(ChildProcessError, match=r"out came to no end \(exit code 2 of .*nothing.py --recipe s1"):
+    with pytest.raises(ChildProcessError, match=r"out is incomplete \(exit code 2 of .*nothing.py --recipe s1"):
         step.run(1)
+
+
+def test_finished_steps_are_not_run_again(tmp_path, monkeypatch):
+    scripts = ("distill.py", "predict_logits.py", "quantize.py")
+    calls = [Step(script, (), tmp_path / f"{number}", "demo") for number, script in enumerate(scripts)]
+    ran = []
+
+    def run(step, num_processes):
+        ran.append(step.script)
+        step.folder.mkdir(exist_ok=True)
+        (step.folder / ("README.md" if step.script == "predict_logits.py" else "results.json")).touch()
+
+    monkeypatch.setattr(Step, "run", run)
+    for _ in range(2):
+        assert run_steps(calls, 1) == []
+        assert ran == list(scripts)
+    (tmp_path / "0" / "results.json").unlink()
+    run_steps(calls, 1)
+    assert ran == [*scripts, "distill.py"]
 
 
 def test_a_refused_quantization_stops_nothing_else(tmp_path, monkeypatch):
@@ -214,9 +253,9 @@ def test_a_refused_quantization_stops_nothing_else(tmp_path, monkeypatch):
     names = [("quantize.py", "int8"), ("distill.py", "student"), ("missing.py", "teacher"), ("distill.py", "later")]
     calls = [Step(script, (), tmp_path / folder, "demo") for script, folder in names]
     (refused,) = run_steps(calls[:2], 1)
-    assert re.match(r".*int8 came to no end \(exit code 1 of .*quantize.py", str(refused))
+    assert re.match(r".*int8 is incomplete \(exit code 1 of .*quantize.py", str(refused))
     assert (tmp_path / "student.ran").is_file()
-    with pytest.raises(ChildProcessError, match="teacher came to no end"):
+    with pytest.raises(ChildProcessError, match="teacher is incomplete"):
         run_steps(calls, 1)
     assert not (tmp_path / "later.ran").exists()
 
@@ -239,7 +278,7 @@ def test_a_step_outlives_its_sweep_with_the_lock(tmp_path, monkeypatch):
         sweep.kill()
         sweep.wait()
         other = Sweep(tmp_path, None, None, True, (), (), False)
-        with pytest.raises(FileExistsError, match="still at work"), other.lock():
+        with pytest.raises(FileExistsError, match="still running"), other.lock():
             pass
     finally:
         os.killpg(sweep.pid, signal.SIGKILL)
