@@ -24,7 +24,7 @@ from model_cards.tables import results_table
 from train.common.arguments import CommandParser, HubArguments, InferenceArguments, check_bootstrap
 from train.common.hub import check_repository, push_folder
 from train.common.process import configure_logging, run_command
-from train.common.runs import claim_output_folder
+from train.common.runs import check_identity, claim_output_folder, lock_folder
 from train.evaluation.inference import input_rate, load_clips, model_revision
 from train.evaluation.scoring import evaluate_classifier, unseen_devices, write_results
 
@@ -83,24 +83,29 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     clips = scenes[args.split]
     run = {"model": args.model_name_or_path, "revision": model_revision(model), "dataset": args.dataset}
     run["split"] = args.split
-    claim_output_folder(args.output_dir, run)
-    waveforms = cache_waveforms(clips, input_rate(feature_extractor), args.cache_dir)
-    unseen = unseen_devices(scenes["train"], clips)
-    metrics = evaluate_classifier(model, feature_extractor, clips, waveforms, unseen, args.batch_size, args.bootstrap)
-    results = {
-        **run,
-        "synthetic": is_synthetic(clips),
-        "metrics": metrics,
-        "unseen_devices": unseen,
-        "complexity": measure_model(model).as_results(),
-    }
-    if PartialState().is_main_process:
-        write_results(args.output_dir, results)
-        logger.info("%s\nResults and plots are in %s.", results_table(results), args.output_dir)
-        if args.push_to_hub:
-            if find_results(args.model_name_or_path) is None:
-                shutil.copy(Path(args.output_dir) / RESULTS_FILE, args.model_name_or_path)
-            push_folder(args, args.model_name_or_path)
+    check_identity(args.output_dir, run)
+    with lock_folder(args.output_dir):
+        claim_output_folder(args.output_dir, run)
+        waveforms = cache_waveforms(clips, input_rate(feature_extractor), args.cache_dir)
+        unseen = unseen_devices(scenes["train"], clips)
+        metrics = evaluate_classifier(
+            model, feature_extractor, clips, waveforms, unseen, args.batch_size, args.bootstrap
+        )
+        results = {
+            **run,
+            "synthetic": is_synthetic(clips),
+            "metrics": metrics,
+            "unseen_devices": unseen,
+            "complexity": measure_model(model).as_results(),
+        }
+        if PartialState().is_main_process:
+            write_results(args.output_dir, results)
+            table = results_table(results)
+            logger.info("%s\nResults and plots are in %s.", table, args.output_dir)
+            if args.push_to_hub:
+                if find_results(args.model_name_or_path) is None:
+                    shutil.copy(Path(args.output_dir) / RESULTS_FILE, args.model_name_or_path)
+                push_folder(args, args.model_name_or_path)
     return results
 
 

@@ -26,13 +26,16 @@ from train.common.arguments import InferenceArguments
 from train.common.features import WaveformFeatures
 from train.common.models import load_classifier, load_config
 from train.common.process import main_process_first
-from train.common.runs import claim_output_folder
+from train.common.runs import check_identity, claim_output_folder, lock_folder
 
 
 logger = logging.getLogger(__name__)
 
 CLIPS_PER_PART = 4096
 """Clips whose logits are stored together until all are predicted, so that an interrupted run can resume."""
+
+PARTS = "parts"
+"""Folder of these parts."""
 
 AnyFeatureExtractor: TypeAlias = FeatureExtractionMixin | WaveformFeatures
 
@@ -67,7 +70,7 @@ def compute_logits(
     for start in tqdm(starts, desc="Predicting", unit=" batches", leave=False, disable=not state.is_main_process):
         waveform = torch.from_numpy(np.array(waveforms[start : start + batch_size])).to(state.device) / FULL_SCALE
         inputs = model_inputs(feature_extractor, waveform)
-        inputs["input_values"] = inputs["input_values"].to(model.dtype)
+        inputs[model.main_input_name] = inputs[model.main_input_name].to(model.dtype)
         logits[start] = model(**inputs).logits.float().cpu().numpy()
     gathered = {start: batch for process in gather_object([logits]) for start, batch in process.items()}
     return np.concatenate([gathered[start] for start in sorted(gathered)])
@@ -132,44 +135,70 @@ def predict_split(
         "clips": len(filenames),
         "checksum of the file names": checksum,
     }
-    claim_output_folder(folder, run)
+    check_identity(folder, run)
+    with lock_folder(folder):
+        claim_output_folder(folder, run)
+        if not (folder / "README.md").is_file():
+            logits = _predict_in_parts(model, feature_extractor, scenes, folder, teacher, batch_size, cache_dir)
+            if PartialState().is_main_process:
+                write_logits(
+                    folder,
+                    filenames,
+                    logits,
+                    teacher=teacher,
+                    revision=revision,
+                    label_names=scenes.features["label"].names,
+                    synthetic=is_synthetic(scenes),
+                )
+        if PartialState().is_main_process:
+            shutil.rmtree(folder / PARTS, ignore_errors=True)
+            logger.info("The logits of %s are in %s.", teacher, folder)
+        PartialState().wait_for_everyone()
+
+
+def _predict_in_parts(
+    model: PreTrainedModel,
+    feature_extractor: AnyFeatureExtractor,
+    scenes: datasets.Dataset,
+    folder: Path,
+    teacher: str,
+    batch_size: int,
+    cache_dir: str | None,
+) -> np.ndarray:
+    """Return the logits of all clips; those of finished parts are read from the disk."""
     state = PartialState()
-    parts = folder / "parts"
-    if not (folder / "README.md").is_file():
-        waveforms = cache_waveforms(scenes, input_rate(feature_extractor), cache_dir)
-        for start in range(0, len(scenes), CLIPS_PER_PART):
-            path = parts / f"{start:08}.npy"
-            # All processes must see the same state before one of them writes.
-            state.wait_for_everyone()
-            done = path.is_file()
-            state.wait_for_everyone()
-            if done:
-                continue
-            clips = waveforms[start : start + CLIPS_PER_PART]
+    waveforms = cache_waveforms(scenes, input_rate(feature_extractor), cache_dir)
+    parts = []
+    for start in range(0, len(scenes), CLIPS_PER_PART):
+        path = folder / PARTS / f"{start:08}.npy"
+        clips = waveforms[start : start + CLIPS_PER_PART]
+        # All processes must see the same state before one of them writes.
+        state.wait_for_everyone()
+        logits = _read_part(path, len(clips))
+        state.wait_for_everyone()
+        if logits is None:
             logits = compute_logits(model, feature_extractor, clips, batch_size)
             if not np.isfinite(logits).all():
                 row = start + np.isfinite(logits).all(axis=1).argmin()
                 raise InputError(
-                    f"{teacher} predicts a logit for {filenames[row]} that is not finite: train it again, or choose "
-                    "another model."
+                    f"{teacher} predicts a logit for {scenes[int(row)]['filename']} that is not finite: train it "
+                    "again, or choose another model."
                 )
             if state.is_main_process:
                 with atomic_path(path) as part, part.open("wb") as file:
                     np.save(file, logits)
-        if state.is_main_process:
-            write_logits(
-                folder,
-                filenames,
-                np.concatenate([np.load(path) for path in sorted(parts.glob("*.npy"))]),
-                teacher=teacher,
-                revision=revision,
-                label_names=scenes.features["label"].names,
-                synthetic=is_synthetic(scenes),
-            )
-    if state.is_main_process:
-        shutil.rmtree(parts, ignore_errors=True)
-        logger.info("The logits of %s are in %s.", teacher, folder)
-    state.wait_for_everyone()
+        parts.append(logits)
+    return np.concatenate(parts)
+
+
+def _read_part(path: Path, clips: int) -> np.ndarray | None:
+    """Return the logits of a finished part; None if it is missing or damaged, and has to be predicted."""
+    try:
+        logits: np.ndarray = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    whole = logits.ndim == 2 and len(logits) == clips and logits.dtype == np.float32 and np.isfinite(logits).all()
+    return logits if whole else None
 
 
 def model_revision(model: PreTrainedModel) -> str:

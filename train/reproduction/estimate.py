@@ -8,14 +8,19 @@ from typing import Literal, TypeVar
 import torch
 
 from modeling_beats import BeatsForAudioClassification
-from train.classification.arguments import DataArguments, SceneTrainingArguments, StudentArguments, TeacherArguments
+from train.classification.arguments import (
+    DataArguments,
+    DistillationArguments,
+    SceneTrainingArguments,
+    TeacherArguments,
+)
 from train.common.models import load_config, new_student, new_teacher
 from train.common.recipes import parse_arguments
 from train.evaluation.inference import input_rate, model_inputs
 from train.reproduction.sweep import Step
 
 
-NetworkArguments = TypeVar("NetworkArguments", TeacherArguments, StudentArguments)
+NetworkArguments = TypeVar("NetworkArguments", TeacherArguments, DistillationArguments)
 
 FORWARD_FRACTION = 1 / 3
 """Time of a forward pass relative to a training step."""
@@ -58,7 +63,7 @@ def estimate(step: Step, train_clips: int, test_clips: int) -> float:
         teacher_args, args = _parse(training, TeacherArguments)
         step_seconds = seconds_per_clip("teacher", teacher_args.config_overrides, teacher_args.freeze_encoder)
     else:
-        student_args, args = _parse(training, StudentArguments)
+        student_args, args = _parse(training, DistillationArguments)
         step_seconds = seconds_per_clip("student", student_args.config_overrides)
     passes = test_clips * FORWARD_FRACTION
     if step.script == "quantize.py":
@@ -98,7 +103,7 @@ def seconds_per_clip(
     )
     if isinstance(model, BeatsForAudioClassification) and frozen:
         model.freeze_encoder()
-    model.train().to(device)
+    torch.nn.Module.to(model.train(), device)
     waveform = torch.randn(clips, input_rate(feature_extractor), device=device) / 10
     targets = torch.zeros(clips, dtype=torch.long, device=device)
     seconds = 0.0
