@@ -56,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         args.output_dir,
         {**source, "calibration_clips": args.calibration_clips, "seed": args.seed},
         lambda: quantize_and_measure(args, scenes, quantizer, source),
+        model="model/model.safetensors",
     )
     logger.info("%s\nThe model and plots are in %s.", quantization_table(results), args.output_dir)
     if args.push_to_hub:

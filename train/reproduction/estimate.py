@@ -103,7 +103,8 @@ def seconds_per_clip(
     )
     if isinstance(model, BeatsForAudioClassification) and frozen:
         model.freeze_encoder()
-    torch.nn.Module.to(model.train(), device)
+    network: torch.nn.Module = model.train()
+    network.to(device)
     waveform = torch.randn(clips, input_rate(feature_extractor), device=device) / 10
     targets = torch.zeros(clips, dtype=torch.long, device=device)
     seconds = 0.0
