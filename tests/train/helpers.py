@@ -19,7 +19,7 @@ DEVICES = ["a", "b", "s4"]
 
 
 def make_scenes(clips: int, teachers: int = 0, seed: int = 0) -> datasets.Dataset:
-    """Rows as the builder gives them, without audio."""
+    """Rows like the builder's, without audio."""
     rng = np.random.default_rng(seed)
     features = datasets.Features(
         {
@@ -46,7 +46,7 @@ def make_scenes(clips: int, teachers: int = 0, seed: int = 0) -> datasets.Datase
 
 
 def make_dataset(clips: int, teachers: int = 0, samples: int = 4000, seed: int = 0) -> SceneDataset:
-    """Noise with a tone whose frequency tells the class."""
+    """Noise with a tone whose frequency depends on the class."""
     scenes = make_scenes(clips, teachers, seed)
     noise = np.random.default_rng(seed).normal(size=(clips, samples))
     frequency = 300 + 500 * np.asarray(scenes["label"])[:, None]
@@ -61,14 +61,14 @@ def make_model(seed: int = 0, **config) -> TFSepNetForAudioClassification:
 
 
 def make_extractor() -> TFSepNetFeatureExtractor:
-    """4000 samples at 4 kHz make 64 bands in 65 frames: a batch of one still has statistics in the last layer."""
+    """64 bands in 65 frames of 4000 samples at 4 kHz: even a single clip has statistics in the last layer."""
     return TFSepNetFeatureExtractor(
         feature_size=64, sampling_rate=4000, n_fft=512, win_length=400, hop_length=62, window_length_s=1.0
     )
 
 
 class ExactFeatureExtractor(TFSepNetFeatureExtractor):
-    """Features in double precision that do not depend, to the last bit, on what else is in the batch."""
+    """Features in double precision that do not depend on the rest of the batch, to the last bit."""
 
     _auto_class = None
 

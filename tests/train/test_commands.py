@@ -1,4 +1,4 @@
-"""The scripts on the demo corpus with tiny networks, and what they say to wrong input."""
+"""The commands on the demo corpus with tiny networks, and their errors for invalid input."""
 
 import json
 import shutil
@@ -229,7 +229,7 @@ class TestPredictLogits:
         with pytest.raises(ValueError, match=r"no linear layers.*train/quantize\.py"):
             load_classifier(str(tmp_path), dtype="int8")
 
-    def test_an_interrupted_run_goes_on(self, data, teacher, tmp_path, monkeypatch):
+    def test_an_interrupted_run_resumes(self, data, teacher, tmp_path, monkeypatch):
         command = [*self.command(data, teacher, tmp_path / "out"), "--batch_size", "4"]
         monkeypatch.setattr(inference, "CLIPS_PER_PART", 8)
         original, calls = inference.compute_logits, []

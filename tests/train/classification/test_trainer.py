@@ -3,12 +3,12 @@ import math
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
 from modeling_tfsepnet.convert_tfsepnet import convert_key, convert_state_dict, infer_config
 from tests.train.helpers import make_dataset, make_model, make_trainer
+from train.classification.schedules import sgdr, warmup_linear
 from train.common.augmentations import Mix
 from train.common.seeds import EpochShuffle
 
@@ -72,45 +72,23 @@ def test_learning_rate_of_every_epoch(tmp_path, arguments, steps_per_epoch):
     assert rates == pytest.approx(expected[: arguments.get("max_steps")], abs=1e-9)
 
 
-def test_one_step_is_the_loss_of_the_augmented_batch(tmp_path):
-    dataset = make_dataset(8, teachers=3)
-    trainer = make_trainer(tmp_path, dataset, max_steps=1, **ALL_AUGMENTATIONS)
-    seen = {}
-    augment = trainer.augmented_features
-    trainer.augmented_features = lambda *inputs: seen.setdefault("features", augment(*inputs))
-    model = make_model(dropout=0.0)
-    trainer.model.load_state_dict(model.state_dict())
-    for module in trainer.model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    trainer.train()
-
-    features, mix = seen["features"]
-    order = list(trainer.get_train_dataloader().sampler)
-    labels = torch.tensor(dataset.columns["label"])[order]
-    teacher = torch.stack([torch.tensor(dataset.scenes[f"teacher_logits_t{t}"]) for t in range(3)]).mean(0)[order]
-    logits = model.train()(input_values=features).logits
-    targets = mix(F.one_hot(labels, 3).float())
-    label_loss = -(targets * logits.log_softmax(-1)).sum(-1).mean()
-    mixed_teacher = (mix(teacher) / 2).softmax(-1)
-    kd_loss = 4 * (mixed_teacher * (mixed_teacher.log() - (logits / 2).log_softmax(-1))).sum(-1).mean()
-    expected = 0.02 * label_loss + 0.98 * kd_loss
-    assert trainer.state.log_history[0]["loss"] == pytest.approx(expected.item(), rel=1e-4)
-
-
-def test_last_partial_batch_is_kept(tmp_path):
-    trainer = make_trainer(tmp_path, make_dataset(9), batch_size=4)
-    sizes = [len(batch["labels"]) for batch in trainer.get_train_dataloader()]
-    assert sizes == [4, 4, 1]
-
-
-def test_an_epoch_visits_every_clip_once_in_a_new_order(tmp_path):
-    sampler = make_trainer(tmp_path, make_dataset(30)).get_train_dataloader().sampler
-    first = list(sampler)
-    sampler.set_epoch(1)
-    second = list(sampler)
-    assert sorted(first) == sorted(second) == list(range(30))
-    assert first != second
+@pytest.mark.parametrize(
+    "arguments, factors",
+    [
+        ({"first_cycle": 2, "cycle_factor": 3}, [sgdr(epoch, 2, 3) for epoch in range(6)]),
+        ({"schedule": "warmup_linear", "warmup_epochs": 2}, [warmup_linear(epoch, 6, 2) for epoch in range(6)]),
+        ({"schedule": "constant"}, [1.0] * 6),
+    ],
+)
+def test_schedule_gets_its_arguments(tmp_path, arguments, factors):
+    trainer = make_trainer(tmp_path, make_dataset(20), batch_size=7, num_train_epochs=6, **arguments)
+    scheduler = trainer.create_scheduler(18, torch.optim.SGD(trainer.model.parameters(), lr=1.0))
+    rates = []
+    for _ in range(18):
+        rates.append(scheduler.get_last_lr()[0])
+        scheduler.optimizer.step()
+        scheduler.step()
+    assert rates == pytest.approx([factor for factor in factors for _ in range(3)])
 
 
 def test_waveforms_on_the_device_train_the_same(tmp_path):

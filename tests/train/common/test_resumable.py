@@ -1,4 +1,4 @@
-"""Interrupted runs, and runs on two processes, end like an uninterrupted run on one."""
+"""Interrupted runs end with the weights of an uninterrupted one, and two processes compute the same as one."""
 
 import os
 import signal
@@ -63,7 +63,7 @@ def uninterrupted(tmp_path_factory):
         ("evaluate", 20),  # when training is done
     ],
 )
-def test_killed_run_goes_on_to_the_same_weights(tmp_path, monkeypatch, uninterrupted, method, step):
+def test_killed_run_resumes_to_the_same_weights(tmp_path, monkeypatch, uninterrupted, method, step):
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         kill_at(patch, train_job.DistillationTrainer, method, step)

@@ -13,9 +13,10 @@ from accelerate.utils.other import get_free_port
 from dataset_script.errors import InputError
 from dataset_script.files import write_json
 from model_cards.results import RUN_FILE, provenance
+from train.classification.arguments import DataArguments, SceneTrainingArguments
 from train.common.checkpoints import COMPLETE, complete_checkpoint, last_complete_checkpoint
 from train.common.process import main_process_first
-from train.common.runs import claim_output_folder, lock_folder, run_or_load
+from train.common.runs import claim_output_folder, describe_run, lock_folder, run_or_load
 
 
 class TestClaim:
@@ -67,6 +68,48 @@ class TestClaim:
             claim_output_folder(tmp_path, {"seed": 2})
         claim_output_folder(tmp_path, {"seed": 1})
         assert json.loads((tmp_path / RUN_FILE).read_text()) == {"seed": 1}
+
+
+class TestIdentity:
+    """Which arguments make a run another one."""
+
+    def describe(self, tmp_path, **arguments):
+        own = {name: arguments.pop(name) for name in ("cache_dir", "dataset") if name in arguments}
+        args = SceneTrainingArguments(**{"output_dir": str(tmp_path), "use_cpu": True, **arguments})
+        return describe_run("s1", DataArguments(**own), args)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"seed": 1},
+            {"learning_rate": 1.0},
+            {"num_train_epochs": 2},
+            {"max_steps": 7},
+            {"gradient_accumulation_steps": 2},
+            {"weight_decay": 0.1},
+            {"max_grad_norm": 1.0},
+            {"adam_beta1": 0.5},
+            {"adam_beta2": 0.5},
+            {"adam_epsilon": 0.1},
+            {"optim": "sgd"},
+            {"bf16": True},
+            {"batch_size": 7},
+            {"schedule": "constant"},
+            {"mixup_alpha": 0.5},
+            {"impulse_responses": "mine"},
+            {"kd_reduction": "mean"},
+            {"dataset": "demo10"},
+        ],
+    )
+    def test_arguments_that_change_the_weights(self, tmp_path, change):
+        before, after = self.describe(tmp_path), self.describe(tmp_path, **change)
+        assert {name for name in before if after[name] != before[name]} == set(change)
+
+    @pytest.mark.parametrize(
+        "change", [{"output_dir": "elsewhere"}, {"cache_dir": "elsewhere"}, {"logging_steps": 7}, {"save_steps": 7}]
+    )
+    def test_arguments_that_do_not(self, tmp_path, change):
+        assert self.describe(tmp_path) == self.describe(tmp_path, **change)
 
 
 def fail_together(index: int, port: int, folder: Path) -> None:
