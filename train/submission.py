@@ -1,12 +1,12 @@
-"""Submission files of DCASE 2024 Task 1: predictions on the evaluation set, and the system's metadata.
+"""Write the files of a submission to DCASE 2024 Task 1: predictions on the evaluation set, and metadata.
 
     python train/submission.py --label Cai_XJTLU_task1_1 --data_dir EVALUATION_SET --output_dir outputs/submission \
         --models outputs/s2-split5-int8/model outputs/s2-split10-int8/model outputs/s2-split25-int8/model \
         outputs/s2-split50-int8/model outputs/s2-split100-int8/model
 
-writes `<label>.output.split_<percentage>.csv` for each model and `<label>.meta.yaml`. Every model comes with its
-`results.json`, which tells the subset that it was trained on and fills the metadata. What no file can tell, such as
-the authors, is given as a YAML file with `--about`; what is missing stays marked `TODO`.
+Writes `<label>.output.split_<percentage>.csv` for each model, and `<label>.meta.yaml`. The `results.json` of a model
+determines its training subset and fills the metadata. Pass other metadata, such as the authors, as a YAML file with
+`--about`; missing values are marked `TODO`.
 """
 
 import logging
@@ -26,21 +26,23 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class SubmissionArguments:
-    """Which models are submitted, and as what."""
+    """The models and the metadata of a submission."""
 
-    models: list[str] = field(metadata={"help": "Student folders, one for each training subset, with results.json."})
+    models: list[str] = field(metadata={"help": "Student folders with results.json, one for each training subset."})
     label: str = field(metadata={"help": "Label of the submission: <LastName>_<Institute>_task1_<1 to 4>."})
     data_dir: str = field(metadata={"help": "Folder of the evaluation set."})
-    output_dir: str = field(metadata={"help": "Where the files go."})
-    about: str | None = field(default=None, metadata={"help": "YAML file whose values go into the metadata."})
-    cache_dir: str | None = field(default=None, metadata={"help": "Where resampled clips are kept."})
-    batch_size: int = field(default=256, metadata={"help": "Clips of a forward pass."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Allow code that comes with a model to run."})
+    output_dir: str = field(metadata={"help": "Output folder."})
+    about: str | None = field(default=None, metadata={"help": "YAML file with values for the metadata."})
+    cache_dir: str | None = field(default=None, metadata={"help": "Folder of resampled clips."})
+    batch_size: int = field(default=256, metadata={"help": "Clips per forward pass."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run the models' own code."})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise InputError(f"batch_size is {self.batch_size}: choose at least one clip per forward pass.")
         if not re.fullmatch(r"[^\W_]+_[^\W_]+_task1_[1-4]", self.label):
             raise InputError(
-                f"label is {self.label!r}, but has to be <LastName>_<Institute>_task1_<1 to 4>, such as "
+                f"label is {self.label!r}, but must be <LastName>_<Institute>_task1_<1 to 4>, such as "
                 "Cai_XJTLU_task1_1."
             )
 
@@ -50,6 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     Args:
         arguments (`Sequence[str]`, *optional*): Defaults to the command line.
+
+    Raises:
+        FileNotFoundError, InputError: If an argument, a model, the metadata or the evaluation set is invalid.
+        OSError: If the output folder is not writable.
     """
     (args,) = CommandParser(SubmissionArguments).parse(arguments)
     configure_logging()

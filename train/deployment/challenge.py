@@ -1,4 +1,4 @@
-"""Submission files of DCASE 2024 Task 1."""
+"""Submission files for DCASE 2024 Task 1."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -19,15 +19,17 @@ from dataset_script.splits import subset_percentage
 from model_cards.complexity import check_limits, measure_folder
 from model_cards.results import RunResults, float_results, load_results
 from train.common.models import load_classifier
-from train.evaluation.inference import compute_logits
+from train.deployment.checks import check_writable
+from train.evaluation.inference import compute_logits, input_rate
 
 
 logger = logging.getLogger(__name__)
 
 EVALUATION_CLIPS = 135_730
-"""Clips of the evaluation set of DCASE 2024 Task 1."""
+"""Number of clips in the evaluation set of DCASE 2024 Task 1."""
 
 TODO = "TODO"
+"""Marks the values of the metadata that have to be filled in by hand."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,8 @@ class SubmittedModel:
 
     Attributes:
         folder (`str`): Model folder.
-        results (`RunResults`): Of the model as it is submitted.
-        training (`RunResults`): Of the run that trained it: for an INT8 model, those of its float model.
+        results (`RunResults`): Results of the submitted model.
+        training (`RunResults`): Results of the run that trained it: for an INT8 model, those of its float model.
     """
 
     folder: str
@@ -46,14 +48,17 @@ class SubmittedModel:
 
 
 def read_models(folders: Sequence[str]) -> dict[int, SubmittedModel]:
-    """Return the models by the percentage of the training clips, smallest first.
+    """Read the results of the models of a submission, and check that they may be submitted.
 
     Args:
-        folders (`Sequence[str]`): Model folders with their results.
+        folders (`Sequence[str]`): Model folders with results.
+
+    Returns:
+        `dict[int, SubmittedModel]`: The models by the percentage of the training clips, smallest first.
 
     Raises:
         FileNotFoundError: If a folder is incomplete.
-        InputError: If a model exceeds a limit, or two are of the same subset.
+        InputError: If a model exceeds a limit of the challenge, or two models are of the same subset.
     """
     models: dict[int, SubmittedModel] = {}
     for folder in folders:
@@ -63,38 +68,45 @@ def read_models(folders: Sequence[str]) -> dict[int, SubmittedModel]:
         subset = subset_percentage(results.dataset)
         if subset in models:
             raise InputError(
-                f"{models[subset].folder} and {folder} are both of {subset} %: give one model for each subset."
+                f"{models[subset].folder} and {folder} both use {subset} %: choose one model for each subset."
             )
         models[subset] = SubmittedModel(folder, results, float_results(results) or results)
     return dict(sorted(models.items()))
 
 
 def read_about(path: str | None) -> dict[str, Any]:
-    """Return the content of the file of `--about`, or nothing without one.
+    """Read the metadata in a YAML file.
+
+    Args:
+        path (`str`, *optional*): The file.
+
+    Returns:
+        `dict[str, Any]`: Its content, empty without a file.
 
     Raises:
-        FileNotFoundError, InputError: If there is no such file, or it is no YAML mapping.
+        FileNotFoundError: If the file does not exist.
+        InputError: If it is not a YAML mapping.
     """
     if path is None:
         return {}
     if not Path(path).is_file():
-        raise FileNotFoundError(f"There is no file {path}: give a YAML file with --about, or leave it out.")
+        raise FileNotFoundError(f"There is no file {path}: pass a YAML file to --about, or leave it out.")
     try:
         about = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
+        raise InputError(f"{path} is not valid YAML ({' '.join(str(error).split())}): fix it.") from None
     if not isinstance(about, dict):
-        raise InputError(f"{path} has to be a mapping, such as submission: {{name: My system}}.")
+        raise InputError(f"{path} is not a mapping: write entries such as submission: {{name: My system}}.")
     return about
 
 
 def write_predictions(path: Path, filenames: list[str], logits: np.ndarray) -> None:
-    """Write predictions in the challenge's format: tab-separated, a row a clip, with the label and all probabilities.
+    """Write predictions in the challenge's format: tab-separated rows of file name, label and all probabilities.
 
     Args:
-        path (`Path`): The CSV file.
-        filenames (`list[str]`): Clips; folders are left out.
-        logits (`np.ndarray` of shape `(clips, 10)`): Of the scenes in their official order.
+        path (`Path`): CSV file to write.
+        filenames (`list[str]`): Files of the clips; their folders are omitted.
+        logits (`np.ndarray` of shape `(clips, 10)`): Logits in the official order of the scenes.
     """
     probabilities = torch.from_numpy(logits).double().softmax(dim=1).numpy()
     table = pd.DataFrame(probabilities, columns=list(SCENES))
@@ -107,12 +119,15 @@ def write_predictions(path: Path, filenames: list[str], logits: np.ndarray) -> N
 def metadata(
     label: str, models: Mapping[int, SubmittedModel], about: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Return the content of the metadata file, filled from the runs.
+    """Build the content of the metadata file from the results of the models.
 
     Args:
-        label (`str`): Of the submission.
-        models (`Mapping`): As of [`read_models`].
-        about (`Mapping`, *optional*): Values that replace or complete those found here, block by block.
+        label (`str`): Label of the submission.
+        models (`Mapping[int, SubmittedModel]`): Models from [`read_models`].
+        about (`Mapping`, *optional*): Values that are added to the content or replace those there.
+
+    Returns:
+        `dict[str, Any]`: The content; missing values are `TODO`.
     """
     smallest = next(iter(models.values()))
     complexity = measure_folder(smallest.folder)
@@ -168,42 +183,41 @@ def metadata(
         },
         "results": {
             "development_dataset": {
-                f"split_{subset}": development_results(model.results.metrics) for subset, model in models.items()
+                f"split_{subset}": _development_results(model.results.metrics) for subset, model in models.items()
             }
         },
     }
-    return merged(content, about or {})
+    return _merge(content, about or {})
 
 
-def development_results(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the block of the metadata with the results of a subset: accuracies in percent and log losses."""
+def _development_results(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the results of a subset for the metadata: accuracies in percent, and log losses."""
 
-    def figures(group: Mapping[str, Any]) -> dict[str, float]:
-        return {"accuracy": round(100 * group["accuracy"], 2), "logloss": round(group["log_loss"], 3)}
+    def scores(group: Mapping[str, Any], accuracy: str = "accuracy") -> dict[str, float]:
+        return {"accuracy": round(100 * group[accuracy], 2), "logloss": round(group["log_loss"], 3)}
 
     return {
-        # Overall is the ranking measure, the mean of the classes' accuracies.
-        "overall": {"accuracy": round(100 * metrics["macro_accuracy"], 2), "logloss": round(metrics["log_loss"], 3)},
-        "class_wise": {name: figures(group) for name, group in metrics["class_wise"].items() if group},
-        "device_wise": {name: figures(group) for name, group in metrics["device_wise"].items()},
+        "overall": scores(metrics, "macro_accuracy"),  # by which the challenge ranks
+        "class_wise": {name: scores(group) for name, group in metrics["class_wise"].items() if group},
+        "device_wise": {name: scores(group) for name, group in metrics["device_wise"].items()},
     }
 
 
-def merged(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `content` with `changes`, where mappings are merged and all else is replaced."""
+def _merge(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `content` with `changes`; mappings are merged, other values replaced."""
     result = dict(content)
     for name, value in changes.items():
         both = isinstance(value, Mapping) and isinstance(result.get(name), Mapping)
-        result[name] = merged(result[name], value) if both else value
+        result[name] = _merge(result[name], value) if both else value
     return result
 
 
-def open_points(content: Any, path: str = "") -> list[str]:
-    """Return where in the metadata something is still marked `TODO`."""
+def find_todos(content: Any, path: str = "") -> list[str]:
+    """Return the paths of the metadata whose value is `TODO`."""
     if isinstance(content, Mapping):
-        return [point for name, value in content.items() for point in open_points(value, f"{path}.{name}".strip("."))]
+        return [todo for name, value in content.items() for todo in find_todos(value, f"{path}.{name}".strip("."))]
     if isinstance(content, list):
-        return [point for index, value in enumerate(content) for point in open_points(value, f"{path}[{index}]")]
+        return [todo for index, value in enumerate(content) for todo in find_todos(value, f"{path}[{index}]")]
     return [path] if content == TODO else []
 
 
@@ -217,36 +231,41 @@ def write_submission(
     batch_size: int = 256,
     trust_remote_code: bool = False,
 ) -> None:
-    """Write the predictions of every model, and the metadata.
+    """Predict the evaluation set with every model, and write the predictions and the metadata.
 
     Args:
-        output_dir (`str` or `Path`): Where the files go.
-        label (`str`): Of the submission.
-        models (`Mapping`): As of [`read_models`].
-        about (`Mapping`): As of [`read_about`].
+        output_dir (`str` or `Path`): Output folder.
+        label (`str`): Label of the submission.
+        models (`Mapping[int, SubmittedModel]`): Models from [`read_models`].
+        about (`Mapping`): Metadata from [`read_about`].
         clips (`datasets.Dataset`): The evaluation set.
-        cache_dir (`str`, *optional*): Where resampled clips are kept.
+        cache_dir (`str`, *optional*): Folder of resampled clips.
         batch_size (`int`, *optional*, defaults to 256): Clips per forward pass.
-        trust_remote_code (`bool`, *optional*, defaults to `False`): Whether code that comes with a model may run.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): Whether to run the models' own code.
+
+    Raises:
+        FileNotFoundError, InputError: If a model cannot be loaded, or has other classes.
+        OSError: If the output folder is not writable.
     """
     if len(clips) != EVALUATION_CLIPS:
         logger.warning(
-            "The evaluation set has %s clips, but this folder has %s: the challenge would not accept the files.",
+            "The evaluation set has %s clips, but this folder has %s: the challenge would reject the predictions.",
             f"{EVALUATION_CLIPS:,}",
             f"{len(clips):,}",
         )
     if any(model.results.synthetic for model in models.values()):
-        logger.warning("The models were trained and tested on synthetic clips: their results are not those of TAU.")
+        logger.warning("The models were trained and tested on synthetic clips: their results are not results on TAU.")
     folder = Path(output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    check_writable(folder, "--output_dir")
     for subset, submitted in models.items():
         path = folder / f"{label}.output.split_{subset}.csv"
         model, feature_extractor = load_classifier(submitted.folder, SCENES, trust_remote_code)
-        waveforms = cache_waveforms(clips, feature_extractor.sampling_rate, cache_dir)
+        waveforms = cache_waveforms(clips, input_rate(feature_extractor), cache_dir)
         logits = compute_logits(model, feature_extractor, waveforms, batch_size)
         write_predictions(path, list(clips["filename"]), logits)
         logger.info("Wrote %s.", path)
     content = metadata(label, models, about)
     path = folder / f"{label}.meta.yaml"
-    path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    logger.info("Wrote %s; to be filled in by hand: %s.", path, ", ".join(open_points(content)) or "nothing")
+    with atomic_path(path) as part:
+        part.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    logger.info("Wrote %s; fill in by hand: %s.", path, ", ".join(find_todos(content)) or "nothing")

@@ -150,8 +150,8 @@ def predict_split(
             if not np.isfinite(logits).all():
                 row = start + np.isfinite(logits).all(axis=1).argmin()
                 raise InputError(
-                    f"{teacher} predicts a logit for {filenames[row]} that is not finite: train it again, or choose "
-                    "another model."
+                    f"{teacher} gives {filenames[row]} a logit that is not finite: train it again, or choose another "
+                    "model."
                 )
             if state.is_main_process:
                 with atomic_path(path) as part, part.open("wb") as file:

@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from dataset_script import SCENES
+from dataset_script.errors import InputError
 from modeling_tfsepnet import TFSepNetConfig, TFSepNetForAudioClassification
 from tests.model_cards.helpers import make_results, make_student
 from train import submission
@@ -89,9 +90,41 @@ def test_files(evaluation_set, models, tmp_path, monkeypatch, caplog):
     assert "submission.authors[0].email" in caplog.text
 
 
+def test_predictions_have_the_format_of_the_challenge(tmp_path):
+    """Columns in the official order, probabilities that sum to one, rows in the order of the clips."""
+    probabilities = np.full((3, 10), 0.05)
+    for row, scene in enumerate((9, 0, 4)):
+        probabilities[row, scene] = 0.55
+    challenge.write_predictions(
+        tmp_path / "x.csv", ["audio/2.wav", "audio/10.wav", "1.wav"], 3 + np.log(probabilities)
+    )
+    header, *rows = (tmp_path / "x.csv").read_text().splitlines()
+    assert header.split("\t") == [
+        *("filename", "scene_label", "airport", "bus", "metro", "metro_station", "park", "public_square"),
+        *("shopping_mall", "street_pedestrian", "street_traffic", "tram"),
+    ]
+    low, high = "0.05000000", "0.55000000"
+    assert rows[0].split("\t") == ["2.wav", "tram", *[low] * 9, high]
+    assert rows[1].split("\t") == ["10.wav", "airport", high, *[low] * 9]
+    assert rows[2].split("\t") == ["1.wav", "park", *[low] * 4, high, *[low] * 5]
+
+
+def test_wrong_batch_size():
+    with pytest.raises(InputError, match="batch_size is 0"):
+        submission.SubmissionArguments(models=[], label=LABEL, data_dir="", output_dir="", batch_size=0)
+
+
+def test_output_folder_is_checked_before_anything_is_predicted(evaluation_set, models, tmp_path, monkeypatch):
+    monkeypatch.setattr(challenge, "load_classifier", lambda *args: pytest.fail("a model was loaded"))
+    (tmp_path / "file").touch()
+    command = ["--label", LABEL, "--data_dir", str(evaluation_set), "--models", str(models[0])]
+    with pytest.raises(OSError, match=r"file is a file\): choose another --output_dir"):
+        submission.main([*command, "--output_dir", str(tmp_path / "file" / "out"), "--cache_dir", str(tmp_path)])
+
+
 @pytest.mark.parametrize("label", ["Cai_XJTLU_task1_5", "Cai_task1_1", "Cai_XJTLU_task2_1", "C ai_XJTLU_task1_1"])
 def test_wrong_label(label):
-    with pytest.raises(ValueError, match="has to be <LastName>_<Institute>_task1_<1 to 4>"):
+    with pytest.raises(ValueError, match="must be <LastName>_<Institute>_task1_<1 to 4>"):
         submission.SubmissionArguments(models=[], label=label, data_dir="", output_dir="")
 
 
@@ -105,7 +138,7 @@ def test_float_that_is_too_large(tmp_path):
 
 
 def test_two_models_of_a_subset(models):
-    with pytest.raises(ValueError, match="both of 10 %"):
+    with pytest.raises(ValueError, match="both use 10 %"):
         challenge.read_models([str(models[0]), str(models[0])])
 
 
@@ -134,7 +167,7 @@ def test_int8_models_tell_how_their_float_ones_were_trained(models, tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(None, "There is no file"), ("a: [", "is not valid YAML"), ("- a", "has to be a mapping")],
+    [(None, "There is no file"), ("a: [", "is not valid YAML"), ("- a", "is not a mapping")],
 )
 def test_wrong_about(tmp_path, text, message):
     if text is not None:

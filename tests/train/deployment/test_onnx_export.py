@@ -189,6 +189,20 @@ def test_the_trained_network_on_real_clips(shared, tmp_path):
     torch.testing.assert_close(evaluate(tmp_path / "float.onnx", waveform), expected, rtol=0, atol=1e-3)
 
 
+def test_a_file_is_written_whole_or_not_at_all(small, tmp_path, monkeypatch):
+    (tmp_path / "x.onnx").write_text("the one before")
+
+    def save(exported, path):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(onnx, "save", save)
+    with pytest.raises(OSError, match="No space"):
+        export_onnx(small, tmp_path / "x.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.onnx"]
+    assert (tmp_path / "x.onnx").read_text() == "the one before"
+
+
 def test_refuses_what_it_cannot_export(small, tmp_path):
     other = ASTForAudioClassification(ASTConfig(num_hidden_layers=1, hidden_size=12))
     with pytest.raises(ValueError, match="is not a TF-SepNet"):
