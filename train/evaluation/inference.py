@@ -181,8 +181,8 @@ def _predict_in_parts(
             if not np.isfinite(logits).all():
                 row = start + np.isfinite(logits).all(axis=1).argmin()
                 raise InputError(
-                    f"{teacher} predicts a logit for {scenes[int(row)]['filename']} that is not finite: train it "
-                    "again, or choose another model."
+                    f"{teacher} gives {scenes[int(row)]['filename']} a logit that is not finite: train it again, or "
+                    "choose another model."
                 )
             if state.is_main_process:
                 with atomic_path(path) as part, part.open("wb") as file:
