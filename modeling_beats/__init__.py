@@ -10,7 +10,6 @@ from transformers import (
     AutoModelForAudioClassification,
     AutoModelForPreTraining,
 )
-from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_beats import *
 from .feature_extraction_beats import *
@@ -18,6 +17,10 @@ from .modeling_beats import *
 from .pipeline_beats import *
 from .pretraining_beats import *
 from .tokenizer_beats import *
+
+
+# isort: split
+from transformers.pipelines import PIPELINE_REGISTRY  # after the import that names its cause if this fails
 
 
 AutoConfig.register(BeatsConfig.model_type, BeatsConfig)

@@ -6,12 +6,18 @@ python -m modeling_beats.convert_beats BEATs_iter3_plus_AS2M.pt OUTPUT_FOLDER
 """
 
 import argparse
+import os
 import pickle
 import re
+import reprlib
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import PreTrainedModel, SequenceFeatureExtractor
 
 from .configuration_beats import BeatsConfig
 from .feature_extraction_beats import BeatsFeatureExtractor
@@ -77,6 +83,82 @@ PREFIXES = {
 UNUSED = ("quantize.embedding.cluster_size", "quantize.embedding.embed_avg")
 
 
+def read_checkpoint(path: str | Path) -> Any:
+    """Load a checkpoint file, as written by torch or safetensors, without running any code in it.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file is not a checkpoint, is damaged, or contains Python objects that could run code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no checkpoint file {path}.")
+    with path.open("rb") as file:
+        start = file.read(512)
+    is_safetensors = start[8:9] == b"{"
+    if not is_safetensors and not start.startswith((b"PK\x03\x04", b"\x80")):
+        kinds = {b"<": "a web page", b"version https://git-lfs": "a Git LFS pointer", b"RIFF": "a WAV file"}
+        text = start.removeprefix(b"\xef\xbb\xbf").strip()
+        kind = next((kind for magic, kind in kinds.items() if text.startswith(magic)), "a file of another format")
+        raise ValueError(f"{path} is not a checkpoint but {kind if text else 'empty'}: download it again.")
+    try:
+        return load_file(path) if is_safetensors else torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # the loaders raise many types for damaged files
+        if isinstance(error, pickle.UnpicklingError) and "nsupported" in str(error):
+            raise ValueError(
+                f"{path} contains Python objects besides tensors, which could run code, and was not loaded: save the "
+                "state dict alone."
+            ) from None
+        raise ValueError(f"{path} is a damaged or incomplete checkpoint: download it again.") from None
+
+
+def remove_prefix(state_dict: dict[str, torch.Tensor], first_key: str) -> dict[str, torch.Tensor]:
+    """Remove what wrappers of a network (Lightning, `DataParallel`, `torch.compile`) put before its keys.
+
+    Keys of other networks beside it are left out.
+
+    Args:
+        state_dict (`dict[str, torch.Tensor]`): State dict with a prefix or without.
+        first_key (`str`): A key of the network without the prefix.
+
+    Raises:
+        ValueError: If there is no such network, or more than one.
+    """
+    state_dict = {str(key).replace("_orig_mod.", ""): value for key, value in state_dict.items()}
+    ends = [key for key in state_dict if key == first_key or key.endswith(f".{first_key}")]
+    usual = [key for key in ends if set(key.removesuffix(first_key).split(".")) <= {"", "backbone", "model", "module"}]
+    keys = usual if len(usual) == 1 else ends
+    if len(keys) != 1:
+        found = f"several networks ({', '.join(keys)})" if keys else f"only the keys {reprlib.repr(list(state_dict))}"
+        raise ValueError(
+            f"has no single key that ends in {first_key}, but {found}: save the state dict of the network alone."
+        )
+    prefix = keys[0].removesuffix(first_key)
+    return {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+
+
+def check_output(folder: Path) -> None:
+    """Raise an error unless a folder can be written, or created."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+    if not existing.is_dir():
+        raise ValueError(f"{existing} is not a folder: name another output folder.")
+    if not os.access(existing, os.W_OK):
+        raise ValueError(f"{existing} is not writable: name another output folder.")
+
+
+def save_folder(folder: Path, model: PreTrainedModel, feature_extractor: SequenceFeatureExtractor) -> None:
+    """Save a model with its feature extractor; a failure leaves nothing incomplete behind."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".part-", dir=folder if folder.is_dir() else folder.parent) as part:
+        model.save_pretrained(part)
+        feature_extractor.save_pretrained(part)
+        folder.mkdir(exist_ok=True)
+        for file in Path(part).iterdir():
+            file.replace(folder / file.name)
+
+
 def load_original(path: str | Path) -> dict[str, Any]:
     """Load a checkpoint file, `{"cfg": dict, "model": state dict[, "label_dict": dict]}`, without running its code.
 
@@ -84,15 +166,18 @@ def load_original(path: str | Path) -> dict[str, Any]:
         FileNotFoundError: If the file does not exist.
         ValueError: If the file is not such a checkpoint.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"There is no checkpoint file {path}.")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError):
-        raise ValueError(f"{path} is not a PyTorch checkpoint of plain tensors and values.") from None
+    checkpoint = read_checkpoint(path)
+    if isinstance(checkpoint, dict):
+        for other in ("model_state_dict", "state_dict"):
+            if isinstance(checkpoint.get(other), dict):
+                checkpoint.setdefault("model", checkpoint[other])
     for entry in ("cfg", "model"):
         if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(entry), dict):
             raise ValueError(f'{path} has no dict "{entry}", so it is not a checkpoint of the original BEATs.')
+    try:
+        checkpoint["model"] = remove_prefix(checkpoint["model"], "patch_embedding.weight")
+    except ValueError as error:
+        raise ValueError(f'{path} is not a checkpoint of the original BEATs: "model" {error}') from None
     return checkpoint
 
 
@@ -107,16 +192,19 @@ def convert_config(checkpoint: dict[str, Any]) -> BeatsConfig:
     if "input_patch_size" not in cfg:
         raise ValueError('The cfg has no "input_patch_size", which has no default.')
     fields = {field: cfg.pop(key, default) for key, (field, default) in CFG_FIELDS.items()}
-    if fields["hidden_act"] not in ACTIVATIONS:
+    if not isinstance(fields["hidden_act"], str) or fields["hidden_act"] not in ACTIVATIONS:
         raise ValueError(
             f'The cfg has activation_fn "{fields["hidden_act"]}", but it must be one of {", ".join(ACTIVATIONS)}.'
         )
     fields["hidden_act"] = ACTIVATIONS[fields["hidden_act"]]
     num_labels = cfg.pop("predictor_class", 527)
     if cfg.pop("finetuned_model", False):
-        labels = {int(index): name for index, name in checkpoint.get("label_dict", {}).items()}
-        labels = labels or {index: f"LABEL_{index}" for index in range(num_labels)}
-        if sorted(labels) != list(range(num_labels)):
+        if isinstance(num_labels, bool) or not isinstance(num_labels, int) or num_labels < 1:
+            raise ValueError(f"The cfg has predictor_class {num_labels!r}, but it must be a positive integer.")
+        labels = convert_labels(checkpoint.get("label_dict")) or {
+            index: f"LABEL_{index}" for index in range(num_labels)
+        }
+        if labels.keys() != set(range(num_labels)):
             raise ValueError(f"label_dict has {len(labels)} entries, but must name the classes 0 to {num_labels - 1}.")
         fields |= {
             "id2label": labels,
@@ -126,6 +214,24 @@ def convert_config(checkpoint: dict[str, Any]) -> BeatsConfig:
     if cfg:
         fields["original_cfg"] = cfg
     return BeatsConfig(**fields)
+
+
+def convert_labels(labels: Any) -> dict[int, str]:
+    """Convert a `label_dict` to the names of the classes by index.
+
+    Args:
+        labels (`dict`, `list` or `None`): Names by index, indices by name, or names in the order of the classes.
+
+    Raises:
+        ValueError: If it is anything else.
+    """
+    names = dict(enumerate(labels)) if isinstance(labels, (list, tuple)) else labels or {}
+    try:
+        if all(isinstance(value, int) for value in names.values()):
+            names = {index: name for name, index in names.items()}
+        return {int(index): str(name) for index, name in names.items()}
+    except (AttributeError, TypeError, ValueError):
+        raise ValueError(f"label_dict is {reprlib.repr(labels)}, but must map indices to names.") from None
 
 
 def original_names(name: str, config: BeatsConfig) -> list[str]:
@@ -168,10 +274,10 @@ def convert_state_dict(model: BeatsPreTrainedModel, original: dict[str, torch.Te
     names = {name: original_names(name, model.config) for name in model.state_dict()}
     expected = {original_name for aliases in names.values() for original_name in aliases}
     if missing := sorted(expected - original.keys()):
-        raise ValueError(f"The checkpoint lacks {len(missing)} weights that its cfg requires: {', '.join(missing)}.")
+        raise ValueError(f"The checkpoint lacks {len(missing)} weights that its cfg requires: {shorten(missing)}.")
     if unexpected := sorted(original.keys() - expected):
         raise ValueError(
-            f"The checkpoint has {len(unexpected)} weights that its cfg does not define: {', '.join(unexpected)}."
+            f"The checkpoint has {len(unexpected)} weights that its cfg does not define: {shorten(unexpected)}."
         )
     for name, parameter in model.state_dict().items():
         for alias in names[name]:
@@ -184,6 +290,11 @@ def convert_state_dict(model: BeatsPreTrainedModel, original: dict[str, torch.Te
             if not torch.equal(original[alias], original[names[name][0]]):
                 raise ValueError(f"{alias} differs from {names[name][0]}, but all layers must share one table.")
     return {name: original[aliases[0]] for name, aliases in names.items()}
+
+
+def shorten(names: list[str]) -> str:
+    """Return the first names of a list, separated by commas."""
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def convert(checkpoint: dict[str, Any]) -> BeatsModel | BeatsForAudioClassification | BeatsTokenizerModel:
@@ -212,14 +323,15 @@ def main() -> None:
     parser.add_argument(
         "checkpoint", help="checkpoint file of the original implementation, such as BEATs_iter3_plus_AS2M.pt"
     )
-    parser.add_argument("output", help="output folder")
+    parser.add_argument("output", type=Path, help="output folder")
     arguments = parser.parse_args()
     try:
+        check_output(arguments.output)
         model = convert(load_original(arguments.checkpoint))
-    except (FileNotFoundError, ValueError) as error:
+        feature_extractor = BeatsFeatureExtractor(feature_size=model.config.num_mel_bins)
+        save_folder(arguments.output, model, feature_extractor)
+    except (OSError, ValueError, SafetensorError) as error:
         parser.error(str(error))
-    model.save_pretrained(arguments.output)
-    BeatsFeatureExtractor(feature_size=model.config.num_mel_bins).save_pretrained(arguments.output)
     print(f"Saved a {type(model).__name__} with {model.num_parameters():,} parameters to {arguments.output}.")
 
 

@@ -8,8 +8,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import BatchFeature, SequenceFeatureExtractor
 from transformers.utils import TensorType
+
+
+try:
+    from transformers import BatchFeature, SequenceFeatureExtractor
+except (OSError, RuntimeError) as error:  # transformers imports torchaudio wherever it is installed
+    raise ImportError(
+        f"transformers cannot be imported ({error}): repair or uninstall the package that this names. If it is "
+        "torchaudio, uninstall it: it is not needed here."
+    ) from error
 
 
 # Frames that are transformed together: on the CPU few enough for its cache and enough to make the loop's overhead
@@ -221,7 +229,8 @@ class BeatsFeatureExtractor(SequenceFeatureExtractor):
         Raises:
             TypeError: If the audio is not numeric.
             ValueError: If `sampling_rate` is missing or invalid, or a clip is empty, contains NaN or infinite samples,
-                is shorter than one patch of the model (2800 samples at 16 kHz), or has the wrong shape.
+                exceeds full scale by far, is shorter than one patch of the model (2800 samples at 16 kHz), or has the
+                wrong shape.
         """
         rate = check_sampling_rate(sampling_rate, self.sampling_rate)
         clips = to_clips(raw_speech)

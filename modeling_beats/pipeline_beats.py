@@ -1,4 +1,4 @@
-"""The audio-classification pipeline, reading files with soundfile and resampling in the feature extractor."""
+"""Audio-classification pipeline that reads files with soundfile and resamples in the feature extractor."""
 
 import io
 import os
@@ -9,10 +9,8 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from transformers import AudioClassificationPipeline
-from transformers.modeling_outputs import SequenceClassifierOutput
-from transformers.pipelines.base import ChunkPipeline
 
+# First, because it names the cause if transformers cannot import torchaudio.
 from .feature_extraction_beats import (
     SAMPLES_PER_BLOCK,
     BeatsFeatureExtractor,
@@ -23,6 +21,12 @@ from .feature_extraction_beats import (
 )
 
 
+# isort: split
+from transformers import AudioClassificationPipeline
+from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.pipelines.base import ChunkPipeline
+
+
 # The models are trained on AudioSet's ten seconds (998 frames), and attention over an hour of audio would not fit in
 # memory, so longer audio is classified in windows of 992 frames: a multiple of the patch size, so that no frame falls
 # between two windows.
@@ -31,23 +35,27 @@ WINDOW_FRAMES = 992
 
 
 class BeatsAudioClassificationPipeline(ChunkPipeline, AudioClassificationPipeline):
-    """`pipeline("audio-classification")` without the ffmpeg program and without torchaudio.
+    """Audio-classification pipeline for BEATs that needs neither the ffmpeg program nor torchaudio.
 
-    Takes what the [`~transformers.AudioClassificationPipeline`] takes: arrays at the feature extractor's rate, dicts
-    `{"array" or "raw": …, "sampling_rate": …}` of any rate, paths and URLs of WAV, FLAC, OGG and MP3 files, their
-    bytes, dicts `{"path": …, "bytes": …}` as an undecoded `datasets.Audio` column holds them, and lists, generators
-    and columns of these. Several channels are averaged. Audio of more than ten seconds is cut into windows of 992
-    frames (9.9 s), the last of which is shifted back to end with the audio; the windows' logits are averaged.
+    It accepts the inputs of [`~transformers.AudioClassificationPipeline`]: arrays at the feature extractor's sampling
+    rate, dicts `{"array" or "raw": ..., "sampling_rate": ...}` at any rate, paths and URLs of WAV, FLAC, OGG and MP3
+    files, the bytes of such files, dicts `{"path": ..., "bytes": ...}` as in an undecoded `datasets.Audio` column,
+    decoders of torchcodec as in a decoded one, and lists, generators and dataset columns of these. Channels are
+    averaged. Recordings of any length are read, resampled and classified in blocks, in bounded memory: audio of more
+    than ten seconds is cut into windows of 992 frames (9.9 s), the last of which is shifted back to end with the
+    audio, and the windows' logits are averaged.
 
     Raises:
-        FileNotFoundError: The path does not exist.
-        TypeError: The input is none of these.
-        ValueError: The bytes are no audio file, or the audio is empty, too short or not finite.
+        ConnectionError: If a URL cannot be downloaded.
+        FileNotFoundError: If a path does not exist.
+        TypeError: If an input is of any other type, or its samples are not real numbers.
+        ValueError: If a file or bytes are not an audio file or are damaged; if the audio is empty, too short, contains
+            NaN or infinite samples, or exceeds full scale by far; or if its sampling rate is missing or invalid.
     """
 
     feature_extractor: BeatsFeatureExtractor
     replaced_class: type = AudioClassificationPipeline
-    """What transformers knew the task by before, and what other models are left to."""
+    """Pipeline class that transformers used for the task before; it still serves all other models."""
 
     def __new__(  # type: ignore[misc]  # returns the pipeline that fits the model, which may be of another class
         cls, model: Any = None, *args: Any, **kwargs: Any
@@ -68,7 +76,8 @@ class BeatsAudioClassificationPipeline(ChunkPipeline, AudioClassificationPipelin
                 `top_k`, `function_to_apply` and `batch_size`, as in [`~transformers.AudioClassificationPipeline`].
 
         Returns:
-            Dicts with `label` and `score`, best first; a list of such lists for several inputs.
+            Dicts with `label` and `score`, best first; for several inputs, a list of such lists, or an iterator over
+            them if the number of inputs is unknown or they are a torch dataset.
         """
         single = (str, os.PathLike, bytes, bytearray, memoryview, Mapping, np.ndarray, torch.Tensor, io.IOBase)
         is_dataset = isinstance(inputs, Dataset)  # of torch; it need not be iterable
@@ -233,12 +242,13 @@ class OpenEnded:
 
 def states_length(file: BinaryIO) -> bool:
     """Return whether an MP3 file states its length, in a tag that encoders write into its first frame."""
+    position = file.tell()
     file.seek(0)
     head = file.read(10)
     if head.startswith(b"ID3"):
         file.seek(sum(byte << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True)), os.SEEK_CUR)
     head += file.read(1000)
-    file.seek(0)
+    file.seek(position)
     tag = max(head.find(b"Xing"), head.find(b"Info"))
     return b"VBRI" in head or (tag >= 0 and bool(head[tag + 7] & 1) and any(head[tag + 8 : tag + 12]))
 
@@ -261,6 +271,7 @@ def decode(file: BinaryIO, name: str) -> tuple[Iterator[torch.Tensor], int]:
         audio = Stream(file)
         open_ended = audio.format == "MP3" and not states_length(file)
         if open_ended:
+            file.seek(0)
             audio = Stream(OpenEnded(file))
     except (soundfile.LibsndfileError, TypeError) as error:
         file.close()

@@ -4,13 +4,16 @@ Importing this package registers TF-SepNet with transformers' `Auto` classes and
 """
 
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification
-from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_tfsepnet import *
 from .feature_extraction_tfsepnet import *
 from .modeling_tfsepnet import *
 from .pipeline_tfsepnet import *
 from .quantization_tfsepnet import *
+
+
+# isort: split
+from transformers.pipelines import PIPELINE_REGISTRY  # after the import that names its cause if this fails
 
 
 AutoConfig.register(TFSepNetConfig.model_type, TFSepNetConfig)

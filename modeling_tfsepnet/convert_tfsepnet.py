@@ -3,18 +3,24 @@
     python -m modeling_tfsepnet.convert_tfsepnet checkpoint.ckpt model_folder
 
 The public code (github.com/yqcai888/easy_dcase_task1) saves PyTorch Lightning checkpoints, in which the names of the
-network's parameters begin with `backbone.`. Plain state dicts of the network (`.pt` or `.safetensors`) work as well.
+network's parameters begin with `backbone.`. Plain state dicts of the network (`.pt` or `.safetensors`) work as well,
+also with the prefixes of `torch.compile` or `DataParallel`, or as the entry `model_state_dict` or `model`.
 """
 
 import argparse
 import logging
+import os
+import pickle
 import re
+import reprlib
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from transformers import PreTrainedModel, SequenceFeatureExtractor
 
 from .configuration_tfsepnet import TFSepNetConfig
 from .feature_extraction_tfsepnet import TFSepNetFeatureExtractor
@@ -38,6 +44,82 @@ UNITS = {
 }
 
 
+def read_checkpoint(path: str | Path) -> Any:
+    """Load a checkpoint file, as written by torch or safetensors, without running any code in it.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file is not a checkpoint, is damaged, or contains Python objects that could run code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no checkpoint file {path}.")
+    with path.open("rb") as file:
+        start = file.read(512)
+    is_safetensors = start[8:9] == b"{"
+    if not is_safetensors and not start.startswith((b"PK\x03\x04", b"\x80")):
+        kinds = {b"<": "a web page", b"version https://git-lfs": "a Git LFS pointer", b"RIFF": "a WAV file"}
+        text = start.removeprefix(b"\xef\xbb\xbf").strip()
+        kind = next((kind for magic, kind in kinds.items() if text.startswith(magic)), "a file of another format")
+        raise ValueError(f"{path} is not a checkpoint but {kind if text else 'empty'}: download it again.")
+    try:
+        return load_file(path) if is_safetensors else torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # the loaders raise many types for damaged files
+        if isinstance(error, pickle.UnpicklingError) and "nsupported" in str(error):
+            raise ValueError(
+                f"{path} contains Python objects besides tensors, which could run code, and was not loaded: save the "
+                "state dict alone."
+            ) from None
+        raise ValueError(f"{path} is a damaged or incomplete checkpoint: download it again.") from None
+
+
+def remove_prefix(state_dict: dict[str, torch.Tensor], first_key: str) -> dict[str, torch.Tensor]:
+    """Remove what wrappers of a network (Lightning, `DataParallel`, `torch.compile`) put before its keys.
+
+    Keys of other networks beside it are left out.
+
+    Args:
+        state_dict (`dict[str, torch.Tensor]`): State dict with a prefix or without.
+        first_key (`str`): A key of the network without the prefix.
+
+    Raises:
+        ValueError: If there is no such network, or more than one.
+    """
+    state_dict = {str(key).replace("_orig_mod.", ""): value for key, value in state_dict.items()}
+    ends = [key for key in state_dict if key == first_key or key.endswith(f".{first_key}")]
+    usual = [key for key in ends if set(key.removesuffix(first_key).split(".")) <= {"", "backbone", "model", "module"}]
+    keys = usual if len(usual) == 1 else ends
+    if len(keys) != 1:
+        found = f"several networks ({', '.join(keys)})" if keys else f"only the keys {reprlib.repr(list(state_dict))}"
+        raise ValueError(
+            f"has no single key that ends in {first_key}, but {found}: save the state dict of the network alone."
+        )
+    prefix = keys[0].removesuffix(first_key)
+    return {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+
+
+def check_output(folder: Path) -> None:
+    """Raise an error unless a folder can be written, or created."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+    if not existing.is_dir():
+        raise ValueError(f"{existing} is not a folder: name another output folder.")
+    if not os.access(existing, os.W_OK):
+        raise ValueError(f"{existing} is not writable: name another output folder.")
+
+
+def save_folder(folder: Path, model: PreTrainedModel, feature_extractor: SequenceFeatureExtractor) -> None:
+    """Save a model with its feature extractor; a failure leaves nothing incomplete behind."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".part-", dir=folder if folder.is_dir() else folder.parent) as part:
+        model.save_pretrained(part)
+        feature_extractor.save_pretrained(part)
+        folder.mkdir(exist_ok=True)
+        for file in Path(part).iterdir():
+            file.replace(folder / file.name)
+
+
 def load_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
     """Load the network's state dict with the public code's names, without running any code in the file.
 
@@ -45,38 +127,36 @@ def load_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
         path (`str` or `Path`): Lightning checkpoint, or a state dict as `.pt` or `.safetensors`.
 
     Returns:
-        `dict[str, torch.Tensor]`: The state dict, without the prefix `backbone.`.
+        `dict[str, torch.Tensor]`: The state dict, without prefixes such as `backbone.`.
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If the file is not a checkpoint of tensors or not of a TF-SepNet.
+        ValueError: If the file is not a checkpoint of tensors, not of a TF-SepNet, or quantized.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no checkpoint {path}.")
-    try:
-        if path.suffix == ".safetensors":
-            state_dict: Any = load_file(path)
-        else:
-            state_dict = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} is not a readable checkpoint: {error}") from None
-    except Exception as error:  # torch.load rejects pickles with an exception type of its own
-        raise ValueError(
-            f"{path} contains more than tensors and was not loaded: save the state dict alone."
-        ) from error
-    if isinstance(state_dict, dict) and isinstance(state_dict.get("state_dict"), dict):
-        state_dict = state_dict["state_dict"]
-    if not isinstance(state_dict, dict) or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
+    state_dict = read_checkpoint(path)
+    for container in ("model_state_dict", "state_dict", "model"):
+        if isinstance(state_dict, dict) and isinstance(state_dict.get(container), dict):
+            state_dict = state_dict[container]
+    if not isinstance(state_dict, dict):
         raise ValueError(f"{path} is not a state dict: it must map names to tensors.")
-    if any(key.startswith("backbone.") for key in state_dict):
-        # Other parts of the Lightning module (teachers, augmentations) do not belong to the network.
-        state_dict = {
-            key.removeprefix("backbone."): value for key, value in state_dict.items() if key.startswith("backbone.")
-        }
-    if "conv_layers.0._conv.weight" not in state_dict:
-        raise ValueError(f"{path} is not a TF-SepNet checkpoint: the key conv_layers.0._conv.weight is missing.")
+    if any(is_quantized(value) for value in state_dict.values()):
+        raise ValueError(
+            f"{path} is a quantized checkpoint: convert the float checkpoint that it was made from, then quantize the "
+            "model folder with train/quantize.py."
+        )
+    try:
+        state_dict = remove_prefix(state_dict, "conv_layers.0._conv.weight")
+    except ValueError as error:
+        raise ValueError(f"{path} is not a TF-SepNet checkpoint: it {error}") from None
+    for key, value in state_dict.items():
+        if not isinstance(value, torch.Tensor):
+            raise ValueError(f"{path} is not a state dict: {key} is of type {type(value).__name__}, not a tensor.")
     return state_dict
+
+
+def is_quantized(value: Any) -> bool:
+    """Return whether a value of a state dict is a quantized tensor."""
+    return isinstance(value, torch.Tensor) and (value.is_quantized or value.dtype in (torch.int8, torch.uint8))
 
 
 def convert_key(key: str, depth: int) -> str | None:
@@ -107,7 +187,13 @@ def infer_config(state_dict: dict[str, torch.Tensor], **kwargs: Any) -> TFSepNet
 
     Returns:
         [`TFSepNetConfig`]: The configuration.
+
+    Raises:
+        ValueError: If the shapes are not those of a TF-SepNet.
     """
+    for key, value in state_dict.items():
+        if key.endswith(("_conv.weight", "classifier.conv.weight")) and value.ndim != 4:
+            raise ValueError(f"The checkpoint's {key} has shape {tuple(value.shape)}, but must have four axes.")
     num_labels = state_dict["classifier.conv.weight"].shape[0] if "classifier.conv.weight" in state_dict else 10
     kernels = [value.shape[2] for key, value in state_dict.items() if key.endswith("freq_dw_conv._conv.weight")]
     if "id2label" not in kwargs and num_labels != 10:
@@ -164,11 +250,12 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
+        check_output(args.output)
         model = convert_state_dict(load_checkpoint(args.checkpoint))
-    except (FileNotFoundError, ValueError) as error:
+        feature_extractor = TFSepNetFeatureExtractor(feature_size=model.config.num_mel_bins)
+        save_folder(args.output, model, feature_extractor)
+    except (OSError, ValueError, SafetensorError) as error:
         parser.error(str(error))
-    model.save_pretrained(args.output)
-    TFSepNetFeatureExtractor(feature_size=model.config.num_mel_bins).save_pretrained(args.output)
     logger.info(
         "Saved TF-SepNet-%d (%d parameters) to %s", model.config.base_channels, model.num_parameters(), args.output
     )

@@ -8,8 +8,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import BatchFeature, SequenceFeatureExtractor
 from transformers.utils import TensorType
+
+
+try:
+    from transformers import BatchFeature, SequenceFeatureExtractor
+except (OSError, RuntimeError) as error:  # transformers imports torchaudio wherever it is installed
+    raise ImportError(
+        f"transformers cannot be imported ({error}): repair or uninstall the package that this names. If it is "
+        "torchaudio, uninstall it: it is not needed here."
+    ) from error
 
 
 # Frames that are transformed together: few enough for the CPU cache, enough to make the loop's overhead negligible.
@@ -261,8 +269,8 @@ class TFSepNetFeatureExtractor(SequenceFeatureExtractor):
 
         Raises:
             TypeError: If the audio is not numeric or an argument is unknown.
-            ValueError: If `sampling_rate` is missing or invalid, or a clip is empty, has the wrong shape, or contains
-                NaN or infinite samples.
+            ValueError: If `sampling_rate` is missing or invalid, or a clip is empty, has the wrong shape, contains
+                NaN or infinite samples, or exceeds full scale by far.
         """
         if kwargs:
             raise TypeError(f"{type(self).__name__} does not support these arguments: {', '.join(sorted(kwargs))}.")

@@ -9,10 +9,8 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from transformers import AudioClassificationPipeline
-from transformers.modeling_outputs import SequenceClassifierOutput
-from transformers.pipelines.base import ChunkPipeline
 
+# First, because it names the cause if transformers cannot import torchaudio.
 from .feature_extraction_tfsepnet import (
     SAMPLES_PER_BLOCK,
     TFSepNetFeatureExtractor,
@@ -23,18 +21,27 @@ from .feature_extraction_tfsepnet import (
 )
 
 
+# isort: split
+from transformers import AudioClassificationPipeline
+from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.pipelines.base import ChunkPipeline
+
+
 class SceneClassificationPipeline(ChunkPipeline, AudioClassificationPipeline):
     """Audio-classification pipeline for TF-SepNet that needs neither the ffmpeg program nor torchaudio.
 
     It accepts the inputs of [`~transformers.AudioClassificationPipeline`]: arrays at the feature extractor's sampling
     rate, dicts `{"array" or "raw": ..., "sampling_rate": ...}` at any rate, paths and URLs of WAV, FLAC, OGG and MP3
-    files, the bytes of such files, dicts `{"path": ..., "bytes": ...}` as in an undecoded `datasets.Audio` column, and
-    lists, generators and dataset columns of these. Channels are averaged.
+    files, the bytes of such files, dicts `{"path": ..., "bytes": ...}` as in an undecoded `datasets.Audio` column,
+    decoders of torchcodec as in a decoded one, and lists, generators and dataset columns of these. Channels are
+    averaged. Recordings of any length are read, resampled and classified in blocks, in bounded memory.
 
     Raises:
+        ConnectionError: If a URL cannot be downloaded.
         FileNotFoundError: If a path does not exist.
-        TypeError: If an input is of any other type.
-        ValueError: If bytes are not an audio file, or the audio is empty or contains NaN or infinite samples.
+        TypeError: If an input is of any other type, or its samples are not real numbers.
+        ValueError: If a file or bytes are not an audio file or are damaged; if the audio is empty, contains NaN or
+            infinite samples, or exceeds full scale by far; or if its sampling rate is missing or invalid.
     """
 
     feature_extractor: TFSepNetFeatureExtractor
@@ -60,7 +67,8 @@ class SceneClassificationPipeline(ChunkPipeline, AudioClassificationPipeline):
                 `top_k`, `function_to_apply` and `batch_size`, as in [`~transformers.AudioClassificationPipeline`].
 
         Returns:
-            Dicts with `label` and `score`, best first; a list of such lists for several inputs.
+            Dicts with `label` and `score`, best first; for several inputs, a list of such lists, or an iterator over
+            them if the number of inputs is unknown or they are a torch dataset.
         """
         single = (str, os.PathLike, bytes, bytearray, memoryview, Mapping, np.ndarray, torch.Tensor, io.IOBase)
         is_dataset = isinstance(inputs, Dataset)  # of torch; it need not be iterable
@@ -204,12 +212,13 @@ class OpenEnded:
 
 def states_length(file: BinaryIO) -> bool:
     """Return whether an MP3 file states its length, in a tag that encoders write into its first frame."""
+    position = file.tell()
     file.seek(0)
     head = file.read(10)
     if head.startswith(b"ID3"):
         file.seek(sum(byte << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True)), os.SEEK_CUR)
     head += file.read(1000)
-    file.seek(0)
+    file.seek(position)
     tag = max(head.find(b"Xing"), head.find(b"Info"))
     return b"VBRI" in head or (tag >= 0 and bool(head[tag + 7] & 1) and any(head[tag + 8 : tag + 12]))
 
@@ -232,6 +241,7 @@ def decode(file: BinaryIO, name: str) -> tuple[Iterator[torch.Tensor], int]:
         audio = Stream(file)
         open_ended = audio.format == "MP3" and not states_length(file)
         if open_ended:
+            file.seek(0)
             audio = Stream(OpenEnded(file))
     except (soundfile.LibsndfileError, TypeError) as error:
         file.close()

@@ -1,3 +1,4 @@
+import inspect
 import json
 import sys
 
@@ -5,8 +6,10 @@ import pytest
 import torch
 from transformers import AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification
 
-from modeling_beats import BeatsForAudioClassification, BeatsModel
+from modeling_beats import BeatsForAudioClassification, BeatsModel, convert_beats
 from modeling_beats.convert_beats import convert, load_original, main
+from modeling_tfsepnet import convert_tfsepnet
+from modeling_tfsepnet.convert_tfsepnet import load_checkpoint
 
 from .helpers import GOLDEN, base_size_shapes, read_case
 
@@ -188,12 +191,135 @@ class TestBadCheckpoints:
 
     def test_code_is_rejected(self, tmp_path):
         torch.save({"cfg": BeatsModel, "model": {}}, tmp_path / "code.pt")
-        with pytest.raises(ValueError, match="plain tensors and values"):
+        with pytest.raises(ValueError, match="objects besides tensors"):
             load_original(tmp_path / "code.pt")
 
-    @pytest.mark.parametrize("contents", [b"", b"not a checkpoint", b"PK\x03\x04 broken"])
-    def test_other_files_are_rejected(self, tmp_path, contents):
+    @pytest.mark.parametrize(
+        ("contents", "message"),
+        [
+            (b"", "is not a checkpoint but empty"),
+            (b"not a checkpoint", "is not a checkpoint but a file of another format"),
+            (b"\n<!DOCTYPE html><html>", "is not a checkpoint but a web page"),
+            (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is not a checkpoint but a Git LFS pointer"),
+            (b"RIFF\x24\0\0\0WAVEfmt ", "is not a checkpoint but a WAV file"),
+            (b"PK\x03\x04 broken", "is a damaged or incomplete checkpoint"),
+            (b"\x80\x02}q\0", "is a damaged or incomplete checkpoint"),
+            (b"\x40\0\0\0\0\0\0\0{broken", "is a damaged or incomplete checkpoint"),
+        ],
+    )
+    def test_other_files_are_rejected(self, tmp_path, contents, message):
         (tmp_path / "other.pt").write_bytes(contents)
-        with pytest.raises(ValueError, match=r"other\.pt is not a PyTorch checkpoint") as caught:
-            load_original(tmp_path / "other.pt")
-        assert "\n" not in str(caught.value)
+        for load in (load_original, load_checkpoint):
+            with pytest.raises(ValueError, match=rf"other\.pt {message}: download it again") as caught:
+                load(tmp_path / "other.pt")
+            assert "\n" not in str(caught.value)
+
+    def test_truncated_checkpoints_are_rejected(self, checkpoint, tmp_path):
+        for legacy in (True, False):
+            torch.save(checkpoint, tmp_path / "whole.pt", _use_new_zipfile_serialization=not legacy)
+            contents = (tmp_path / "whole.pt").read_bytes()
+            for length in (600, len(contents) // 2, len(contents) - 10):
+                (tmp_path / "cut.pt").write_bytes(contents[:length])
+                with pytest.raises(ValueError, match=r"cut\.pt is a damaged or incomplete checkpoint"):
+                    load_original(tmp_path / "cut.pt")
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "backbone._orig_mod.", "model.", "module.model.", "net."])
+@pytest.mark.parametrize("container", ["model", "model_state_dict", "state_dict"])
+def test_prefixes_and_containers(checkpoint, tmp_path, prefix, container):
+    weights = checkpoint.pop("model")
+    checkpoint[container] = {prefix + key: value for key, value in weights.items()} | {"teacher.weight": torch.ones(1)}
+    if prefix == "_orig_mod.":
+        del checkpoint[container]["teacher.weight"]  # without a prefix for the network, all keys belong to it
+    torch.save(checkpoint, tmp_path / "beats.pt")
+    assert load_original(tmp_path / "beats.pt")["model"].keys() == weights.keys()
+
+
+def test_missing_weights_are_counted(checkpoint):
+    weights = {"patch_embedding.weight": checkpoint["model"]["patch_embedding.weight"]}
+    with pytest.raises(ValueError, match=r"lacks \d\d+ weights .*, \.\.\.\.") as caught:
+        convert(checkpoint | {"model": weights})
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("labels", "first"),
+    [
+        (None, "LABEL_0"),
+        ({}, "LABEL_0"),
+        ([f"/m/{index}" for index in range(11)], "/m/0"),
+        ({f"/m/{index}": index for index in range(11)}, "/m/0"),
+        ({str(index): f"/m/{index}" for index in range(11)}, "/m/0"),
+    ],
+)
+def test_labels(checkpoint, labels, first):
+    config = convert(checkpoint | {"label_dict": labels}).config
+    assert config.id2label[0] == first
+    assert config.num_labels == len(config.label2id) == 11
+
+
+@pytest.mark.parametrize("labels", ["names.txt", 3, {"a": "b"}, {None: "a"}, ["a"]])
+def test_bad_labels(checkpoint, labels):
+    with pytest.raises(ValueError, match=r"^label_dict"):
+        convert(checkpoint | {"label_dict": labels})
+
+
+@pytest.mark.parametrize("num_labels", [1, 2])
+def test_few_classes(checkpoint, tmp_path, num_labels):
+    checkpoint["cfg"]["predictor_class"] = num_labels
+    for name in ("predictor.weight", "predictor.bias"):
+        checkpoint["model"][name] = checkpoint["model"][name][:num_labels]
+    convert(checkpoint | {"label_dict": None}).save_pretrained(tmp_path)
+    assert BeatsForAudioClassification.from_pretrained(tmp_path).classifier.out_features == num_labels
+
+
+@pytest.mark.parametrize("name", ["read_checkpoint", "remove_prefix", "check_output", "save_folder"])
+def test_both_model_folders_share_these_functions(name):
+    """Each folder is independent of the other, so these functions exist twice."""
+    ours = inspect.getsource(getattr(convert_beats, name))
+    assert ours == inspect.getsource(getattr(convert_tfsepnet, name))
+
+
+class TestOutput:
+    """Both commands, run with the same arguments."""
+
+    @pytest.fixture(params=[convert_beats, convert_tfsepnet])
+    def command(self, request, checkpoint, tmp_path, monkeypatch):
+        if request.param is convert_beats:
+            torch.save(checkpoint, tmp_path / "in.pt")
+        else:
+            torch.save({}, tmp_path / "in.pt")
+
+        def run(output):
+            monkeypatch.setattr(sys, "argv", ["convert", str(tmp_path / "in.pt"), str(output)])
+            request.param.main()
+
+        return run
+
+    def test_file(self, command, tmp_path, capsys):
+        (tmp_path / "file").write_text("precious")
+        for output in (tmp_path / "file", tmp_path / "file" / "below"):
+            with pytest.raises(SystemExit):
+                command(output)
+            assert capsys.readouterr().err.endswith(
+                f"{tmp_path / 'file'} is not a folder: name another output folder.\n"
+            )
+        assert (tmp_path / "file").read_text() == "precious"
+
+    @pytest.mark.parametrize("exists", [True, False])
+    def test_failure_leaves_nothing(self, checkpoint, tmp_path, monkeypatch, capsys, exists):
+        torch.save(checkpoint, tmp_path / "in.pt")
+        if exists:
+            (tmp_path / "out").mkdir()
+        monkeypatch.setattr(sys, "argv", ["convert", str(tmp_path / "in.pt"), str(tmp_path / "out")])
+
+        def fail(self, folder, **kwargs):
+            raise OSError(28, "No space left on device", str(folder))
+
+        monkeypatch.setattr(convert_beats.BeatsFeatureExtractor, "save_pretrained", fail)
+        with pytest.raises(SystemExit):
+            main()
+        assert "No space left on device" in capsys.readouterr().err
+        assert not list(tmp_path.rglob("*.safetensors"))
+        assert (tmp_path / "out").exists() == exists
+        assert {path.name for path in tmp_path.iterdir()} <= {"in.pt", "out"}

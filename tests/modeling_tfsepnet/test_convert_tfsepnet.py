@@ -10,6 +10,10 @@ from modeling_tfsepnet import TFSepNetConfig, TFSepNetFeatureExtractor, TFSepNet
 from modeling_tfsepnet.convert_tfsepnet import BLOCKS, UNITS, convert_key, convert_state_dict, load_checkpoint, main
 
 
+LAYERS = ["conv.weight"]
+LAYERS += [f"bn.{name}" for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")]
+
+
 @pytest.fixture(params=[16, 17])
 def model(request):
     config = TFSepNetConfig(base_channels=8, depth=request.param, kernel_size=5, num_labels=4)
@@ -21,12 +25,8 @@ def public_state_dict(model):
     """The model's weights with the names of the public code."""
     names = [f"conv_layers.{index}" for index in (0, 1)]
     names += [f"middle_layers.{index}.{unit}" for index in BLOCKS[model.config.depth] for unit in UNITS]
-    layers = [f"_conv.{name}" for name in ("weight",)]
-    layers += [f"_bn.{name}" for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")]
-    keys = [f"{name}.{layer}" for name in names for layer in layers] + [
-        "classifier.conv.weight",
-        "classifier.conv.bias",
-    ]
+    keys = [f"{name}._{layer}" for name in names for layer in LAYERS]
+    keys += ["classifier.conv.weight", "classifier.conv.bias"]
     ours = model.state_dict()
     return {key: ours[name] for key in keys if (name := convert_key(key, model.config.depth)) in ours}
 
@@ -53,6 +53,64 @@ def test_files(model, public_state_dict, tmp_path, kind):
     else:
         save_file(public_state_dict, path)
     assert load_checkpoint(path).keys() == public_state_dict.keys()
+
+
+PREFIXES = ["", "module.", "_orig_mod.", "backbone.", "backbone._orig_mod.", "module.backbone.", "model.", "student."]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("container", [None, "state_dict", "model_state_dict", "model"])
+def test_prefixes_and_containers(public_state_dict, tmp_path, prefix, container):
+    state_dict = {prefix + key: value for key, value in public_state_dict.items()}
+    if prefix not in ("", "_orig_mod."):
+        state_dict["teacher.weight"] = torch.ones(1)
+    torch.save({container: state_dict, "epoch": 3} if container else state_dict, tmp_path / "checkpoint.pt")
+    loaded = load_checkpoint(tmp_path / "checkpoint.pt")
+    assert loaded.keys() == public_state_dict.keys()
+    convert_state_dict(loaded)
+
+
+def test_several_networks(public_state_dict, tmp_path):
+    """The network of the public code is recognised by its prefix; with others, the choice would be a guess."""
+    networks = {
+        name: {f"{name}.{key}": value for key, value in public_state_dict.items()} for name in ("backbone", "ema")
+    }
+    torch.save(networks["backbone"] | networks["ema"], tmp_path / "two.pt")
+    assert load_checkpoint(tmp_path / "two.pt").keys() == public_state_dict.keys()
+    other = {f"teacher.{key}": value for key, value in public_state_dict.items()}
+    torch.save(networks["ema"] | other, tmp_path / "two.pt")
+    with pytest.raises(ValueError, match=r"two\.pt is not a TF-SepNet checkpoint: it has no single key .* several"):
+        load_checkpoint(tmp_path / "two.pt")
+
+
+def test_int8_checkpoints_are_refused(tmp_path):
+    """As Neural Compressor writes them."""
+    state_dict = {
+        "conv_layers_0__conv_input_scale_0": torch.tensor(0.1),
+        "conv_layers.0._conv.weight": torch.ones(2, dtype=torch.int8),
+    }
+    torch.save({"model_state_dict": state_dict, "new_memory": 124_168}, tmp_path / "int8.pt")
+    with pytest.raises(ValueError, match=r"int8\.pt is a quantized checkpoint: convert the float checkpoint"):
+        load_checkpoint(tmp_path / "int8.pt")
+
+
+@pytest.mark.parametrize("num_labels", [1, 2, 10])
+def test_few_classes(tmp_path, num_labels):
+    config = TFSepNetConfig(base_channels=8, num_labels=num_labels)
+    ours = TFSepNetForAudioClassification(config).state_dict()
+    keys = [f"conv_layers.{index}._{layer}" for index in (0, 1) for layer in LAYERS]
+    keys += [f"middle_layers.{index}.{unit}._{layer}" for index in BLOCKS[17] for unit in UNITS for layer in LAYERS]
+    keys += ["classifier.conv.weight", "classifier.conv.bias"]
+    state_dict = {key: ours[name] for key in keys if (name := convert_key(key, 17)) in ours}
+    convert_state_dict(state_dict).save_pretrained(tmp_path)
+    loaded = TFSepNetForAudioClassification.from_pretrained(tmp_path)
+    assert loaded.classifier.out_channels == loaded.config.num_labels == num_labels
+
+
+def test_wrong_number_of_axes_is_named(public_state_dict):
+    public_state_dict["conv_layers.0._conv.weight"] = torch.tensor(1.0)
+    with pytest.raises(ValueError, match=r"conv_layers\.0\._conv\.weight has shape \(\), but must have four axes"):
+        convert_state_dict(public_state_dict)
 
 
 def test_unknown_key_is_named(public_state_dict):
@@ -86,7 +144,7 @@ def test_bad_files_are_rejected(tmp_path):
         with pytest.raises(ValueError, match=name):
             load_checkpoint(tmp_path / name)
     torch.save({"state_dict": {"backbone.x": Payload()}}, tmp_path / "pickle.ckpt")
-    with pytest.raises(ValueError, match="more than tensors"):
+    with pytest.raises(ValueError, match="objects besides tensors"):
         load_checkpoint(tmp_path / "pickle.ckpt")
     torch.save([torch.ones(1)], tmp_path / "list.pt")
     with pytest.raises(ValueError, match="not a state dict"):

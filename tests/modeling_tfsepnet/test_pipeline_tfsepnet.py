@@ -1,5 +1,6 @@
 import inspect
 import shutil
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -274,3 +275,29 @@ report({
             assert type(pipeline("audio-classification", model=str(folder), trust_remote_code=trust)) is (
                 SceneClassificationPipeline
             )
+
+    @pytest.mark.parametrize("module", ["modeling_tfsepnet", "modeling_beats"])
+    def test_broken_torchaudio(self, folder, tmp_path, module):
+        """transformers imports torchaudio if it is installed; one built for another torch raises an OSError."""
+        (tmp_path / "site" / "torchaudio").mkdir(parents=True)
+        error = "libtorchaudio.so: undefined symbol"
+        (tmp_path / "site" / "torchaudio" / "__init__.py").write_text(f"raise OSError({error!r})\n")
+        code = f"""
+import sys
+sys.path.insert(0, {str(tmp_path / "site")!r})
+from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
+
+def error(function, *args, **kwargs):
+    try:
+        function(*args, **kwargs)
+    except ImportError as error:
+        return str(error)
+
+errors = [error(auto.from_pretrained, {str(folder)!r}, trust_remote_code=True)
+          for auto in (AutoFeatureExtractor, AutoModelForAudioClassification)]
+sys.path.insert(0, {str(Path(pipeline_tfsepnet.__file__).parents[1])!r})
+report([*errors, error(__import__, {module!r})])
+"""
+        for message in run_in_clean_process(code, tmp_path):
+            assert f"({error}): repair or uninstall the package" in message
+            assert "torchaudio, uninstall it" in message
