@@ -279,7 +279,7 @@ def test_loss_and_gradient_of_every_step(tmp_path, responses, settings):
             logits = start.train()(input_values=features).logits
             expected = expected + distillation_loss(logits, labels, teacher, mix, settings) / len(of_step)
         assert losses[step] == pytest.approx(expected.item(), rel=1e-6), (
-            f"the loss of step {step} should be the recipe's, with targets mixed like the inputs and all teachers' mean"
+            f"the loss of step {step} should be the recipe's, with targets mixed as the inputs, and the teachers' mean"
         )
         start.zero_grad()
         expected.backward()
