@@ -217,6 +217,6 @@ class TestFaults:
         shutil.copytree(corpus, tmp_path / "corpus")
         name = "159" if part == "train" else "000"
         (tmp_path / "corpus" / "audio" / f"Y{name}.wav").write_bytes(b"no sound")
-        with pytest.raises(ValueError, match=rf"Y{name}\.wav cannot be decoded .*: fix or remove it"):
+        with pytest.raises(ValueError, match=rf"Y{name}\.wav cannot be decoded .* remove it"):
             finetune_audioset(tagging_command(tmp_path / "corpus", tmp_path / "run", "model_name_or_path", start))
         assert not (tmp_path / "run").exists()
