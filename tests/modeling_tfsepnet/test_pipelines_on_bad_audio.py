@@ -103,7 +103,7 @@ class TestLengthInTheHeader:
             if name == "tagged":
                 np.testing.assert_allclose(waveform, soundfile.read(tmp_path / "tagged.mp3")[0], atol=1e-6)
             # Most of the file is as loud as its end.
-            assert np.sqrt(np.mean(waveform**2)) == pytest.approx(np.sqrt(np.mean(audio**2)), rel=0.05), name
+            assert np.sqrt(np.mean(waveform**2)) == pytest.approx(np.sqrt(np.mean(audio**2)), rel=0.1), name
 
     @pytest.mark.parametrize("length", [0, 1, 0xFFFFFFFF, 0x7FFFF000])
     def test_wav(self, classifier, wav, tmp_path, length):
