@@ -22,7 +22,9 @@ class TestSceneDataset:
             assert batch["labels"][position] == dataset.scenes["label"][row]
             assert batch["device"][position] == dataset.scenes["device"][row]
             logits = np.mean([dataset.scenes[f"teacher_logits_t{teacher}"][row] for teacher in range(3)], axis=0)
-            np.testing.assert_allclose(batch["teacher_logits"][position], logits, rtol=1e-6)
+            np.testing.assert_allclose(
+                batch["teacher_logits"][position], logits, rtol=1e-6, err_msg="mean of teachers"
+            )
 
     def test_subset_keeps_rows_together(self):
         dataset = make_dataset(9, teachers=1)
@@ -63,8 +65,15 @@ class TestSplitByLocation:
     def test_equal_numbers_in_two_cities_are_two_locations(self):
         """Location numbers count the places of a city: they say nothing without it."""
         scenes = make_scenes(240)
-        numbers = [{scenes["location"][row] for row in part} for part in split_by_location(scenes, 0.3, seed=0)]
-        assert numbers[0] & numbers[1], "a location should be held out without the other city's of the same number"
+        places = list(zip(scenes["city"], scenes["location"], strict=True))
+        held_out = {place: [] for place in places}
+        for seed in range(40):
+            chosen = {places[row] for row in split_by_location(scenes, 0.3, seed)[1]}
+            for place, seeds in held_out.items():
+                seeds.append(place in chosen)
+        assert len(set(map(tuple, held_out.values()))) == len(held_out) == 120, (
+            "each location of each city should be held out independently of all others"
+        )
 
         scenes = make_scenes(6).map(lambda row: {"location": 0})
         kept, held_out = split_by_location(scenes, 0.5, seed=0)

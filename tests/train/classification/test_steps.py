@@ -278,7 +278,9 @@ def test_loss_and_gradient_of_every_step(tmp_path, responses, settings):
             teacher = torch.as_tensor(teachers[rows])
             logits = start.train()(input_values=features).logits
             expected = expected + distillation_loss(logits, labels, teacher, mix, settings) / len(of_step)
-        assert losses[step] == pytest.approx(expected.item(), rel=1e-6), f"loss of step {step}"
+        assert losses[step] == pytest.approx(expected.item(), rel=1e-6), (
+            f"the loss of step {step} should be the recipe's, with targets mixed like inputs and the teachers' mean"
+        )
         start.zero_grad()
         expected.backward()
         for name, parameter in start.named_parameters():

@@ -119,7 +119,7 @@ def test_clips_of_training_and_of_selection(run, scenes, policy):
         assert trainer.eval_dataset is None
         return
     selected_on = trainer.eval_dataset.__getitems__(list(range(len(selection))))
-    assert list(trainer.eval_dataset.scenes["filename"]) == list(selection["filename"])
+    assert list(trainer.eval_dataset.scenes["filename"]) == list(selection["filename"]), "clips of the selection"
     assert selected_on["labels"].tolist() == list(selection["label"])
     assert set(selected_on) == {"waveform", "labels", "device"}, "teachers should play no part in the selection"
 

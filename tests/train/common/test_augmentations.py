@@ -150,8 +150,10 @@ class TestDeviceImpulseResponse:
         devices = torch.arange(40) % 2
         drawn = augment.draw(devices, generator(5))
         output = augment(waveform, devices, generator(5))
-        assert (drawn[devices == 1] == -1).all()
-        assert set(drawn[devices == 0].tolist()) == {-1, 0, 1, 2}
+        assert (drawn[devices == 1] == -1).all(), "only clips of device a should be convolved"
+        assert set(drawn[devices == 0].tolist()) == {-1, 0, 1, 2}, (
+            "each clip should draw a response of its own, or none"
+        )
         for clip, result, response in zip(waveform, output, drawn.tolist(), strict=True):
             expected = clip.numpy() if response < 0 else np.convolve(clip.numpy(), augment.responses[response])[:1000]
             np.testing.assert_allclose(result.numpy(), expected, atol=1e-5)
