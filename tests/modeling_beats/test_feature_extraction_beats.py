@@ -13,6 +13,9 @@ from modeling_beats import BeatsFeatureExtractor
 from modeling_beats.feature_extraction_beats import FRAMES_PER_CHUNK, mel_blocks, resample, resampled_length
 
 
+pytestmark = pytest.mark.processor
+
+
 RATE = 16_000
 
 

@@ -11,6 +11,9 @@ from modeling_beats.convert_beats import convert, convert_config, original_names
 from .helpers import GOLDEN, read_case, reference_folder, tiny_config
 
 
+pytestmark = pytest.mark.processor
+
+
 GOLDEN_CASES = ("golden/case_f_padding", "golden/case_i_base_size")
 TINY_CASES = (
     "shared/case_a_public_like",

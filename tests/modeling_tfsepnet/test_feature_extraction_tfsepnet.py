@@ -12,6 +12,9 @@ from modeling_tfsepnet import TFSepNetFeatureExtractor
 from modeling_tfsepnet.feature_extraction_tfsepnet import SAMPLES_PER_BLOCK, mel_bank, mel_blocks
 
 
+pytestmark = pytest.mark.processor
+
+
 RATE = 32_000
 
 

@@ -18,6 +18,9 @@ from modeling_tfsepnet.modeling_tfsepnet import (
 )
 
 
+pytestmark = pytest.mark.processor
+
+
 def tiny_config(**kwargs):
     return TFSepNetConfig(base_channels=8, num_mel_bins=32, **kwargs)
 

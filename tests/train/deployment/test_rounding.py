@@ -21,6 +21,9 @@ from train.deployment.rounding import (
 )
 
 
+pytestmark = pytest.mark.processor
+
+
 def identity_layers(scale: float, zero_point: int) -> dict[str, nn.Module]:
     """Layers of one channel that return their rounded input."""
     convolution = nn.Conv2d(1, 1, 1)
