@@ -139,6 +139,8 @@ class ResumableTrainingArguments(TrainingArguments):
             )
         if self.batch_size < 1:
             raise InputError(f"batch_size is {self.batch_size}: choose at least one row per forward pass.")
+        if self.save_only_model:
+            raise InputError("save_only_model leaves nothing to resume from: leave it out.")
         check_seed(self.seed)
         self._check_secrets()
         self._check_integrations()
