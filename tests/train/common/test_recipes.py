@@ -1,6 +1,7 @@
 import pytest
 import yaml
 
+from dataset_script.errors import InputError
 from dataset_script.splits import subset_percentage
 from train.classification.arguments import (
     DataArguments,
@@ -8,7 +9,7 @@ from train.classification.arguments import (
     SceneTrainingArguments,
     TeacherArguments,
 )
-from train.common.recipes import is_recipe, load_recipe, parse_arguments
+from train.common.recipes import COMMAND_LINE_ONLY, FOLDER, is_recipe, load_recipe, parse_arguments
 
 
 STUDENTS = ["vanilla", "s1", "s2", "s3"]
@@ -200,3 +201,19 @@ def test_numbers_out_of_range_are_named(name, wrong, right):
 def test_arguments_without_effect_are_refused(name, value, instead):
     with pytest.raises(ValueError, match=f"{name} has no effect here: .*{instead}"):
         parse("s1", f"--{name}", value)
+
+
+@pytest.mark.parametrize(
+    "argument",
+    ["trust_remote_code", "push_to_hub", "hub_model_id", "hub_token", "hub_private_repo", "report_to", "output_dir"],
+)
+def test_trust_and_destinations_come_from_the_command_line_alone(tmp_path, argument):
+    (tmp_path / "passed_around.yaml").write_text(yaml.safe_dump({"dataset": "demo", argument: True}))
+    with pytest.raises(InputError, match=f"sets {argument}, which is only taken from the command line"):
+        load_recipe(str(tmp_path / "passed_around.yaml"))
+
+
+def test_own_recipes_set_nothing_but_the_output_folder_of_these():
+    for path in FOLDER.glob("*.yaml"):
+        recipe = yaml.safe_load(path.read_text())
+        assert {name for name in recipe if COMMAND_LINE_ONLY.fullmatch(name)} <= {"output_dir"}, path.name

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+from dataset_script.errors import InputError
 from tests.train import train_job
-from tests.train.helpers import REPOSITORY
+from tests.train.helpers import REPOSITORY, make_dataset, make_trainer
+from train.common.checkpoints import last_complete_checkpoint
 
 
 def run_until_killed(function, *arguments) -> int:
@@ -138,3 +141,59 @@ def test_two_processes_equal_one(tmp_path):
         assert difference <= tolerance, (
             f"The {name} of two processes should be that of one, but is off by {difference:.1e} of its largest value."
         )
+
+
+class TestDivergence:
+    def test_a_run_ends_at_the_first_loss_that_is_not_finite(self, tmp_path):
+        trainer = make_trainer(tmp_path, make_dataset(24), save_strategy="epoch", num_train_epochs=6)
+        good = trainer.loss_function
+
+        def loss_function(*arguments):
+            loss = good(*arguments)
+            return loss * float("nan") if trainer.state.global_step == 7 else loss
+
+        trainer.loss_function = loss_function
+        with pytest.raises(InputError, match=r"loss is nan in epoch 2\.33 \(step 7\) at a learning rate of") as error:
+            trainer.train()
+        kept = last_complete_checkpoint(tmp_path)
+        assert kept == str(tmp_path / "checkpoint-6") and kept in str(error.value)
+        tensors = load_file(tmp_path / "checkpoint-6" / "model.safetensors")
+        assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
+
+    def test_weights_that_are_not_finite_are_never_saved(self, tmp_path):
+        trainer = make_trainer(tmp_path, make_dataset(24), save_strategy="epoch")
+        with torch.no_grad():
+            trainer.model.classifier.bias[0] = float("inf")
+        with pytest.raises(InputError, match=r"(Weights are not finite|The loss is)"):
+            trainer.train()
+        assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_a_full_disk_is_named(tmp_path, monkeypatch):
+    def save(*arguments, **settings):
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+
+    trainer = make_trainer(tmp_path, make_dataset(24), save_strategy="epoch")
+    monkeypatch.setattr("transformers.Trainer._save_optimizer_and_scheduler", save)
+    with pytest.raises(OSError, match=rf"No space left on the disk for {tmp_path}: free some space and run the same"):
+        trainer.train()
+
+
+def test_pickles_with_code_are_not_loaded(tmp_path):
+    """A checkpoint that somebody else made complete: its code does not run, and one sentence names it."""
+    trainer = make_trainer(tmp_path, make_dataset(24), save_strategy="epoch", num_train_epochs=1)
+    trainer.train()
+    checkpoint = tmp_path / "checkpoint-3"
+    torch.save({"state": _Trap(tmp_path / "ran")}, checkpoint / "optimizer.pt")
+    again = make_trainer(tmp_path, make_dataset(24), save_strategy="epoch", num_train_epochs=2)
+    with pytest.raises(InputError, match="other content than tensors and numbers, which is not loaded") as error:
+        again.train(resume_from_checkpoint=str(checkpoint))
+    assert "weights_only" not in str(error.value) and not (tmp_path / "ran").exists()
+
+
+class _Trap:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)

@@ -1,0 +1,79 @@
+"""What is refused among arguments: secrets, and what cannot work on this machine."""
+
+import subprocess
+import sys
+
+import pytest
+
+from dataset_script.errors import InputError
+from model_cards.results import provenance
+from tests.train.helpers import REPOSITORY
+from train.common.arguments import CommandParser, ResumableTrainingArguments
+
+
+def parse(tmp_path, *arguments):
+    return CommandParser(ResumableTrainingArguments).parse(["--output_dir", str(tmp_path), "--use_cpu", *arguments])[0]
+
+
+@pytest.mark.parametrize("name", ["hub_token", "push_to_hub_token"])
+def test_tokens_are_refused_and_not_repeated(tmp_path, name):
+    if not hasattr(ResumableTrainingArguments(output_dir=str(tmp_path), use_cpu=True), name):
+        pytest.skip(f"this version of transformers has no {name}")
+    with pytest.raises(InputError, match=f"{name} is recorded with the run: .*hf auth login.*HF_TOKEN") as error:
+        parse(tmp_path, f"--{name}", "hf_abcdefgh")
+    assert "hf_abcdefgh" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seed", "4294967296"], "seed is 4294967296: choose a number from 0 to 4294967295"),
+        (["--seed", "-1"], "seed is -1"),
+        (["--fp16"], "fp16 has no effect on a CPU"),
+        (["--report_to", "wandbb"], "report_to is 'wandbb': choose from"),
+        (["--save_total_limit", "1"], "choose 2 or more"),
+        (["--save_only_model"], "save_only_model leaves nothing to resume from"),
+        (["--learning_rat", "1"], "Unknown argument --learning_rat: use --learning_rate"),
+        (["--learning_rate", "fast"], "(?i)invalid .*fast"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_sentence(tmp_path, arguments, message):
+    with pytest.raises(InputError, match=message) as error:
+        parse(tmp_path, *arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_secrets_are_not_recorded(monkeypatch):
+    command = ["train/run_eval.py", "--hub_token", "hf_one", "--wandb_api_key=two", "--note", "see hf_three"]
+    command += ["--seed", "4"]
+    monkeypatch.setattr("sys.argv", command)
+    recorded = provenance()["command"]
+    assert not [secret for secret in ("hf_one", "two", "hf_three") if secret in recorded]
+    assert recorded.endswith("--seed 4") and "--hub_token" in recorded
+
+
+def run(code):
+    return subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+
+
+def test_missing_packages_are_named_with_the_extra(tmp_path):
+    """A command without its packages ends with one line, a program that imports the library with an ImportError."""
+    code = "import sys; sys.modules['accelerate'] = None; import importlib.util; spec = importlib.util.find_spec\n"
+    code += "importlib.util.find_spec = lambda name, *a: None if name == 'accelerate' else spec(name, *a)\n"
+    command = f"{code}sys.argv[0] = {str(REPOSITORY / 'train' / 'distill.py')!r}\nimport train"
+    as_command = run(command)
+    assert as_command.returncode == 1
+    assert as_command.stderr == "Error: The package accelerate is missing: pip install -e '.[train]'\n"
+    as_library = run(f"{code}import train")
+    assert "ImportError: The package accelerate is missing" in as_library.stderr
+
+
+def test_another_clone_is_noticed(tmp_path):
+    other = tmp_path / "clone" / "train"
+    (other / "recipes").mkdir(parents=True)
+    (other / "distill.py").write_text("import train")
+    (other / "__init__.py").write_text("")
+    command = [sys.executable, str(other / "distill.py")]
+    result = subprocess.run(command, env={"PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "pip install -e" in result.stderr and str(REPOSITORY / "train") in result.stderr
