@@ -19,7 +19,7 @@ for name in BLOCKED:
 
 
 def run_in_clean_process(code: str, folder: Path, blocked: tuple[str, ...] = (), **environment: str) -> Any:
-    """Runs code in `folder`, without the project, and returns what it passes to `report(...)`, as JSON.
+    """Run code in `folder`, without the project, and return what it passes to `report(...)`, as JSON.
 
     Args:
         code: Python source; it may call `report(value)` once.
@@ -31,9 +31,10 @@ def run_in_clean_process(code: str, folder: Path, blocked: tuple[str, ...] = (),
     report.unlink(missing_ok=True)
     source = f"BLOCKED = {blocked!r}\nREPORT = {str(report)!r}\n{PREAMBLE}"
     source += "def report(value):\n    open(REPORT, 'w').write(json.dumps(value))\n\n" + code
-    variables = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     # An empty search path for programs: reading audio must not depend on ffmpeg.
-    variables |= {"HF_MODULES_CACHE": str(folder / "modules"), "HF_HUB_OFFLINE": "1", "PATH": ""} | environment
+    offline = {"HF_MODULES_CACHE": str(folder / "modules"), "HF_HUB_OFFLINE": "1", "PATH": ""}
+    variables = os.environ | offline | environment
+    variables.pop("PYTHONPATH", None)
     result = subprocess.run(
         [sys.executable, "-c", source], cwd=folder, env=variables, capture_output=True, text=True, check=False
     )
