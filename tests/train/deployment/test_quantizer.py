@@ -1,4 +1,4 @@
-"""INT8: what is stored, what it costs, and that it gives what was evaluated, here and where nothing is installed."""
+"""INT8 models: what is stored, what it costs, and that it computes what was evaluated, here and in a clean process."""
 
 import copy
 import json

@@ -66,6 +66,12 @@ def test_the_best_range_clips_rare_large_values():
     assert found < 0.85 * candidates[-1]  # the range from minimum to maximum
 
 
+def test_the_best_range_of_even_values_is_their_range():
+    scale, zero_point = best_range(torch.linspace(-1, 3, 10_001))
+    assert scale == pytest.approx(4 / 255, rel=0.03) and zero_point == round(1 / scale)
+    assert best_range(torch.linspace(1, 3, 10_001)) == (pytest.approx(3 / 255, rel=0.03), 0)  # zero is always included
+
+
 def test_folding_keeps_the_logits(small, windows):
     torch.testing.assert_close(
         window_logits(fold(small), windows), window_logits(small, windows), rtol=1e-4, atol=1e-4
@@ -146,16 +152,32 @@ def test_every_output_channel_uses_the_range_of_its_integers(prepared):
         assert (layer.weight.abs().amax(dim=(1, 2, 3)) / layer.weight_scale).min() > 90
 
 
-def test_spreading_errors_beats_rounding_to_nearest():
+def correlated_inputs() -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(1, 64, 2000, generator=generator, dtype=torch.float64)
-    inputs = inputs + 3 * torch.randn(1, 1, 2000, generator=generator, dtype=torch.float64)
-    weight = torch.randn(1, 32, 64, generator=generator, dtype=torch.float64)
-    moment = inputs @ inputs.transpose(1, 2) / 2000
-    rounded, scale = round_one_by_one(weight, moment)
+    return inputs + 3 * torch.randn(1, 1, 2000, generator=generator, dtype=torch.float64)
+
+
+def test_spreading_errors_beats_rounding_to_nearest():
+    inputs = correlated_inputs()
+    weight = torch.randn(1, 32, 64, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    rounded, scale = round_one_by_one(weight, inputs @ inputs.transpose(1, 2) / 2000)
     nearest = (weight / scale).round() * scale
     error, error_nearest = ((values - weight) @ inputs for values in (rounded, nearest))
     assert error.square().mean() < 0.5 * error_nearest.square().mean()
+
+
+def test_fitted_layers_spread_their_errors():
+    inputs = correlated_inputs()
+    reference = FoldedConv(nn.Conv2d(64, 32, 1), smooth=False, centred=False)
+    layer = copy.deepcopy(reference)
+    with torch.no_grad():
+        fit_layer(layer, reference, inputs, inputs)
+    weight = reference.weight.flatten(1).double()
+    scale = layer.weight_scale.double().view(-1, 1)
+    nearest = (weight / scale).round() * scale
+    error, error_nearest = ((values - weight) @ inputs[0] for values in (layer.weight.flatten(1).double(), nearest))
+    assert error.std() < 0.7 * error_nearest.std()
 
 
 @pytest.mark.parametrize("groups", [1, 4])

@@ -35,13 +35,13 @@ def test_agrees_with_scikit_learn():
     recalls = sklearn_metrics.recall_score(references, predicted, average=None)
     assert [result["class_wise"][name]["accuracy"] for name in SCENES] == pytest.approx(recalls)
     for name, groups in (("device_wise", devices), ("city_wise", cities)):
-        for group, figures in result[name].items():
+        for group, scores in result[name].items():
             chosen = groups == group
-            assert figures["clips"] == chosen.sum()
-            assert figures["accuracy"] == pytest.approx(
+            assert scores["clips"] == chosen.sum()
+            assert scores["accuracy"] == pytest.approx(
                 sklearn_metrics.accuracy_score(references[chosen], predicted[chosen])
             )
-            assert figures["log_loss"] == pytest.approx(
+            assert scores["log_loss"] == pytest.approx(
                 sklearn_metrics.log_loss(references[chosen], probabilities[chosen], labels=range(10))
             )
     unseen = np.isin(devices, ["s4", "s5", "s6"])
@@ -54,7 +54,7 @@ def test_missing_class_is_none_and_left_out_of_the_macro_average():
     keep = references != 4
     result = scene_metrics(logits[keep], references[keep], labels=SCENES)
     assert result["class_wise"]["scene4"] is None
-    present = [figures["accuracy"] for figures in result["class_wise"].values() if figures]
+    present = [scores["accuracy"] for scores in result["class_wise"].values() if scores]
     assert len(present) == 9
     assert result["macro_accuracy"] == pytest.approx(np.mean(present))
     assert sum(result["confusion_matrix"][4]) == 0
@@ -74,7 +74,7 @@ def test_agrees_with_scikit_learn_on_degenerate_data(seed):
     assert result["accuracy"] == pytest.approx(sklearn_metrics.accuracy_score(references, predicted))
     recalls = sklearn_metrics.recall_score(references, predicted, labels=present, average=None, zero_division=0)
     assert result["macro_accuracy"] == pytest.approx(recalls.mean())
-    found = {name: figures["accuracy"] for name, figures in result["class_wise"].items() if figures}
+    found = {name: scores["accuracy"] for name, scores in result["class_wise"].items() if scores}
     assert found == pytest.approx({SCENES[index]: recall for index, recall in zip(present, recalls, strict=True)})
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     assert result["log_loss"] == pytest.approx(sklearn_metrics.log_loss(references, probabilities, labels=range(10)))
