@@ -15,6 +15,7 @@ from dataset_script import SCENES, decode_clip, load_scenes, read_logits, write_
 from dataset_script.errors import InputError
 from dataset_script.make_demo import make_demo
 from modeling_beats import BeatsConfig, BeatsFeatureExtractor, BeatsForAudioClassification
+from tests.model_cards.helpers import TINY_BEATS
 from train import predict_logits, run_eval
 from train.classification.distillation import resolve_teachers
 from train.common.models import label_maps, load_classifier, new_student
@@ -24,16 +25,6 @@ from train.evaluation import inference
 from train.finetune_teacher import main as finetune_teacher
 
 
-TINY_BEATS = {
-    "num_hidden_layers": 1,
-    "hidden_size": 32,
-    "embedding_size": 32,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "num_conv_pos_embeddings": 8,
-    "num_conv_pos_embedding_groups": 2,
-    "layerdrop": 0.0,
-}
 QUICK = ["--use_cpu", "True", "--disable_tqdm", "True", "--report_to", "none", "--num_train_epochs", "1"]
 
 

@@ -4,18 +4,8 @@ import torch
 from dataset_script import SCENES
 from modeling_beats import BeatsConfig, BeatsFeatureExtractor, BeatsForAudioClassification, BeatsModel
 from modeling_tfsepnet import TFSepNetFeatureExtractor
+from tests.model_cards.helpers import TINY_BEATS
 from train.common.models import check_labels, class_names, label_maps, load_classifier, new_student, new_teacher
-
-
-TINY = {
-    "num_hidden_layers": 1,
-    "hidden_size": 16,
-    "embedding_size": 16,
-    "num_attention_heads": 2,
-    "intermediate_size": 16,
-    "num_conv_pos_embeddings": 8,
-    "num_conv_pos_embedding_groups": 2,
-}
 
 
 def save(model, folder):
@@ -41,8 +31,8 @@ class TestTeacher:
     @pytest.mark.parametrize(
         "make",
         [
-            lambda: BeatsModel(BeatsConfig(**TINY)),
-            lambda: BeatsForAudioClassification(BeatsConfig(**TINY, num_labels=27)),
+            lambda: BeatsModel(BeatsConfig(**TINY_BEATS)),
+            lambda: BeatsForAudioClassification(BeatsConfig(**TINY_BEATS, num_labels=27)),
         ],
         ids=["self-supervised", "supervised"],
     )
@@ -51,14 +41,14 @@ class TestTeacher:
         model, _ = new_teacher(SCENES, save(start, tmp_path))
         encoder = getattr(start, "beats", start).state_dict()
         assert all(torch.equal(model.beats.state_dict()[name], value) for name, value in encoder.items())
-        assert model.classifier.weight.shape == (10, 16)
+        assert model.classifier.weight.shape == (10, 32)
         assert model.config.problem_type == "single_label_classification"
         assert [model.config.id2label[index] for index in range(10)] == list(SCENES)
 
     @pytest.mark.parametrize("classes", [["x", "y", "z"], ["z", "x", "y"]], ids=["same order", "other order"])
     def test_classifier_of_the_same_classes_is_kept(self, classes, tmp_path, caplog):
         """Each class keeps its weights, whatever its place is."""
-        start = BeatsForAudioClassification(BeatsConfig(**TINY, **label_maps(["x", "y", "z"])))
+        start = BeatsForAudioClassification(BeatsConfig(**TINY_BEATS, **label_maps(["x", "y", "z"])))
         torch.nn.init.normal_(start.classifier.bias)
         with caplog.at_level("INFO", "train"):
             model, _ = new_teacher(classes, save(start, tmp_path))
@@ -70,7 +60,7 @@ class TestTeacher:
 
     @pytest.mark.parametrize("classes", [["x", "y", "w"], ["x", "y"]], ids=["as many", "fewer"])
     def test_classifier_of_other_classes_is_new(self, classes, tmp_path, caplog):
-        start = BeatsForAudioClassification(BeatsConfig(**TINY, **label_maps(["x", "y", "z"])))
+        start = BeatsForAudioClassification(BeatsConfig(**TINY_BEATS, **label_maps(["x", "y", "z"])))
         with caplog.at_level("INFO", "train"):
             model, _ = new_teacher(classes, save(start, tmp_path))
         assert not torch.isin(model.classifier.weight, start.classifier.weight).any()
@@ -81,16 +71,16 @@ class TestTeacher:
     def test_encoder_alone_has_no_classes(self, tmp_path, caplog):
         """Its configuration names two all the same."""
         with caplog.at_level("INFO", "train"):
-            new_teacher(["x", "y"], save(BeatsModel(BeatsConfig(**TINY)), tmp_path))
+            new_teacher(["x", "y"], save(BeatsModel(BeatsConfig(**TINY_BEATS)), tmp_path))
         assert "classifier is new" not in caplog.text
 
     def test_settings_of_the_checkpoint_are_kept(self, tmp_path):
-        folder = save(BeatsModel(BeatsConfig(**TINY, layerdrop=0.25)), tmp_path)
+        folder = save(BeatsModel(BeatsConfig(**{**TINY_BEATS, "layerdrop": 0.25})), tmp_path)
         assert new_teacher(SCENES, folder)[0].config.layerdrop == 0.25
         assert new_teacher(SCENES, folder, "layerdrop=0.0")[0].config.layerdrop == 0.0
 
     def test_weights_that_do_not_fit_are_refused(self, tmp_path):
-        folder = save(BeatsModel(BeatsConfig(**TINY)), tmp_path)
+        folder = save(BeatsModel(BeatsConfig(**TINY_BEATS)), tmp_path)
         with pytest.raises(ValueError, match="config_overrides"):
             new_teacher(SCENES, folder, "intermediate_size=32")
 
@@ -115,4 +105,4 @@ def test_load_classifier_returns_what_was_saved(tmp_path):
 @pytest.mark.parametrize("labels", [["y", "x"], ["x"], ["x", "y", "z"]])
 def test_other_labels_are_named(labels):
     with pytest.raises(ValueError, match="has the classes x, y, but the data"):
-        check_labels(BeatsConfig(**TINY, **label_maps(["x", "y"])), labels, "teacher")
+        check_labels(BeatsConfig(**TINY_BEATS, **label_maps(["x", "y"])), labels, "teacher")

@@ -17,6 +17,7 @@ from model_cards.corpora import TAU_TEST_CLIPS
 from model_cards.published import published
 from model_cards.report_tables import plot_accuracy_by_fraction, report_table
 from model_cards.results import RunResults
+from tests.model_cards.helpers import TINY_BEATS
 from train import evaluate_logits, predict_logits
 from train.distill import main as distill
 from train.evaluation.metrics import scene_metrics
@@ -26,14 +27,11 @@ from train.reproduce import main as reproduce
 from train.reproduction.sweep import Step, Sweep, run_steps
 
 
-TINY_BEATS = (
-    "num_hidden_layers=1,hidden_size=32,embedding_size=32,num_attention_heads=2,intermediate_size=32,"
-    "num_conv_pos_embeddings=8,num_conv_pos_embedding_groups=2,layerdrop=0.0"
-)
+OVERRIDES = ",".join(f"{name}={value}" for name, value in TINY_BEATS.items())
 QUICK = "--num_train_epochs 1 --batch_size 10 --disable_tqdm True --report_to none"
 TINY = [
     *("--use_cpu", "True", "--int8", "False"),
-    f"--teacher_arguments=--config_overrides {TINY_BEATS} {QUICK}",
+    f"--teacher_arguments=--config_overrides {OVERRIDES} {QUICK}",
     f"--student_arguments=--config_overrides base_channels=8,num_mel_bins=64 {QUICK}",
 ]
 
