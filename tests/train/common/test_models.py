@@ -82,7 +82,7 @@ class TestTeacher:
     def test_weights_that_do_not_fit_are_refused(self, tmp_path):
         folder = save(BeatsModel(BeatsConfig(**TINY_BEATS)), tmp_path)
         with pytest.raises(ValueError, match="config_overrides"):
-            new_teacher(SCENES, folder, "intermediate_size=32")
+            new_teacher(SCENES, folder, "intermediate_size=64")
 
     def test_a_student_is_refused(self, tmp_path):
         model, extractor = new_student(SCENES, "base_channels=8")
