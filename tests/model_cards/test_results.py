@@ -37,5 +37,5 @@ def test_every_file_is_read_once(student, tmp_path, monkeypatch):
 def test_results_of_another_run_are_refused(student):
     edit(student, arguments={"seed": 1})
     (student / "run.json").write_text(json.dumps({"seed": 2}))
-    with pytest.raises(InputError, match="seed is 1 in it, but 2 in run.json"):
+    with pytest.raises(InputError, match="seed is 1 in it, but 2 in"):
         results_module.load_results(student)
