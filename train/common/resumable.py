@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import PrinterCallback, Trainer
 
 from dataset_script.errors import InputError
 from dataset_script.files import make_durable, write_json
@@ -30,6 +30,8 @@ class ResumableTrainer(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        if self.args.log_level in ("warning", "error", "critical"):
+            self.remove_callback(PrinterCallback)  # prints the metrics of each epoch if there is no progress bar
         self.model_accepts_loss_kwargs = False
         self._micro_step = (-1, 0)
 
