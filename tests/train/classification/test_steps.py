@@ -293,7 +293,7 @@ def test_weight_decay_is_for_all_parameters(tmp_path):
     trainer = make_trainer(tmp_path, make_dataset(8), weight_decay=0.25, adam_beta1=0.8, adam_beta2=0.98)
     groups = trainer.create_optimizer().param_groups
     decayed = sum(parameter.numel() for group in groups for parameter in group["params"] if group["weight_decay"])
-    assert decayed == trainer.model.num_parameters()
+    assert decayed == trainer.model.num_parameters(), "all parameters should decay"
     assert {group["weight_decay"] for group in groups if group["params"]} == {0.25}
     assert {group["betas"] for group in groups} == {(0.8, 0.98)}
 

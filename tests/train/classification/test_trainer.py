@@ -69,7 +69,9 @@ def test_learning_rate_of_every_epoch(tmp_path, arguments, steps_per_epoch):
     cycles = [(0, 10), (10, 20), (30, 40), (70, 80)]
     factors = [(1 + math.cos(math.pi * epoch / length)) / 2 for _, length in cycles for epoch in range(length)]
     expected = [0.004 * factor for factor in factors for _ in range(steps_per_epoch)]
-    assert rates == pytest.approx(expected[: arguments.get("max_steps")], abs=1e-9)
+    assert rates == pytest.approx(expected[: arguments.get("max_steps")], abs=1e-9), (
+        f"the rate should change after every epoch of {steps_per_epoch} steps"
+    )
 
 
 @pytest.mark.parametrize(

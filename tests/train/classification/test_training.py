@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import math
 
 import datasets
 import numpy as np
@@ -160,6 +161,27 @@ def test_results_are_those_of_the_saved_weights_on_the_test_split(tmp_path, run,
         assert results["metrics"][name] == value, f"{name} should be that of the saved weights on clean test clips"
     assert results["unseen_devices"] == ["s4"]
     assert (results["training_clips"], results["split"], results["recipe"]) == (len(scenes["train"]), "test", "mine")
+
+
+def test_interrupted_run_resumes_from_its_checkpoint(run, scenes, monkeypatch):
+    steps_per_epoch, steps, training_step = (
+        math.ceil(len(scenes["train"]) / 8),
+        [],
+        training.DistillationTrainer.training_step,
+    )
+
+    def interrupted_once(self, *arguments):
+        steps.append(self.state.global_step)
+        if len(steps) == steps_per_epoch + 3:
+            raise KeyboardInterrupt
+        return training_step(self, *arguments)
+
+    monkeypatch.setattr(training.DistillationTrainer, "training_step", interrupted_once)
+    with pytest.raises(KeyboardInterrupt):
+        run({})
+    steps.clear()
+    run({})
+    assert steps == list(range(steps_per_epoch, 2 * steps_per_epoch)), "the second epoch alone should be repeated"
 
 
 class TestImpulseResponses:

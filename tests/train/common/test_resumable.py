@@ -49,6 +49,14 @@ def kill_at(monkeypatch, owner, method: str, step: int, call: int = 1) -> None:
     monkeypatch.setattr(owner, method, dying)
 
 
+def assert_equal_weights(folder, expected: dict[str, torch.Tensor]) -> None:
+    weights = load_file(folder / "model.safetensors")
+    assert weights.keys() == expected.keys()
+    for name, value in expected.items():
+        difference = (weights[name] - value).abs().max().item()
+        assert difference == 0, f"{name} should be that of the uninterrupted run, but is off by {difference:.1e}"
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("uninterrupted")
@@ -57,16 +65,16 @@ def uninterrupted(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "method, step",
+    "method, step, checkpoint",
     [
-        ("training_step", 2),  # before the first checkpoint
-        ("training_step", 7),  # in the middle of an epoch
-        ("_save_optimizer_and_scheduler", 9),  # between the files of a checkpoint
-        ("_save_rng_state", 6),
-        ("evaluate", 20),  # when training is done
+        ("training_step", 2, 0),  # before the first checkpoint
+        ("training_step", 7, 6),  # in the middle of an epoch
+        ("_save_optimizer_and_scheduler", 9, 6),  # between the files of a checkpoint
+        ("_save_rng_state", 6, 3),
+        ("evaluate", 20, 20),  # when training is done
     ],
 )
-def test_killed_run_resumes_to_the_same_weights(tmp_path, monkeypatch, uninterrupted, method, step):
+def test_killed_run_resumes_to_the_same_weights(tmp_path, monkeypatch, uninterrupted, method, step, checkpoint):
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         kill_at(patch, train_job.DistillationTrainer, method, step)
@@ -75,10 +83,10 @@ def test_killed_run_resumes_to_the_same_weights(tmp_path, monkeypatch, uninterru
 
     assert run_until_killed(train_job.main, run) == 0
 
-    weights = load_file(run / "model.safetensors")
-    assert weights.keys() == uninterrupted.keys()
-    for name, value in uninterrupted.items():
-        assert torch.equal(weights[name], value), name
+    measured = torch.load(run / "measured.pt")
+    steps = sum(name.startswith("gradient of classifier.bias") for name in measured)
+    assert steps == 20 - checkpoint, f"the run should resume from step {checkpoint}, not repeat {steps} of 20 steps"
+    assert_equal_weights(run, uninterrupted)
 
 
 def test_run_killed_again_and_again(tmp_path, monkeypatch, uninterrupted):
@@ -89,8 +97,7 @@ def test_run_killed_again_and_again(tmp_path, monkeypatch, uninterrupted):
             kill_at(patch, train_job.DistillationTrainer, "training_step", step)
             assert run_until_killed(train_job.main, run) == signal.SIGKILL
     assert run_until_killed(train_job.main, run) == 0
-    weights = load_file(run / "model.safetensors")
-    assert all(torch.equal(weights[name], value) for name, value in uninterrupted.items())
+    assert_equal_weights(run, uninterrupted)
 
 
 def test_run_killed_between_accumulated_passes(tmp_path, monkeypatch):
@@ -102,9 +109,7 @@ def test_run_killed_between_accumulated_passes(tmp_path, monkeypatch):
         kill_at(patch, train_job.DistillationTrainer, "training_step", 4, call=2)
         assert run_until_killed(train_job.main, run, *settings) == signal.SIGKILL
     assert run_until_killed(train_job.main, run, *settings) == 0
-    weights = load_file(run / "model.safetensors")
-    for name, value in load_file(tmp_path / "uninterrupted" / "model.safetensors").items():
-        assert torch.equal(weights[name], value), name
+    assert_equal_weights(run, load_file(tmp_path / "uninterrupted" / "model.safetensors"))
 
 
 @pytest.mark.processor
