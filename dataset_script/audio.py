@@ -41,6 +41,17 @@ SAMPLING_RATES = (1_000, 1_000_000)
 BLOCK_SAMPLES = 2**20
 """Samples decoded at a time, over all channels."""
 
+SYSTEM_FOLDERS = {
+    "#recycle",
+    "$RECYCLE.BIN",
+    "@eaDir",
+    "System Volume Information",
+    "__MACOSX",
+    "__pycache__",
+    "lost+found",
+}
+"""Folders that systems and network drives leave beside those of the user."""
+
 _BAD_SEEK = 39
 """libsndfile's error for a position outside of a file."""
 
@@ -331,7 +342,7 @@ def encode_wav(samples: np.ndarray, sampling_rate: int) -> bytes:
 
 def is_hidden(path: Path) -> bool:
     """Return whether a file or folder is hidden or was left by another system, such as `._a.wav` or `__MACOSX`."""
-    return path.name.startswith(".") or path.name == "__MACOSX"
+    return path.name.startswith(".") or path.name in SYSTEM_FOLDERS
 
 
 def is_audio_name(path: Path) -> bool:

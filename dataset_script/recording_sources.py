@@ -118,7 +118,9 @@ def _read_class_folders(folder: Path) -> dict[str, list[Recording]]:
         for path in classes:
             files = sorted(file for file in path.glob("*") if is_audio_name(file) and not file.is_dir())
             if not files:
-                raise FileNotFoundError(f"{path} contains no recordings: add some directly in it, or remove it.")
+                raise FileNotFoundError(
+                    f"{path} contains no recordings that can be read (WAV, FLAC, OGG, MP3, AIFF): add some directly in it, or remove it."
+                )
             recordings += [_recording_of_file(file, folder) for file in files]
             used.update(files)
         if not recordings:
@@ -206,7 +208,7 @@ def _cast_audio(dataset: Dataset, name: str) -> Dataset:
     if not known:
         raise InputError(
             f"{name}: the column 'audio' has the type {feature}, but needs audio files, their paths or their "
-            "contents: cast it to datasets.Audio."
+            "contents: encode arrays of samples with dataset_script.audio.encode_wav."
         )
     if isinstance(feature, Value) and feature.dtype in STRINGS:
         dataset = dataset.cast_column("audio", Value("string"))

@@ -67,7 +67,7 @@ def write_parquet(path, **columns):
 def test_hidden_files_and_folders_are_skipped(folder, load):
     expected = load(folder)
     for split in SPLITS:
-        for hidden in (".ipynb_checkpoints", ".Trash-1000", "__MACOSX"):
+        for hidden in (".ipynb_checkpoints", ".Trash-1000", "__MACOSX", "@eaDir", "$RECYCLE.BIN"):
             shutil.copytree(folder / split / "indoor", folder / split / hidden)
         (folder / split / "indoor" / "._a.wav").write_bytes(b"resource fork")
     found = load(folder)
