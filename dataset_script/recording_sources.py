@@ -119,7 +119,8 @@ def _read_class_folders(folder: Path) -> dict[str, list[Recording]]:
             files = sorted(file for file in path.glob("*") if is_audio_name(file) and not file.is_dir())
             if not files:
                 raise FileNotFoundError(
-                    f"{path} contains no recordings that can be read (WAV, FLAC, OGG, MP3, AIFF): add some directly in it, or remove it."
+                    f"{path} contains no recordings that can be read (WAV, FLAC, OGG, MP3, AIFF): add some directly "
+                    "in it, or remove it."
                 )
             recordings += [_recording_of_file(file, folder) for file in files]
             used.update(files)

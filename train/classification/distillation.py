@@ -1,6 +1,7 @@
 """Distillation: from the teachers to their logits, and to a student with its results."""
 
 import hashlib
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ from train.common.recipes import is_recipe, recipe_arguments
 from train.common.runs import describe_run, run_or_load
 from train.evaluation.inference import model_revision, predict_split
 
+
+logger = logging.getLogger(__name__)
 
 SHARED_ARGUMENTS = (
     "impulse_responses",
@@ -212,6 +215,36 @@ def predict_teacher(
     return str(output_dir)
 
 
+def report_teachers(clips: datasets.Dataset, teachers: Sequence[Teacher], temperature: float) -> None:
+    """Log how good each teacher is on the clips it teaches, and warn if it is hardly better than chance.
+
+    Logits with another order of the classes, turned signs or the wrong scale are noticed here, before training.
+
+    Args:
+        clips (`datasets.Dataset`): Column `label`, and a column of logits for each teacher.
+        teachers (`Sequence[Teacher]`): The teachers.
+        temperature (`float`): Divisor of the logits in distillation.
+    """
+    labels = np.asarray(clips["label"][:])
+    for teacher in teachers:
+        logits = np.asarray(clips.with_format(None)[LOGITS_PREFIX + teacher.name][:], dtype=np.float64)
+        accuracy = float((logits.argmax(axis=1) == labels).mean())
+        probabilities = np.exp(logits / temperature - np.logaddexp.reduce(logits / temperature, axis=1)[:, None])
+        logger.info(
+            "Teacher %s: %.1f %% of the training clips right, mean confidence %.2f at temperature %g.",
+            teacher.name,
+            100 * accuracy,
+            probabilities.max(axis=1).mean(),
+            temperature,
+        )
+        if accuracy < 1.5 / logits.shape[1]:
+            logger.warning(
+                "The teacher %s is hardly better than chance on the clips it teaches: check the order of its classes "
+                "and the sign of its logits.",
+                teacher.name,
+            )
+
+
 def distill(
     recipe: str, distillation_args: DistillationArguments, data_args: DataArguments, args: SceneTrainingArguments
 ) -> dict[str, Any]:
@@ -246,6 +279,7 @@ def distill(
     def work() -> dict[str, Any]:
         logits = {teacher.name: predict_teacher(teacher, scenes, data_args, args, trusted) for teacher in teachers}
         clips = scenes if logits == available else load_splits(data_args, logits)
+        report_teachers(clips["train"], teachers, args.temperature)
         set_seed(args.seed)
         model, feature_extractor = new_student(label_names, distillation_args.config_overrides)
         description = {"recipe": recipe, "teachers": distillation_args.teachers, "arguments": run}
