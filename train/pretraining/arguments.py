@@ -4,7 +4,6 @@ from dataclasses import dataclass, field, fields
 from typing import ClassVar, Literal
 
 import torch
-from transformers import TrainingArguments
 
 import modeling_beats
 from dataset_script.errors import InputError
@@ -83,11 +82,12 @@ class PretrainingArguments(ResumableTrainingArguments):
     warmup_steps: int = field(default=0, metadata={"help": "Steps before the learning rate reaches its maximum."})
     dry_run: bool = field(default=False, metadata={"help": "Measure the cost of the run instead of running it."})
 
+    num_train_epochs: float = field(default=-1.0, metadata={"help": "Has no effect: use max_steps."})
     logging_steps: int = field(default=50, metadata={"help": "Steps between log lines."})
     save_steps: int = field(default=1000, metadata={"help": "Steps between checkpoints."})
 
     def __post_init__(self) -> None:
-        for inherited in fields(TrainingArguments):
+        for inherited in fields(PretrainingArguments):
             if inherited.name in self.replaced and getattr(self, inherited.name) != inherited.default:
                 raise InputError(f"{inherited.name} has no effect here: {self.replaced[inherited.name]}.")
         if self.max_steps < 1:

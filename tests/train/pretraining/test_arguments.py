@@ -78,7 +78,7 @@ def test_tagging(corpus, start, tmp_path, options, error, message):
 @pytest.mark.parametrize(
     ("option", "value", "advice"),
     [
-        ("num_train_epochs", "5", "use max_steps"),
+        ("num_train_epochs", "3", "use max_steps"),
         ("per_device_train_batch_size", "5", "use batch_size"),
         ("data_seed", "1", "use seed"),
         ("save_strategy", "epoch", "use save_steps"),
