@@ -100,7 +100,7 @@ class ResumableTrainer(Trainer):
         folder = Path(output_dir or self.args.output_dir)
         with _full_disk_errors(folder):
             super().save_model(output_dir, _internal_call)
-            if self.args.should_save:
+            if self.args.should_save and not _internal_call:  # a checkpoint is flushed when it is complete
                 for path in folder.iterdir():
                     if path.is_file():
                         make_durable(path)
