@@ -24,7 +24,7 @@ from model_cards.tables import results_table
 from train.common.arguments import CommandParser, HubArguments, InferenceArguments, check_bootstrap
 from train.common.hub import check_repository, push_folder
 from train.common.process import configure_logging, run_command
-from train.common.runs import check_identity, claim_output_folder, lock_folder
+from train.common.runs import hold_output_folder
 from train.evaluation.inference import input_rate, load_clips, model_revision
 from train.evaluation.scoring import evaluate_classifier, unseen_devices, write_results
 
@@ -83,9 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     clips = scenes[args.split]
     run = {"model": args.model_name_or_path, "revision": model_revision(model), "dataset": args.dataset}
     run["split"] = args.split
-    check_identity(args.output_dir, run)
-    with lock_folder(args.output_dir):
-        claim_output_folder(args.output_dir, run)
+    with hold_output_folder(args.output_dir, run):
         waveforms = cache_waveforms(clips, input_rate(feature_extractor), args.cache_dir)
         unseen = unseen_devices(scenes["train"], clips)
         metrics = evaluate_classifier(

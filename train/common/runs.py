@@ -84,9 +84,7 @@ def run_or_load(
     Raises:
         FileExistsError, InputError, OSError: As [`claim_output_folder`].
     """
-    check_identity(folder, run)
-    with lock_folder(folder):
-        claim_output_folder(folder, run)
+    with hold_output_folder(folder, run):
         results = finished_results(folder)
         if results is not None and model is not None and not (Path(folder) / model).is_file():
             logger.warning("%s has results but no %s: the run is repeated from its last checkpoint.", folder, model)
@@ -97,6 +95,23 @@ def run_or_load(
         else:
             logger.info("The run in %s is already finished.", folder)
     return results
+
+
+@contextmanager
+def hold_output_folder(folder: str | Path, run: Mapping[str, Any]) -> Iterator[None]:
+    """Claim a folder for a run and lock it while the body runs; all processes must call this.
+
+    Args:
+        folder (`str` or `Path`): Output folder.
+        run (`Mapping`): Identity of the run.
+
+    Raises:
+        FileExistsError, OSError: As [`claim_output_folder`] and [`lock_folder`].
+    """
+    check_identity(folder, run)  # so that nothing is written into a folder of somebody else
+    with lock_folder(folder):
+        claim_output_folder(folder, run)
+        yield
 
 
 def claim_output_folder(folder: str | Path, run: Mapping[str, Any]) -> None:

@@ -26,7 +26,7 @@ from train.common.arguments import InferenceArguments
 from train.common.features import WaveformFeatures
 from train.common.models import load_classifier, load_config
 from train.common.process import main_process_first
-from train.common.runs import check_identity, claim_output_folder, lock_folder
+from train.common.runs import hold_output_folder
 
 
 logger = logging.getLogger(__name__)
@@ -135,9 +135,7 @@ def predict_split(
         "clips": len(filenames),
         "checksum of the file names": checksum,
     }
-    check_identity(folder, run)
-    with lock_folder(folder):
-        claim_output_folder(folder, run)
+    with hold_output_folder(folder, run):
         if not (folder / "README.md").is_file():
             logits = _predict_in_parts(model, feature_extractor, scenes, folder, teacher, batch_size, cache_dir)
             if PartialState().is_main_process:
