@@ -1,14 +1,17 @@
 """Arguments of distillation and fine-tuning: dataclasses that are filled from a recipe and the command line."""
 
 import math
-from dataclasses import dataclass, field, fields
-from typing import Literal
-
-from transformers import TrainingArguments
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
 from dataset_script.errors import InputError
 from train.classification.losses import DistillationLoss
-from train.common.arguments import CorpusArguments, ModelArguments, ResumableTrainingArguments
+from train.common.arguments import (
+    UNSUPPORTED_ARGUMENTS,
+    CorpusArguments,
+    ModelArguments,
+    ResumableTrainingArguments,
+)
 from train.common.augmentations import FreqMixStyle, SoftMixup, SpecAugment, check_probability
 
 
@@ -45,18 +48,14 @@ class DataArguments(CorpusArguments):
             raise InputError("validation_fraction and select_on_test exclude each other: leave out one of them.")
 
 
-UNSUPPORTED_ARGUMENTS = {
-    "per_device_train_batch_size": "use batch_size",
+REPLACED_ARGUMENTS = {
     "lr_scheduler_type": "use schedule",
     "warmup_steps": "use warmup_epochs",
     "eval_strategy": "use validation_fraction or select_on_test",
     "load_best_model_at_end": "use validation_fraction or select_on_test",
     "label_smoothing_factor": "use teachers",
-    "dataloader_drop_last": "leave it out, because every clip is used",
-    "remove_unused_columns": "leave it out, because the loss needs the columns",
-    "resume_from_checkpoint": "leave it out, because the same command resumes by itself",
 }
-"""Arguments of `TrainingArguments` that have no effect here, and what to do instead."""
+"""Arguments of `TrainingArguments` that have no effect here, and what to use instead."""
 
 POSITIVE_ARGUMENTS = (
     "learning_rate",
@@ -75,6 +74,8 @@ class SceneTrainingArguments(ResumableTrainingArguments):
 
     The optimizer is AdamW; without weight decay, the default, it is Adam, as in the report.
     """
+
+    unsupported: ClassVar[dict[str, str]] = UNSUPPORTED_ARGUMENTS | REPLACED_ARGUMENTS
 
     batch_size: int = field(
         default=256,
@@ -134,19 +135,12 @@ class SceneTrainingArguments(ResumableTrainingArguments):
     per_device_eval_batch_size: int = field(default=256, metadata={"help": "Clips per forward pass in evaluation."})
 
     def __post_init__(self) -> None:
-        self._check_support()
         self._check_ranges()
         self._check_combinations()
         self._check_loss_and_augmentations()
+        super().__post_init__()
         self.label_names = ["labels", "device"]
         self.remove_unused_columns = False
-        super().__post_init__()
-
-    def _check_support(self) -> None:
-        """Raise `InputError` if an argument of `TrainingArguments` is set that has no effect here."""
-        for argument in fields(TrainingArguments):
-            if argument.name in UNSUPPORTED_ARGUMENTS and getattr(self, argument.name) != argument.default:
-                raise InputError(f"{argument.name} has no effect here: {UNSUPPORTED_ARGUMENTS[argument.name]}.")
 
     def _check_ranges(self) -> None:
         """Raise `InputError` if a number is out of range."""

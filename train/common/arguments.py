@@ -1,15 +1,16 @@
 """Arguments that several commands share, and the parser of all commands."""
 
 import difflib
-import importlib.util
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, NoReturn
+from typing import Any, ClassVar, Literal, NoReturn
 
-from transformers import HfArgumentParser, TrainingArguments
+import torch
+from transformers import HfArgumentParser, Trainer, TrainingArguments
 from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+from transformers.training_args import OptimizerNames
 
 from dataset_script.errors import InputError, input_errors
 
@@ -120,6 +121,35 @@ class ModelArguments:
     )
 
 
+UNSUPPORTED_ARGUMENTS = {
+    "auto_find_batch_size": "set batch_size, because the results depend on it",
+    "batch_eval_metrics": "leave it out",
+    "data_seed": "use seed",
+    "dataloader_drop_last": "leave it out",
+    "deepspeed": "leave it out, because these models fit on one device",
+    "enable_jit_checkpoint": "leave it out, because the same command resumes by itself",
+    "eval_on_start": "leave it out",
+    "fsdp": "leave it out, because these models fit on one device",
+    "gradient_checkpointing": "lower batch_size, or raise gradient_accumulation_steps",
+    "ignore_data_skip": "leave it out, because a resumed run never repeats data",
+    "label_names": "leave it out",
+    "label_smoothing_factor": "leave it out",
+    "load_best_model_at_end": "leave it out",
+    "lr_scheduler_kwargs": "leave it out",
+    "metric_for_best_model": "leave it out",
+    "neftune_noise_alpha": "leave it out, because it is for language models",
+    "parallelism_config": "leave it out, because these models fit on one device",
+    "per_device_train_batch_size": "use batch_size",
+    "prediction_loss_only": "leave it out",
+    "remove_unused_columns": "leave it out, because the loss needs the columns",
+    "restore_callback_states_from_checkpoint": "leave it out, because the same command resumes by itself",
+    "resume_from_checkpoint": "leave it out, because the same command resumes by itself",
+    "train_sampling_strategy": "leave it out, because each epoch has a random order",
+    "use_liger_kernel": "leave it out, because it is for language models",
+}
+"""Arguments of `TrainingArguments` that have no effect here, and what to do instead."""
+
+
 @dataclass
 class ResumableTrainingArguments(TrainingArguments):
     """`TrainingArguments` of runs that can be interrupted and do not depend on the number of processes.
@@ -127,11 +157,14 @@ class ResumableTrainingArguments(TrainingArguments):
     Each process uses one device; `accelerate launch` starts several.
     """
 
+    unsupported: ClassVar[dict[str, str]] = UNSUPPORTED_ARGUMENTS
+
     output_dir: str = field(default="trainer_output", metadata={"help": "Output folder of the run."})
     batch_size: int = field(default=256, metadata={"help": "Rows per forward pass, summed over all processes."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep, at least two."})
 
     def __post_init__(self) -> None:
+        self._check_support()
         if self.save_total_limit is not None and self.save_total_limit < 2:
             raise InputError(
                 f"save_total_limit is {self.save_total_limit}, but a run that is killed while writing its only "
@@ -141,10 +174,13 @@ class ResumableTrainingArguments(TrainingArguments):
             raise InputError(f"batch_size is {self.batch_size}: choose at least one row per forward pass.")
         if self.save_only_model:
             raise InputError("save_only_model leaves nothing to resume from: leave it out.")
+        if self.save_strategy == "steps" and self.save_steps <= 0:
+            raise InputError(f"save_steps is {self.save_steps}: choose a number above 0.")
         check_seed(self.seed)
         self._check_secrets()
         self._check_integrations()
         super().__post_init__()
+        self._check_optimizer()
         if self.fp16 and self.device.type == "cpu":
             raise InputError("fp16 has no effect on a CPU: leave it out, or use bf16 if the processor supports it.")
         self._n_gpu = min(self.n_gpu, 1)  # the property n_gpu initializes _n_gpu
@@ -168,8 +204,23 @@ class ResumableTrainingArguments(TrainingArguments):
                 raise InputError(f"report_to is {service!r}: choose from {', '.join(sorted(known))}, all or none.")
             if service in known and service not in get_available_reporting_integrations():
                 raise InputError(f"report_to is {service!r}, whose package is missing: pip install {service}")
-        if self.deepspeed and importlib.util.find_spec("deepspeed") is None:
-            raise InputError("deepspeed is set, but its package is missing: pip install deepspeed, or leave it out.")
+
+    def _check_support(self) -> None:
+        """Raise `InputError` if an argument is set that has no effect."""
+        for argument in fields(self):
+            if argument.name in self.unsupported and getattr(self, argument.name) != argument.default:
+                raise InputError(f"{argument.name} has no effect here: {self.unsupported[argument.name]}.")
+
+    def _check_optimizer(self) -> None:
+        """Raise `InputError` if the optimizer cannot be created with its arguments."""
+        try:
+            optimizer_class, settings = Trainer.get_optimizer_cls_and_kwargs(self)
+            optimizer_class([torch.nn.Parameter(torch.zeros(1))], **settings)
+        except (ImportError, RuntimeError, TypeError, ValueError) as error:
+            raise InputError(
+                f"The optimizer {OptimizerNames(self.optim).value} cannot be created ({error}): change optim, "
+                "optim_args, or the arguments that start with adam_."
+            ) from None
 
 
 def check_seed(seed: int) -> None:

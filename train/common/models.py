@@ -1,6 +1,7 @@
 """Models of the commands, new or pretrained, with the classes of the data."""
 
 import logging
+import pickle
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -165,6 +166,11 @@ def _loading_errors(model_name_or_path: str) -> Iterator[None]:
     """Raise the body's errors as an `InputError` about the files of a model."""
     try:
         yield
+    except pickle.UnpicklingError:
+        raise InputError(
+            f"{model_name_or_path} has weights in a pickle with Python objects besides tensors, which could run code "
+            "and are not loaded: choose a model with safetensors weights."
+        ) from None
     except (OSError, RuntimeError, SafetensorError, ValueError) as error:
         raise InputError(
             f"{model_name_or_path} cannot be loaded ({_reason(error)}): finish the run that creates it, download it "

@@ -87,8 +87,9 @@ def configure_logging(log_level: str = "info") -> None:
 def run_command(main: Callable[[], Any]) -> None:
     """Run the `main` of a command and exit with a one-line message on errors that the user can fix.
 
-    These are [`~dataset_script.errors.InputError`], `OSError` (files, disk, network) and Ctrl-C; their traceback is
-    shown at log level debug only. Any other error is a bug and keeps its traceback.
+    These are [`~dataset_script.errors.InputError`], `OSError` (files, disk, network), packages that an argument needs
+    and that are missing, and Ctrl-C; their traceback is shown at log level debug only. Any other error is a bug and
+    keeps its traceback.
 
     Args:
         main (`Callable`): The command, without arguments.
@@ -97,7 +98,7 @@ def run_command(main: Callable[[], Any]) -> None:
     use_all_cores()
     try:
         main()
-    except (InputError, OSError) as error:
+    except (ImportError, InputError, OSError) as error:
         logger.debug("Traceback of the error:", exc_info=True)
         sys.exit(f"Error: {_sentence(error)}" if _is_main_process() else 1)
     except KeyboardInterrupt:
@@ -106,6 +107,8 @@ def run_command(main: Callable[[], Any]) -> None:
 
 def _sentence(error: Exception) -> str:
     """Return the message of an error; for errors of the system the file and the reason, without the number."""
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return f"The package {error.name} is missing: pip install {error.name}"
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}."
     return str(error)

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer
 
-from dataset_script.errors import InputError
+from dataset_script.errors import InputError, input_errors
 from dataset_script.files import make_durable, write_json
 from model_cards.results import RESULTS_FILE, RUN_FILE, provenance
 from train.common.arguments import ResumableTrainingArguments
@@ -29,7 +29,8 @@ class ResumableTrainer(Trainer):
     args: ResumableTrainingArguments
 
     def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+        with input_errors():  # the base class checks the arguments again, against the machine and the model
+            super().__init__(*args, **kwargs)
         if self.args.log_level in ("warning", "error", "critical"):
             self.remove_callback(PrinterCallback)  # prints the metrics of each epoch if there is no progress bar
         self.model_accepts_loss_kwargs = False

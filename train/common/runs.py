@@ -133,7 +133,7 @@ def claim_output_folder(folder: str | Path, run: Mapping[str, Any]) -> None:
     state.wait_for_everyone()
     with main_process_first():
         path = Path(folder) / RUN_FILE
-        if _read_identity(path) is None:
+        if _read_identity(path) != json.loads(json.dumps(run)):
             with _unwritable_errors(folder):
                 write_json(path, run)
     state.wait_for_everyone()
@@ -155,11 +155,12 @@ def check_identity(folder: str | Path, run: Mapping[str, Any]) -> None:
     checkpoints = [path / RUN_FILE for path in reversed(find_checkpoints(folder))]
     identities = (_read_identity(path) for path in (folder / RUN_FILE, *checkpoints))
     other = next((identity for identity in identities if identity is not None), None)
+    ours = {LOCK_FILE, RUN_FILE, RUN_FILE + PART_SUFFIX}
+    if folder.is_dir() and all(path.name in ours for path in folder.iterdir()):
+        return  # a run that was stopped before it made anything
     if other is None:
-        ours = {LOCK_FILE, RUN_FILE, RUN_FILE + PART_SUFFIX}
         # A damaged identity without checkpoints is that of a run that had not come far.
-        is_run = folder.is_dir() and ((folder / RUN_FILE).is_file() or all(p.name in ours for p in folder.iterdir()))
-        if not is_run:
+        if not (folder / RUN_FILE).is_file():
             raise FileExistsError(f"{folder} exists and contains no run: choose another --output_dir, or empty it.")
         return
     changed = [name for name in {**other, **run} if other.get(name) != run.get(name)]

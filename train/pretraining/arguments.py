@@ -1,13 +1,18 @@
 """Arguments of pre-training and of fine-tuning on AudioSet."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
 
 import modeling_beats
 from dataset_script.errors import InputError
-from train.common.arguments import CorpusArguments, ModelArguments, ResumableTrainingArguments
+from train.common.arguments import (
+    UNSUPPORTED_ARGUMENTS,
+    CorpusArguments,
+    ModelArguments,
+    ResumableTrainingArguments,
+)
 from train.common.augmentations import SoftMixup, SpecAugment
 
 
@@ -48,23 +53,14 @@ class AudioArguments(CorpusArguments):
     streaming: bool = field(default=False, metadata={"help": "Read a Hub dataset while training."})
 
 
-REPLACED = {
+REPLACED_ARGUMENTS = {
     "num_train_epochs": "use max_steps",
-    "per_device_train_batch_size": "use batch_size",
-    "auto_find_batch_size": "use batch_size",
-    "data_seed": "use seed",
     "logging_strategy": "use logging_steps",
     "save_strategy": "use save_steps",
-    "eval_strategy": "omit it, since there is no evaluation during training",
-    "load_best_model_at_end": "omit it, since the weights of the last step are kept",
-    "label_smoothing_factor": "omit it, since the loss has no smoothing",
-    "train_sampling_strategy": "omit it, since each epoch has a random order",
-    "dataloader_drop_last": "omit it, since all batches have batch_size crops",
-    "dataloader_persistent_workers": "omit it, since the whole run is one epoch of the loader",
+    "eval_strategy": "leave it out, because there is no evaluation during training",
+    "load_best_model_at_end": "leave it out, because the weights of the last step are kept",
+    "dataloader_persistent_workers": "leave it out, because the whole run is one epoch of the loader",
     "dataloader_prefetch_factor": "use dataloader_num_workers",
-    "remove_unused_columns": "omit it, since batches have no columns",
-    "resume_from_checkpoint": "omit it, since the same command resumes",
-    "ignore_data_skip": "omit it, since a resumed run always skips the crops it has used",
 }
 """Arguments of `TrainingArguments` that have no effect here, and what to do instead."""
 
@@ -73,7 +69,11 @@ REPLACED = {
 class PretrainingArguments(ResumableTrainingArguments):
     """`TrainingArguments` of runs that count in steps, and in batches of crops over all processes."""
 
-    replaced: ClassVar[dict[str, str]] = REPLACED | {"per_device_eval_batch_size": "omit it, since there is no test"}
+    unsupported: ClassVar[dict[str, str]] = (
+        UNSUPPORTED_ARGUMENTS
+        | REPLACED_ARGUMENTS
+        | {"per_device_eval_batch_size": "leave it out, because there is no test"}
+    )
 
     output_dir: str = field(default="outputs", metadata={"help": "Folder for the checkpoints, model and results."})
     batch_size: int = field(default=64, metadata={"help": "Crops per forward pass, over all processes together."})
@@ -87,9 +87,6 @@ class PretrainingArguments(ResumableTrainingArguments):
     save_steps: int = field(default=1000, metadata={"help": "Steps between checkpoints."})
 
     def __post_init__(self) -> None:
-        for inherited in fields(PretrainingArguments):
-            if inherited.name in self.replaced and getattr(self, inherited.name) != inherited.default:
-                raise InputError(f"{inherited.name} has no effect here: {self.replaced[inherited.name]}.")
         if self.max_steps < 1:
             raise InputError(f"max_steps is {self.max_steps}: choose at least one optimizer step.")
         if not 0.175 <= self.segment_seconds <= 60:
@@ -136,7 +133,7 @@ class TaggedDataArguments:
 class TaggingArguments(PretrainingArguments):
     """`PretrainingArguments` with augmentations and the sampling of clips."""
 
-    replaced: ClassVar[dict[str, str]] = REPLACED
+    unsupported: ClassVar[dict[str, str]] = UNSUPPORTED_ARGUMENTS | REPLACED_ARGUMENTS
 
     balanced: bool = field(
         default=False,

@@ -196,6 +196,12 @@ def test_numbers_out_of_range_are_named(name, wrong, right):
         ("eval_strategy", "epoch", "use validation_fraction"),
         ("label_smoothing_factor", "0.1", "use teachers"),
         ("resume_from_checkpoint", "outputs", "the same command"),
+        ("fsdp", "full_shard", "fit on one device"),
+        ("deepspeed", "x.json", "fit on one device"),
+        ("use_liger_kernel", "True", "language models"),
+        ("neftune_noise_alpha", "5", "language models"),
+        ("gradient_checkpointing", "True", "lower batch_size"),
+        ("metric_for_best_model", "f1", "leave it out"),
     ],
 )
 def test_arguments_without_effect_are_refused(name, value, instead):

@@ -29,9 +29,15 @@ class TestClaim:
     @pytest.mark.parametrize("other", [{"seed": 2}, {"seed": 1, "bf16": True}, {}])
     def test_another_run_is_refused(self, tmp_path, other):
         claim_output_folder(tmp_path, {"seed": 1})
+        (tmp_path / "results.json").write_text("{}")
         with pytest.raises(FileExistsError, match=r"another run \((seed|bf16) is .*--output_dir"):
             claim_output_folder(tmp_path, other)
         assert json.loads((tmp_path / RUN_FILE).read_text()) == {"seed": 1}
+
+    def test_a_run_that_made_nothing_gives_way(self, tmp_path):
+        for seed in (1, 2):
+            claim_output_folder(tmp_path, {"seed": seed})
+        assert json.loads((tmp_path / RUN_FILE).read_text()) == {"seed": 2}
 
     def test_other_files_are_refused_and_left_alone(self, tmp_path):
         (tmp_path / "thesis.tex").write_text("precious")

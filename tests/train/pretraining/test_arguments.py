@@ -48,7 +48,7 @@ class TestRecipes:
         (("config_overrides", "mask_ratio=1.5"), "mask_ratio is 1.5"),
         (("streaming", "True"), "needs no streaming"),
         (("dataset", ""), "There is no audio: set --dataset"),
-        (("per_device_eval_batch_size", "4"), "per_device_eval_batch_size has no effect here: omit it"),
+        (("per_device_eval_batch_size", "4"), "per_device_eval_batch_size has no effect here: leave it out"),
     ],
 )
 def test_pretraining(audio, tmp_path, options, message):
@@ -83,12 +83,12 @@ def test_tagging(corpus, start, tmp_path, options, error, message):
         ("data_seed", "1", "use seed"),
         ("save_strategy", "epoch", "use save_steps"),
         ("logging_strategy", "no", "use logging_steps"),
-        ("eval_strategy", "steps", "omit it"),
-        ("dataloader_drop_last", "True", "omit it"),
+        ("eval_strategy", "steps", "leave it out"),
+        ("dataloader_drop_last", "True", "leave it out"),
         ("dataloader_prefetch_factor", "4", "use dataloader_num_workers"),
-        ("remove_unused_columns", "False", "omit it"),
-        ("resume_from_checkpoint", "x", "omit it"),
-        ("ignore_data_skip", "True", "omit it"),
+        ("remove_unused_columns", "False", "leave it out"),
+        ("resume_from_checkpoint", "x", "leave it out"),
+        ("ignore_data_skip", "True", "leave it out"),
     ],
 )
 def test_arguments_without_effect(audio, corpus, tmp_path, option, value, advice):
