@@ -4,6 +4,8 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
@@ -201,6 +203,20 @@ class TestPredictLogits:
         inputs = BeatsFeatureExtractor()(waveform, sampling_rate=rate, return_tensors="pt")
         expected = model(**inputs).logits[0].detach().numpy()
         np.testing.assert_allclose(written.values[3], expected, atol=2e-3)  # 16-bit waveforms
+
+    def test_damaged_output_is_written_again(self, data, teacher, tmp_path, caplog):
+        command = self.command(data, teacher, tmp_path / "out")
+        predict_logits.main(command)
+        (path,) = (tmp_path / "out" / "data").glob("*.parquet")
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        predict_logits.main(command)
+        assert "Predicting the logits again" in caplog.text
+        np.testing.assert_allclose(
+            read_logits(tmp_path / "out").values,
+            pq.read_table(pa.BufferReader(whole))["logits"].to_pylist(),
+            rtol=1e-5,
+        )
 
     def test_lower_precision(self, data, teacher, tmp_path, monkeypatch):
         command, values = self.command(data, teacher, tmp_path / "out"), {}

@@ -12,6 +12,7 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
 from transformers import TrainingArguments
 
 from dataset_script.errors import InputError
@@ -86,8 +87,10 @@ def run_or_load(
     """
     with hold_output_folder(folder, run):
         results = finished_results(folder)
-        if results is not None and model is not None and not (Path(folder) / model).is_file():
-            logger.warning("%s has results but no %s: the run is repeated from its last checkpoint.", folder, model)
+        if results is not None and model is not None and not _is_whole(Path(folder) / model):
+            logger.warning(
+                "%s has results but no whole %s: the run is repeated from its last checkpoint.", folder, model
+            )
             results = None
         if results is None:
             results = work()
@@ -95,6 +98,17 @@ def run_or_load(
         else:
             logger.info("The run in %s is already finished.", folder)
     return results
+
+
+def _is_whole(path: Path) -> bool:
+    """Return whether a file exists, and, if it contains weights, whether it has the length that its header says."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return path.is_file()
+    try:
+        with safe_open(path, "pt"):
+            return True
+    except SafetensorError:
+        return False
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import logging
 import shutil
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
+from zipfile import BadZipFile
 
 import datasets
 import numpy as np
@@ -17,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
-from dataset_script import cache_waveforms, is_synthetic, load_scenes, write_logits
+from dataset_script import cache_waveforms, is_synthetic, load_scenes, read_logits, write_logits
 from dataset_script.errors import InputError
 from dataset_script.files import atomic_path
 from dataset_script.waveforms import FULL_SCALE
@@ -136,7 +137,8 @@ def predict_split(
         "checksum of the file names": checksum,
     }
     with hold_output_folder(folder, run):
-        if not (folder / "README.md").is_file():
+        label_names = scenes.features["label"].names
+        if not _is_finished(folder, label_names):
             logits = _predict_in_parts(model, feature_extractor, scenes, folder, teacher, batch_size, cache_dir)
             if PartialState().is_main_process:
                 write_logits(
@@ -145,13 +147,25 @@ def predict_split(
                     logits,
                     teacher=teacher,
                     revision=revision,
-                    label_names=scenes.features["label"].names,
+                    label_names=label_names,
                     synthetic=is_synthetic(scenes),
                 )
         if PartialState().is_main_process:
             shutil.rmtree(folder / PARTS, ignore_errors=True)
             logger.info("The logits of %s are in %s.", teacher, folder)
         PartialState().wait_for_everyone()
+
+
+def _is_finished(folder: Path, label_names: list[str]) -> bool:
+    """Return whether a folder contains a whole logits dataset."""
+    if not (folder / "README.md").is_file():
+        return False
+    try:
+        read_logits(folder, label_names)
+    except (FileNotFoundError, InputError) as error:
+        logger.warning("%s Predicting the logits again.", error)
+        return False
+    return True
 
 
 def _predict_in_parts(
@@ -168,7 +182,7 @@ def _predict_in_parts(
     waveforms = cache_waveforms(scenes, input_rate(feature_extractor), cache_dir)
     parts = []
     for start in range(0, len(scenes), CLIPS_PER_PART):
-        path = folder / PARTS / f"{start:08}.npy"
+        path = folder / PARTS / f"{start:08}.npz"
         clips = waveforms[start : start + CLIPS_PER_PART]
         # All processes must see the same state before one of them writes.
         state.wait_for_everyone()
@@ -184,7 +198,7 @@ def _predict_in_parts(
                 )
             if state.is_main_process:
                 with atomic_path(path) as part, part.open("wb") as file:
-                    np.save(file, logits)
+                    np.savez(file, logits=logits)  # with a checksum
         parts.append(logits)
     return np.concatenate(parts)
 
@@ -192,8 +206,9 @@ def _predict_in_parts(
 def _read_part(path: Path, clips: int) -> np.ndarray | None:
     """Return the logits of a finished part; None if it is missing or damaged, and has to be predicted."""
     try:
-        logits: np.ndarray = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        with np.load(path, allow_pickle=False) as part:
+            logits: np.ndarray = part["logits"]
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile, TypeError):
         return None
     whole = logits.ndim == 2 and len(logits) == clips and logits.dtype == np.float32 and np.isfinite(logits).all()
     return logits if whole else None

@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate import PartialState
 from accelerate.utils.other import get_free_port
+from safetensors.torch import save_file
 
 from dataset_script.errors import InputError
 from dataset_script.files import write_json
@@ -162,7 +163,7 @@ class TestLock:
         def work():
             done.append(1)
             write_json(tmp_path / "results.json", {"provenance": {}})
-            (tmp_path / "model.safetensors").touch()
+            save_file({"weight": torch.zeros(1000)}, tmp_path / "model.safetensors")
             return {"provenance": {}}
 
         for _ in range(2):
@@ -170,7 +171,10 @@ class TestLock:
         assert len(done) == 1
         (tmp_path / "model.safetensors").unlink()
         run_or_load(tmp_path, {"seed": 1}, work)
-        assert len(done) == 2 and "no model.safetensors" in caplog.text
+        assert len(done) == 2 and "no whole model.safetensors" in caplog.text
+        os.truncate(tmp_path / "model.safetensors", 2000)
+        run_or_load(tmp_path, {"seed": 1}, work)
+        assert len(done) == 3
 
     def test_incomplete_results_are_named(self, tmp_path):
         write_json(tmp_path / "results.json", {})
