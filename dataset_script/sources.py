@@ -5,6 +5,7 @@ import http.client
 import os
 import re
 import shutil
+import socket
 import time
 import urllib.error
 import urllib.request
@@ -242,15 +243,16 @@ def download_file(url: str, path: Path, md5: str | None = None) -> Path:
     part = path.with_name(path.name + PART_SUFFIX)
     fruitless, complete = 0, False
     while not complete:
-        before, reason = _size(part), "the connection broke"
+        before, reason, offline = _size(part), "the connection broke", False
         try:
             complete = _receive(url, part)
         except (OSError, http.client.HTTPException) as error:
             reason = str(error)
+            offline = isinstance(getattr(error, "reason", None), socket.gaierror)  # the host's name is unknown
         if complete or _size(part) > before:
             fruitless = 0
             continue
-        fruitless += 1
+        fruitless = FRUITLESS_ATTEMPTS if offline else fruitless + 1
         if fruitless == FRUITLESS_ATTEMPTS:
             raise ConnectionError(f"{url} could not be downloaded ({reason}).")
         time.sleep(WAIT_SECONDS)

@@ -8,6 +8,7 @@ TAU), which one device recorded at one location.
 
 import csv
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -123,12 +124,14 @@ def find_table(root: Path, name: str) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-def read_corpus(root: Path, elsewhere: dict[str, Path] | None = None) -> Corpus:
+def read_corpus(root: Path, needed: Iterable[str] = (), fetch: Callable[[str], Path] | None = None) -> Corpus:
     """Read `meta.csv` and every subset table of a corpus folder.
 
     Args:
         root (`Path`): Folder with `audio/` and `meta.csv`.
-        elsewhere (`dict[str, Path]`, *optional*): Files of tables that are missing from the folder, by name.
+        needed (`Iterable[str]`, *optional*): Names of the tables that must be there.
+        fetch (`Callable[[str], Path]`, *optional*): Called with the name of each needed table that is missing from
+            the folder, once `meta.csv` is known to be right.
 
     Returns:
         [`Corpus`]: The tables.
@@ -136,11 +139,12 @@ def read_corpus(root: Path, elsewhere: dict[str, Path] | None = None) -> Corpus:
     Raises:
         InputError: If a table is malformed, see [`read_table`] and [`read_meta`].
     """
-    found = {name: find_table(root, name) for name in TABLE_FILES}
-    paths = {name: path for name, path in found.items() if path} | (elsewhere or {})
+    meta = read_meta(root / "meta.csv")
+    paths = {name: path for name in TABLE_FILES if (path := find_table(root, name))}
+    if fetch is not None:
+        paths |= {name: fetch(name) for name in needed if name not in paths}
     tables = {name: read_table(path) for name, path in paths.items()}
-    paths["meta"] = root / "meta.csv"
-    return Corpus(root, read_meta(paths["meta"]), tables, paths)
+    return Corpus(root, meta, tables, paths | {"meta": root / "meta.csv"})
 
 
 def read_table(path: Path, columns: tuple[str, ...] = ("filename", "scene_label")) -> pd.DataFrame:

@@ -27,7 +27,6 @@ from dataset_script.splits import (
     SCENES,
     TABLE_CHECKS,
     Corpus,
-    find_table,
     read_corpus,
     read_evaluation_list,
 )
@@ -188,8 +187,7 @@ class TAUUrban2022(datasets.ArrowBasedBuilder):
     def _labelled_splits(self, root: Path, report: Callable[[str, str], None]) -> dict[str, pd.DataFrame]:
         needed = [self.config.subset, "test"] if self.config.subset else []
         tables = Path(self._cache_dir_root) / self.name / "split_setup"
-        elsewhere = {name: fetch_table(name, tables) for name in needed if find_table(root, name) is None}
-        self.corpus = corpus = read_corpus(root, elsewhere)
+        self.corpus = corpus = read_corpus(root, needed, lambda name: fetch_table(name, tables))
         report("labels and file names match", f"{len(corpus.meta):,} clips in meta.csv")
         for title, check in TABLE_CHECKS.items():
             report(title, check(corpus))

@@ -1,6 +1,9 @@
 import hashlib
 import re
+import socket
 import threading
+import urllib.error
+import urllib.request
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -206,6 +209,19 @@ def test_archive_of_zeros(tmp_path):
     with pytest.raises(InputError, match=r"audio\.1\.zip would be extracted to 60 MB, [\d,]+ times its size"):
         find_root(tmp_path)
     assert not (tmp_path / DEVELOPMENT).exists()
+
+
+def test_a_machine_without_network_does_not_wait(tmp_path, monkeypatch):
+    attempts = []
+
+    def urlopen(*args, **kwargs):
+        attempts.append(args)
+        raise urllib.error.URLError(socket.gaierror(-2, "Name or service not known"))
+
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    with pytest.raises(ConnectionError, match=r"could not be downloaded .*Name or service not known"):
+        download_file("https://unknown.invalid/file", tmp_path / "file")
+    assert len(attempts) == 1
 
 
 def test_earlier_editions(tmp_path):
