@@ -114,7 +114,10 @@ def _read_class_folders(folder: Path) -> dict[str, list[Recording]]:
     for split in SPLITS:
         recordings: list[Recording] = []
         used: set[Path] = set()
-        classes = sorted(path for path in (folder / split).glob("*") if path.is_dir() and not is_hidden(path))
+        entries = sorted(path for path in (folder / split).glob("*") if not is_hidden(path))
+        if dangling := [path for path in entries if path.is_symlink() and not path.exists()]:
+            raise FileNotFoundError(f"{dangling[0]} is a link to a missing folder: fetch its data or remove it.")
+        classes = [path for path in entries if path.is_dir()]
         for path in classes:
             files = sorted(file for file in path.glob("*") if is_audio_name(file) and not file.is_dir())
             if not files:
@@ -237,8 +240,9 @@ def _make_unique(splits: dict[str, list[Recording]], source: str) -> None:
     if len(set(names)) == len(names) and all(names):
         return
     if any(names):
-        (name, _), *_ = Counter(names).most_common(1)
-        logger.warning("%s: file names such as %r are not unique: using split and row instead.", source, name)
+        (name, repetitions), *_ = Counter(filter(None, names)).most_common(1)
+        problem = f"the file name {name!r} is repeated" if repetitions > 1 else "some rows have no file name"
+        logger.warning("%s: %s: using split and row instead of names.", source, problem)
     for split, recordings in splits.items():
         for row, recording in enumerate(recordings):
             recording.filename = f"{split}-{row:07}"

@@ -107,6 +107,9 @@ def test_tables_beside_class_folders_do_not_matter(folder, load):
 def test_link_to_nothing(folder, load):
     (folder / "train" / "indoor" / "b.wav").symlink_to(folder / ".git/annex/b")
     refused(load, folder, r"b\.wav is a link to a missing file: fetch its data", FileNotFoundError)
+    (folder / "train" / "indoor" / "b.wav").unlink()
+    (folder / "train" / "tunnel").symlink_to(folder / ".git/annex/tunnel")
+    refused(load, folder, r"tunnel is a link to a missing folder: fetch its data", FileNotFoundError)
 
 
 @pytest.mark.parametrize("name", [b"train/indoor/caf\xe9.wav", b"train/caf\xe9/a.wav"])
@@ -270,7 +273,7 @@ def test_repeated_file_names_are_replaced(tmp_path, load, caplog, names):
     assert [scenes[split]["filename"][:] for split in SPLITS] == [
         [f"{split}-0000000", f"{split}-0000001"] for split in SPLITS
     ]
-    assert "0.wav' are not unique" in caplog.text
+    assert "0.wav' is repeated: using split and row" in caplog.text
 
 
 def test_folder_made_by_save_to_disk(tmp_path, load):

@@ -1,6 +1,7 @@
 """The process of a command: threads, memory, logging, synchronization and errors."""
 
 import ctypes
+import errno
 import logging
 import os
 import sys
@@ -52,6 +53,16 @@ def use_all_cores() -> None:
     if launched and os.environ.get("OMP_NUM_THREADS") == "1":
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+FIXES = {
+    errno.EACCES: ", change its permissions or choose another place",
+    errno.EDQUOT: ", free some space and run the same command again",
+    errno.ENAMETOOLONG: ", choose a shorter name",
+    errno.ENOSPC: ", free some space and run the same command again",
+    errno.EROFS: ", choose another place",
+}
+"""What to do about an error of the system, by its number."""
 
 
 @contextmanager
@@ -110,7 +121,7 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name:
         return f"The package {error.name} is missing: pip install {error.name}"
     if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}."
+        return f"{error.filename}: {error.strerror}{FIXES.get(error.errno or 0, '')}."
     return str(error)
 
 
