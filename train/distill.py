@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     recipe, (distillation_args, data_args, args) = parse_arguments(
         (DistillationArguments, DataArguments, SceneTrainingArguments), DEFAULT_RECIPE, arguments
     )
-    configure_logging(args.log_level)
+    configure_logging(args.log_level, args.disable_tqdm)
     push = take_over_push(args)
     results = distill(recipe, distillation_args, data_args, args)
     logger.info(SUMMARY, results_table(results), args.output_dir, args.output_dir)

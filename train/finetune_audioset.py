@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     recipe, (start, data, args) = parse_arguments(
         (ModelArguments, TaggedDataArguments, TaggingArguments), DEFAULT_RECIPE, arguments
     )
-    configure_logging(args.log_level)
+    configure_logging(args.log_level, args.disable_tqdm)
     push = take_over_push(args)
     results = finetune_tagger(recipe, start, data, args)
     if not args.dry_run:

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     recipe, (teacher_args, data_args, args) = parse_arguments(
         (TeacherArguments, DataArguments, SceneTrainingArguments), DEFAULT_RECIPE, arguments
     )
-    configure_logging(args.log_level)
+    configure_logging(args.log_level, args.disable_tqdm)
     push = take_over_push(args)
     results = finetune_teacher(recipe, teacher_args, data_args, args)
     logger.info("%s\nThe teacher, its results and plots are in %s.", results_table(results), args.output_dir)

@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     recipe, (stage, audio, args) = parse_arguments(
         (StageArguments, AudioArguments, PretrainingArguments), DEFAULT_RECIPE, arguments
     )
-    configure_logging(args.log_level)
+    configure_logging(args.log_level, args.disable_tqdm)
     push = take_over_push(args)
     if args.dry_run:
         return measure_stage(stage, audio, args)

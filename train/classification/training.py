@@ -70,7 +70,6 @@ def check_training(scenes: datasets.DatasetDict, data_args: DataArguments, args:
     if data_args.validation_fraction:
         split_by_location(scenes["train"], data_args.validation_fraction, args.seed)
     check_impulse_responses(scenes, args)
-    warn_of_unfinished_cycle(args)
 
 
 def impulse_response_folder(scenes: datasets.DatasetDict, args: SceneTrainingArguments) -> str | None:
@@ -151,6 +150,7 @@ def run_training(
     Returns:
         `dict`: The results, as in `results.json`.
     """
+    warn_of_unfinished_cycle(args)
     waveforms = {
         split: cache_waveforms(clips, feature_extractor.sampling_rate, data_args.cache_dir)
         for split, clips in scenes.items()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import datasets
 import torch
 import transformers
 from accelerate import PartialState
@@ -82,17 +83,20 @@ def main_process_first() -> Iterator[None]:
             state.wait_for_everyone()
 
 
-def configure_logging(log_level: str = "info") -> None:
+def configure_logging(log_level: str = "info", disable_tqdm: bool | None = False) -> None:
     """Show this project's messages on the main process, and only warnings of libraries.
 
     Args:
         log_level (`str`, *optional*, defaults to `"info"`): As for `TrainingArguments`; `"passive"` means `"info"`.
+        disable_tqdm (`bool`, *optional*, defaults to `False`): Whether to show no progress bars.
     """
     level = logging.INFO if log_level == "passive" else log_level.upper()
     logging.basicConfig(format="%(message)s")
     for name in ("train", "dataset_script", "model_cards", "__main__"):
         logging.getLogger(name).setLevel(level if _is_main_process() else logging.WARNING)
     transformers.utils.logging.disable_progress_bar()  # for model files
+    if disable_tqdm:
+        datasets.disable_progress_bars()
 
 
 def run_command(main: Callable[[], Any]) -> None:
