@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
 # Files beside a checkpoint that are less likely meant, the least likely first: other tensors, as original checkpoints
 # are pickled; states of the optimizer; weights with the state of the training run.
-LESS_LIKELY = (r"\.safetensors$", r"optim|scheduler", r"model_states\.pt$|(^|/)checkpoint\.pth$")
+LESS_LIKELY = (r"\.safetensors$", r"(optim|scheduler)[^/]*$", r"model_states\.pt$|(^|/)checkpoint\.pth$")
 # Levels above a checkpoint file in which its configuration may be, as in exp/lightning_logs/version_0/checkpoints/.
 LEVELS = 4
 SECONDS_TO_ANSWER = 30.0

@@ -25,6 +25,10 @@ MAXIMUM = {
     "patch_size": 4096,
 }
 
+AUTO_MAP = {
+    "AutoModel": "modeling_beats.BeatsModel",
+    "AutoModelForAudioClassification": "modeling_beats.BeatsForAudioClassification",
+}
 PADDING_RULES = ("equal_runs", "convolution")
 
 
@@ -224,11 +228,16 @@ class BeatsConfig(PreTrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as stored in `config.json`, including the classes to load the model with.
 
-        Whichever model it belongs to, `AutoModel` loads its encoder unless it is a tokenizer.
+        `AutoModel` loads the encoder from the folder of any model, except of a tokenizer, and
+        `AutoModelForAudioClassification` adds a new classifier to it.
         """
         output = super().to_dict()
         if output.get("auto_map"):
-            output["auto_map"] = {"AutoModel": "modeling_beats.BeatsModel", **output["auto_map"]}
+            # transformers expects classes with "Tokenizer" in their names to be of text, and writes them as pairs.
+            classes = {
+                name: value if isinstance(value, str) else value[0] for name, value in output["auto_map"].items()
+            }
+            output["auto_map"] = AUTO_MAP | classes
         output["custom_pipelines"] = {
             "audio-classification": {
                 "impl": "pipeline_beats.BeatsAudioClassificationPipeline",

@@ -62,12 +62,12 @@ def is_espnet(checkpoint: Any) -> bool:
     """Return whether a loaded checkpoint file is of ESPnet or OpenBEATs, not of the original implementation."""
     if not isinstance(checkpoint, dict):
         return False
-    keys = [str(key) for key in state_dict_of(checkpoint)]
+    weights = state_dict_of(checkpoint)
     if not isinstance(cfg := checkpoint.get("cfg"), dict):
-        return any(key.endswith("patch_embedding.weight") for key in keys)
+        return any(isinstance(value, torch.Tensor) for value in weights.values())
     if "token_list" in checkpoint or not ESPNET_CFG.isdisjoint(cfg):
         return True
-    if any(UNUSED.search(key) or "encoder.encoder." in key or key.startswith("decoder.") for key in keys):
+    if any(UNUSED.search(key) or "encoder.encoder." in key or key.startswith("decoder.") for key in map(str, weights)):
         return True
     return MICROSOFT_CFG.isdisjoint(cfg) and "label_dict" not in checkpoint
 
