@@ -136,15 +136,19 @@ class Files:
             raise ValueError(f"{self.source} contains {len(names)} checkpoints ({listed}): {fix}.")
         return names[0]
 
-    def configuration(self, checkpoint: str) -> dict[str, Any] | None:
+    def configuration(self, checkpoint: str, levels: int = LEVELS) -> dict[str, Any] | None:
         """Return ESPnet's configuration of a checkpoint: the `config.yaml` that `meta.yaml` names or the nearest one.
+
+        Args:
+            checkpoint (`str`): Name of the checkpoint.
+            levels (`int`, *optional*, defaults to 4): Number of folders to look into, upwards from the checkpoint's.
 
         Raises:
             ValueError: If the file is damaged, or `meta.yaml` names a missing one.
         """
         if named := self._named("yaml_files", "train_config"):
             return read_yaml(self.path(named))
-        for folder in PurePosixPath(checkpoint).parents:
+        for folder in PurePosixPath(checkpoint).parents[:levels]:
             if (name := str(folder / "config.yaml")) in self.names:
                 config = read_yaml(self.path(name))
                 if isinstance(config.get("encoder_conf"), dict):

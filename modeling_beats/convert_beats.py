@@ -17,6 +17,7 @@ openbeats repeats them.
 """
 
 import argparse
+import json
 import os
 import re
 import reprlib
@@ -177,7 +178,7 @@ def convert_config(checkpoint: dict[str, Any]) -> BeatsConfig:
             "problem_type": "multi_label_classification",
         }
     if cfg:
-        fields["original_cfg"] = cfg
+        fields["original_cfg"] = json.loads(json.dumps(cfg, default=str))
     return BeatsConfig(**fields | checkpoint.get("fields", {}))
 
 
@@ -294,7 +295,7 @@ def read_source(arguments: argparse.Namespace) -> dict[str, Any]:
     given = (arguments.fbank_mean, arguments.fbank_std)
     if None in given and given != (None, None):
         raise ValueError("--fbank_mean and --fbank_std belong together: pass both or neither.")
-    statistics = None if None in given else (*given, "the command line")
+    statistics = None if None in given else (*given, "from the command line")
     files = find_files(arguments.source, arguments.revision)
     name = files.checkpoint()
     path = files.path(name)
@@ -303,7 +304,7 @@ def read_source(arguments: argparse.Namespace) -> dict[str, Any]:
         return translate(checkpoint, files, name, arguments.base, arguments.classification_type, statistics)
     original = check_original(checkpoint, path)
     return original | {
-        "statistics": statistics or (*DEFAULT_STATISTICS, "the original implementation"),
+        "statistics": statistics or (*DEFAULT_STATISTICS, "Microsoft's"),
         "notes": [],
     }
 
@@ -344,7 +345,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         save_folder(args.output, model, feature_extractor)
     except (OSError, ValueError, SafetensorError) as error:
         parser.error(str(error))
-    print(f"Statistics of the filter banks: mean {mean}, standard deviation {std}, from {origin}.")
+    print(f"Filter-bank statistics: mean {mean}, std {std} ({origin}).")
     for note in checkpoint["notes"]:
         print(note, file=sys.stderr if note.startswith("Warning") else sys.stdout)
     print(f"Saved a {type(model).__name__} with {model.num_parameters():,} parameters to {args.output}.")

@@ -6,12 +6,12 @@ These are BEATs in other clothes: the same network, under other names, with its 
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 
-from .checkpoint_beats import Files, find_files, read_checkpoint, read_yaml, remove_prefix
+from .checkpoint_beats import SUFFIXES, Files, find_files, read_checkpoint, read_yaml, remove_prefix
 
 
 # Statistics of the filter banks. Only the training script of AudioSet-2M stores its own in `cfg`, where ESPnet never
@@ -109,10 +109,11 @@ def translate(
         ValueError: If the configuration is missing, contradicts the weights, or asks for what the model cannot do.
     """
     path = files.path(name)
-    config = files.configuration(name)
+    cfg, own_cfg = checkpoint.get("cfg"), {}
+    has_cfg = isinstance(cfg, dict)
+    config = files.configuration(name, levels=1) if has_cfg else files.configuration(name)
     encoder, others = split_state_dict(state_dict_of(checkpoint), path)
     encoder_conf = section(config, "encoder_conf")
-    cfg, own_cfg = checkpoint.get("cfg"), {}
     if not isinstance(cfg, dict):
         if config is None:
             raise ValueError(f"{path} has no configuration: put the config.yaml of its training beside it.")
@@ -156,7 +157,7 @@ def translate(
         cfg["predictor_class"] = len(head["predictor.weight"])
         if (dropout := decoder_conf.get("dropout")) is not None:
             cfg["predictor_dropout"] = dropout
-    elif "classification_type" in model_conf or "token_list" in checkpoint:
+    elif "token_list" in checkpoint if has_cfg else "classification_type" in model_conf:
         raise ValueError(f"{path} is a classifier without its head, decoder.linear_out: download it again.")
     cfg["finetuned_model"] = bool(head)
     return {
@@ -169,9 +170,9 @@ def translate(
     }
 
 
-def section(config: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
+def section(config: Any, name: str) -> dict[str, Any]:
     """Return a section of a configuration; one that is missing is empty."""
-    content = (config or {}).get(name) or {}
+    content = (config.get(name) if isinstance(config, Mapping) else None) or {}
     if not isinstance(content, dict):
         raise ValueError(f"The configuration has {name} {content!r}, but it must be a mapping of names to values.")
     return content
@@ -188,7 +189,7 @@ def split_state_dict(state_dict: dict[str, Any], path: Path) -> tuple[dict[str, 
     The names of an encoder alone are not changed: its Transformer is called `encoder` too.
     """
     outer, inner = "encoder.", "patch_embedding.weight"
-    has_outer = any(f".{key}".endswith(f".{outer}{inner}") for key in state_dict)
+    has_outer = any(f".{key}".replace("_orig_mod.", "").endswith(f".{outer}{inner}") for key in state_dict)
     try:
         weights = remove_prefix(state_dict, outer + inner if has_outer else inner)
     except ValueError as error:
@@ -240,15 +241,18 @@ def read_base(base: str) -> dict[str, Any]:
         FileNotFoundError, ValueError: If it does not exist or has no `cfg`.
     """
     files = find_files(base)
-    configurations = [name for name in files.names if name.endswith("config.yaml")]
+    configurations = [name for name in files.names if PurePosixPath(name).name == "config.yaml"]
+    cfg = {}
     if base.endswith((".yaml", ".yml")):
-        cfg = section(section(read_yaml(files.path(files.names[0])), "encoder_conf"), "beats_config")
-    elif Path(base).is_file() or not configurations:
+        configurations = files.names[:1]
+    elif Path(base).is_file():
+        cfg = section(read_checkpoint(base), "cfg")
+    if not cfg and configurations:
+        several = len(configurations) > 1
+        config = files.configuration(files.checkpoint()) if several else read_yaml(files.path(configurations[0]))
+        cfg = section(section(config, "encoder_conf"), "beats_config")
+    if not cfg and any(name.endswith(SUFFIXES) for name in files.names):
         cfg = section(read_checkpoint(files.path(files.checkpoint())), "cfg")
-    elif len(configurations) == 1:
-        cfg = section(section(read_yaml(files.path(configurations[0])), "encoder_conf"), "beats_config")
-    else:
-        cfg = section(section(files.configuration(files.checkpoint()), "encoder_conf"), "beats_config")
     if not cfg:
         raise ValueError(
             f"{base} does not contain the configuration of a BEATs encoder (encoder_conf.beats_config in a "
@@ -300,7 +304,12 @@ def first_layers(
 ) -> tuple[dict[str, Any], int | None]:
     """Return the weights of an encoder's first `number` layers, and the `deep_norm_layers` of its configuration."""
     total = cfg.get("encoder_layers", 12)
-    if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= total:
+    if (
+        not isinstance(total, int)
+        or not isinstance(number, int)
+        or isinstance(number, bool)
+        or not 0 < number <= total
+    ):
         raise ValueError(
             f"{path} has max_layer {number!r}, but it must be between 1 and the number of layers, {total}."
         )
@@ -317,7 +326,7 @@ def name_outputs(
     """Return the names of the classes, as they are written, and the head without outputs of special symbols.
 
     Output `i` is line `i` of the list. At its end are special symbols: `<unk>`, which has no output, and in newer
-    files `<blank>`, which mostly has one.
+    files `<blank>`, which mostly has one. Lists of speech recognition, of older files, begin with them.
     """
     if token_list is None:
         notes.append("Warning: there is no token_list, so that the classes are numbered.")
@@ -325,18 +334,17 @@ def name_outputs(
     if not isinstance(token_list, (list, tuple)):
         raise ValueError(f"{path} has the token_list {token_list!r}, but it must be a list of names.")
     names, number = [str(name) for name in token_list], len(head["predictor.weight"])
-    kept = number
-    while 0 < kept <= len(names) and names[kept - 1] == "<blank>":
-        kept -= 1
-    without = names[number:]
-    if number > len(names) or not set(without) <= set(SPECIAL_SYMBOLS) or not kept or names[kept - 1] == "<unk>":
+    without_output = set(names[number:])
+    kept = [index for index, name in enumerate(names[:number]) if name not in SPECIAL_SYMBOLS]
+    has_unknown = number == len(names) and names[-1:] == ["<unk>"]
+    if number > len(names) or not without_output <= set(SPECIAL_SYMBOLS) or has_unknown or not kept:
         raise ValueError(
             f"The head of {path} has {number} outputs, which do not fit its token_list of {len(names)} lines: only "
             "<blank> and <unk>, at its end, can be without an output, and <unk> must be."
         )
-    if kept < number:
-        notes.append("Left out: the output of <blank>, which is not a class.")
-    return names[:kept], {key: value[:kept] for key, value in head.items()}
+    if left_out := [name for name in names[:number] if name in SPECIAL_SYMBOLS]:
+        notes.append(f"Left out: the output of {', '.join(left_out)}, which is not a class.")
+    return [names[index] for index in kept], {key: value[kept] for key, value in head.items()}
 
 
 def find_statistics(
@@ -352,7 +360,7 @@ def find_statistics(
             encoder that it starts from.
         notes (`list[str]`): Sentences for the user, extended here.
     """
-    for source, values in (("encoder_conf in its config.yaml", encoder_conf), ("its cfg", own_cfg)):
+    for source, values in (("encoder_conf of its config.yaml", encoder_conf), ("its cfg", own_cfg)):
         mean, std = (values.get(f"fbank_{name}") for name in ("mean", "std"))
         if mean is None and std is None:
             continue
@@ -367,10 +375,10 @@ def find_statistics(
                 "Warning: AudioSet-2M checkpoints store these statistics, but their authors later wrote that the "
                 f"training used 15.29130 and 5.90532. To use those, pass --fbank_mean {other}."
             )
-        return mean, std, source
+        return mean, std, f"from {source}"
     if cfg.get("fbank_mean") is not None:
         notes.append(
             f"The encoder before fine-tuning has the statistics {cfg['fbank_mean']} and {cfg.get('fbank_std')}, which "
             "ESPnet does not use for fine-tuned models."
         )
-    return *DEFAULT_STATISTICS, "the default, as the file has none"
+    return *DEFAULT_STATISTICS, "Microsoft's, as the checkpoint has none"
