@@ -138,26 +138,14 @@ def translate(
         encoder, fields["deep_norm_layers"] = first_layers(encoder, cfg, max_layer, path)
         cfg["encoder_layers"] = max_layer
     labels = None
-    token_list = checkpoint.get("token_list", (config or {}).get("token_list"))
-    model_conf, decoder_conf = section(config, "model_conf"), section(config, "decoder_conf")
     if head:
-        if (pooling := decoder_conf.get("pooling", "mean")) not in ("mean", None):
-            raise ValueError(f"{path} uses {pooling!r} pooling, but the classifier of BEATs only the mean.")
-        kind = classification_type or model_conf.get("classification_type")
-        if kind is None:
-            kind = "multi-class"
-            notes.append(
-                "Warning: the classification type is unknown and assumed to be multi-class (softmax), ESPnet's "
-                "default. For independent classes (sigmoid), pass --classification_type multi-label."
-            )
-        if kind not in PROBLEM_TYPES:
-            raise ValueError(f"{path} has classification_type {kind!r}, but it must be multi-label or multi-class.")
-        fields["problem_type"] = PROBLEM_TYPES[kind]
+        token_list = checkpoint.get("token_list", (config or {}).get("token_list"))
         labels, head = name_outputs(token_list, head, path, notes)
+        fields["problem_type"] = problem_type(config, classification_type, path, notes)
         cfg["predictor_class"] = len(head["predictor.weight"])
-        if (dropout := decoder_conf.get("dropout")) is not None:
+        if (dropout := section(config, "decoder_conf").get("dropout")) is not None:
             cfg["predictor_dropout"] = dropout
-    elif "token_list" in checkpoint if has_cfg else "classification_type" in model_conf:
+    elif "token_list" in checkpoint if has_cfg else "classification_type" in section(config, "model_conf"):
         raise ValueError(f"{path} is a classifier without its head, decoder.linear_out: download it again.")
     cfg["finetuned_model"] = bool(head)
     return {
@@ -289,13 +277,13 @@ def remove_extras(
         )
     is_encoder = not has_head and (bool(adapters) or is_tokenizer(encoder) or any(map(PREDICTOR.match, others)))
     dropped = [key for key in others if PREDICTOR.match(key) or (is_encoder and key.startswith("decoder."))]
-    if unknown := sorted(others.keys() - set(dropped)):
+    if unknown := sorted((others.keys() - set(dropped)) | {key for key in encoder if key.startswith("predictor.")}):
         raise ValueError(
             f"{path} has {len(unknown)} weights that are neither of a BEATs encoder nor of its head: {unknown[0]}"
             f"{', ...' if len(unknown) > 1 else ''}."
         )
     if kinds := sorted({key.split(".")[0] for key in (*adapters, *dropped)}):
-        notes.append(f"Left out: {', '.join(kinds)}, which are not part of the encoder.")
+        notes.append(f"Left out, as it is not part of the encoder: {', '.join(kinds)}.")
     return {key: value for key, value in encoder.items() if not UNUSED.match(key) and not ADAPTERS.match(key)}
 
 
@@ -318,6 +306,22 @@ def first_layers(
     layer = re.compile(r"encoder\.layers\.(\d+)\.")
     kept = {key: value for key, value in encoder.items() if not (match := layer.match(key)) or int(match[1]) < number}
     return kept, total if number < total and cfg.get("deep_norm") else None
+
+
+def problem_type(config: Any, classification_type: str | None, path: Path, notes: list[str]) -> str:
+    """Return the `problem_type` of a classifier, given or from its configuration, after a check of its pooling."""
+    if (pooling := section(config, "decoder_conf").get("pooling", "mean")) not in ("mean", None):
+        raise ValueError(f"{path} uses {pooling!r} pooling, but the classifier of BEATs only the mean.")
+    kind = classification_type or section(config, "model_conf").get("classification_type")
+    if kind is None:
+        kind = "multi-class"
+        notes.append(
+            "Warning: the classification type is unknown and assumed to be multi-class (softmax), ESPnet's default. "
+            "For independent classes (sigmoid), pass --classification_type multi-label."
+        )
+    if not isinstance(kind, str) or kind not in PROBLEM_TYPES:
+        raise ValueError(f"{path} has classification_type {kind!r}, but it must be multi-label or multi-class.")
+    return PROBLEM_TYPES[kind]
 
 
 def name_outputs(
@@ -343,7 +347,7 @@ def name_outputs(
             "<blank> and <unk>, at its end, can be without an output, and <unk> must be."
         )
     if left_out := [name for name in names[:number] if name in SPECIAL_SYMBOLS]:
-        notes.append(f"Left out: the output of {', '.join(left_out)}, which is not a class.")
+        notes.append(f"Left out, as it is not a class: the output of {', '.join(left_out)}.")
     return [names[index] for index in kept], {key: value[kept] for key, value in head.items()}
 
 

@@ -214,7 +214,7 @@ class TestFormats:
         pretrained |= {"decoder.mask_token": torch.ones(1), "decoder.decoder_pred.weight": torch.ones(16, 64)}
         folder, output = run({"model": pretrained, "cfg": cfg | {"fbank_mean": 15.9, "fbank_std": 6.1}})
         assert "mean 15.9, std 6.1 (from its cfg)" in output
-        assert "Left out: decoder" in output
+        assert "Left out, as it is not part of the encoder: decoder." in output
         encoder_only = {key: value for key, value in expected.items() if key not in ("expected.logits",)}
         check_model(folder, encoder_only)
 
@@ -319,6 +319,13 @@ class TestLabels:
     def test_wrong_number(self, refuse, weights, golden_config, token_list):
         refuse("token_list", weights, golden_config | {"token_list": token_list})
 
+    def test_list_of_speech_recognition(self, run, weights, golden_config):
+        """Special symbols at the beginning, with outputs, as of the older recipes."""
+        golden_config["token_list"] = ["<blank>", "<unk>", "Dog", "Rain", "Sea", "<sos/eos>"]
+        model = BeatsForAudioClassification.from_pretrained(run(weights, golden_config)[0])
+        assert model.config.id2label == {0: "Dog", 1: "Rain", 2: "Sea"}
+        assert torch.equal(model.classifier.bias, weights["decoder.linear_out.bias"][2:5])
+
     def test_other_names_of_the_head(self, run, weights, golden_config):
         for kind in ("weight", "bias"):
             weights[f"classifier.{kind}"] = weights.pop(f"decoder.linear_out.{kind}")
@@ -377,6 +384,7 @@ class TestRefused:
             ("decoder_conf", {"pooling": "max"}, "'max' pooling"),
             ("decoder_conf", {"pooling": "CLS"}, "'CLS' pooling"),
             ("model_conf", {"classification_type": "ordinal"}, "'ordinal'"),
+            ("model_conf", {"classification_type": ["multi-label"]}, "multi-label"),
             ("model_conf", [1], "model_conf"),
         ],
     )
@@ -407,6 +415,7 @@ class TestRefused:
             ({"encoder.extra.weight": torch.ones(1)}, r"does not define: extra\.weight"),
             ({"decoder.extra.weight": torch.ones(1)}, r"1 weights .* decoder\.extra\.weight"),
             ({"text.weight": torch.ones(1)}, r"text\.weight"),
+            ({"encoder.predictor.weight": torch.ones(6, 64)}, r"predictor\.weight"),
             ({"encoder.encoder.layers.0.fc1.bias": torch.ones(3)}, r"fc1\.bias has shape \(3,\)"),
             ({"decoder.linear_out.weight": torch.ones(6, 8)}, r"weight of shape \(6, 8\)"),
             ({"decoder.linear_out.bias": torch.ones(7)}, r"bias of shape \(7,\)"),
@@ -457,6 +466,6 @@ def test_encoder_of_a_captioning_model(run, weights, golden_config, module):
     state |= {f"encoder.{module}": torch.ones(1), "decoder.embed.weight": torch.ones(3, 3)}
     golden_config["model_conf"] = {}
     folder, output = run(state, golden_config)
-    assert f"Left out: {', '.join(sorted(['decoder', module.split('.')[0]]))}" in output
+    assert f"not part of the encoder: {', '.join(sorted(['decoder', module.split('.')[0]]))}." in output
     model = BeatsModel.from_pretrained(folder)
     assert torch.equal(model.embeddings.layer_norm.weight, weights["encoder.layer_norm.weight"])
