@@ -93,8 +93,8 @@ def translate(
         files (`Files`): The files that it belongs to.
         name (`str`): Its name among them.
         base (`str`, *optional*):
-            File, folder or Hub id of the encoder that it was fine-tuned from, if the file does not contain its
-            architecture. Looked up on the Hub by the name of the repository if that is on the Hub too.
+            File, folder or Hub id of the encoder that it was fine-tuned from, whose architecture is that of the
+            checkpoint. If it is needed and not given, it is found on the Hub by the name of a repository there.
         classification_type (`str`, *optional*):
             `"multi-label"` or `"multi-class"`, if the configuration does not say.
         statistics (`tuple[float, float, str]`, *optional*):
@@ -114,16 +114,18 @@ def translate(
     config = files.configuration(name, levels=1) if has_cfg else files.configuration(name)
     encoder, others = split_state_dict(state_dict_of(checkpoint), path)
     encoder_conf = section(config, "encoder_conf")
-    if not isinstance(cfg, dict):
-        if config is None:
-            raise ValueError(f"{path} has no configuration: put the config.yaml of its training beside it.")
+    if isinstance(cfg, dict):
+        cfg = (read_base(base) if base else {}) | cfg
+    elif config is None:
+        raise ValueError(f"{path} has no configuration: put the config.yaml of its training beside it.")
+    else:
         own_cfg = section(encoder_conf, "tokenizer_config" if is_tokenizer(encoder) else "beats_config")
         cfg = base_cfg(files, path, encoder_conf, own_cfg, base) | own_cfg
     cfg = {"input_patch_size": 16} | cfg
     if any(".grep_" in key for key in encoder) and not (cfg.get("deep_norm") or cfg.get("layer_norm_first")):
         raise ValueError(
-            f"The configuration of {path} leaves deep_norm off, which its weights contradict: give the configuration "
-            "of the encoder that it was fine-tuned from by --base."
+            f"The configuration of {path} leaves deep_norm off, which its weights contradict: give a complete one, "
+            "such as the config.yaml of the encoder that it was fine-tuned from, by --base."
         )
     if "layer_weights" in encoder or encoder_conf.get("use_weighted_representation"):
         raise ValueError(

@@ -374,9 +374,11 @@ class TestRefused:
         refuse(r"does not contain the configuration", weights, golden_config, "--base", str(tmp_path / "base.yaml"))
         refuse("no checkpoint file", weights, golden_config, "--base", str(tmp_path / "nowhere.pt"))
 
-    def test_without_deep_norm(self, refuse, encoder, cfg):
+    def test_without_deep_norm(self, run, refuse, encoder, cfg):
         del cfg["deep_norm"]
-        refuse("leaves deep_norm off", {"model": encoder, "cfg": cfg})
+        checkpoint = {"model": encoder, "cfg": cfg}
+        refuse("leaves deep_norm off", checkpoint)
+        run(checkpoint, None, "--base", str(OPENBEATS / "ssl_3layer_no_stats"))
 
     @pytest.mark.parametrize(
         ("section", "value", "pattern"),
