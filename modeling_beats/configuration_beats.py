@@ -13,6 +13,7 @@ from transformers.activations import ACT2FN
 # a typing error from filling the memory.
 MAXIMUM = {
     "embedding_size": 8192,
+    "deep_norm_layers": 256,
     "estimator_size": 8192,
     "hidden_size": 8192,
     "intermediate_size": 32_768,
@@ -23,6 +24,12 @@ MAXIMUM = {
     "num_predictor_layers": 256,
     "patch_size": 4096,
 }
+
+AUTO_MAP = {
+    "AutoModel": "modeling_beats.BeatsModel",
+    "AutoModelForAudioClassification": "modeling_beats.BeatsForAudioClassification",
+}
+PADDING_RULES = ("equal_runs", "convolution")
 
 
 class BeatsConfig(PreTrainedConfig):
@@ -58,6 +65,9 @@ class BeatsConfig(PreTrainedConfig):
         deep_norm (`bool`, *optional*, defaults to `True`):
             Whether to scale residuals by `(2 * num_hidden_layers) ** 0.25` and initialise the weights to match
             (DeepNet, arXiv 2203.00555). Requires `layer_norm_first=False`.
+        deep_norm_layers (`int`, *optional*):
+            Number of layers that `deep_norm` counts; `num_hidden_layers` if not given. It is larger if the model
+            consists of the first layers of a deeper one, whose scale of the residuals they keep.
         embedding_dropout (`float`, *optional*, defaults to 0.1):
             Dropout probability for the patch embeddings.
         hidden_dropout (`float`, *optional*, defaults to 0.1):
@@ -86,6 +96,12 @@ class BeatsConfig(PreTrainedConfig):
         gru_rel_pos (`bool`, *optional*, defaults to `True`):
             Whether to scale the bias by a gate computed from the query. Ignored if `relative_position_embedding` is
             `False`.
+        padding_rule (`str`, *optional*, defaults to `"equal_runs"`):
+            How the models reduce a `padding_mask` from samples to frames to patches. `"equal_runs"` is the rule of the
+            original implementation: cut the mask into runs of equal length, of which one is padding if all of it is.
+            `"convolution"` is the rule of ESPnet and OpenBEATs: a frame is padding if any of its samples is, and a
+            patch if any of its frames is, so that a padded clip has the same result as the clip alone. The
+            `attention_mask` of the feature extractor always has this property.
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of the initial Transformer weights, except those that `deep_norm` determines.
         mask_ratio (`float`, *optional*, defaults to 0.75):
@@ -105,8 +121,8 @@ class BeatsConfig(PreTrainedConfig):
 
     Raises:
         ValueError: If a size is not a positive integer or is absurdly large, a probability or fraction is not between
-            0 and 1, the activation is unknown, sizes do not divide each other, `deep_norm` is combined with
-            `layer_norm_first`, or `id2label` does not name the classes 0, 1, ...
+            0 and 1, the activation or the padding rule is unknown, sizes do not divide each other, `deep_norm` is
+            combined with `layer_norm_first`, or `id2label` does not name the classes 0, 1, ...
 
     Example:
     ```python
@@ -132,6 +148,7 @@ class BeatsConfig(PreTrainedConfig):
     layer_norm_eps: float = 1e-5
     layer_norm_first: bool = False
     deep_norm: bool = True
+    deep_norm_layers: int | None = None
     embedding_dropout: float | int = 0.1
     hidden_dropout: float | int = 0.1
     attention_dropout: float | int = 0.1
@@ -145,6 +162,7 @@ class BeatsConfig(PreTrainedConfig):
     num_buckets: int = 320
     max_bucket_distance: int = 800
     gru_rel_pos: bool = True
+    padding_rule: str = "equal_runs"
     initializer_range: float = 0.02
     mask_ratio: float = 0.75
     num_predictor_layers: int = 2
@@ -180,6 +198,8 @@ class BeatsConfig(PreTrainedConfig):
             raise ValueError(
                 f"hidden_act is {self.hidden_act!r}, which is not an activation: use 'gelu' or 'glu', for example."
             )
+        if self.padding_rule not in PADDING_RULES:
+            raise ValueError(f"padding_rule is {self.padding_rule!r}, but must be one of {', '.join(PADDING_RULES)}.")
         for name in ("num_attention_heads", "num_conv_pos_embedding_groups"):
             if self.hidden_size % getattr(self, name):
                 raise ValueError(f"{name} is {getattr(self, name)}, but must divide hidden_size = {self.hidden_size}.")
@@ -189,6 +209,11 @@ class BeatsConfig(PreTrainedConfig):
             )
         if self.deep_norm and self.layer_norm_first:
             raise ValueError("deep_norm=True requires layer_norm_first=False.")
+        if self.deep_norm_layers is not None and self.deep_norm_layers < self.num_hidden_layers:
+            raise ValueError(
+                f"deep_norm_layers is {self.deep_norm_layers}, but must be at least num_hidden_layers = "
+                f"{self.num_hidden_layers}."
+            )
         if self.relative_position_embedding and not self.max_bucket_distance > self.num_buckets // 4 >= 1:
             raise ValueError(
                 f"num_buckets is {self.num_buckets} and max_bucket_distance {self.max_bucket_distance}: the former "
@@ -201,8 +226,18 @@ class BeatsConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the configuration as stored in `config.json`, including the model's pipeline class."""
+        """Return the configuration as stored in `config.json`, including the classes to load the model with.
+
+        `AutoModel` loads the encoder from the folder of any model, except of a tokenizer, and
+        `AutoModelForAudioClassification` adds a new classifier to it.
+        """
         output = super().to_dict()
+        if output.get("auto_map"):
+            # transformers expects classes with "Tokenizer" in their names to be of text, and writes them as pairs.
+            classes = {
+                name: value if isinstance(value, str) else value[0] for name, value in output["auto_map"].items()
+            }
+            output["auto_map"] = AUTO_MAP | classes
         output["custom_pipelines"] = {
             "audio-classification": {
                 "impl": "pipeline_beats.BeatsAudioClassificationPipeline",
@@ -215,6 +250,7 @@ class BeatsConfig(PreTrainedConfig):
         """Return the configuration of an auxiliary Transformer with the encoder's width and `num_layers` layers."""
         config = copy.deepcopy(self)
         config.num_hidden_layers = num_layers
+        config.deep_norm_layers = None
         config.layerdrop = 0.0
         config.layer_wise_gradient_decay_ratio = 1.0
         return config
@@ -222,12 +258,12 @@ class BeatsConfig(PreTrainedConfig):
     @property
     def deep_norm_alpha(self) -> float:
         """Scale of the residuals (alpha of encoder-only models in DeepNet)."""
-        return (2 * self.num_hidden_layers) ** 0.25 if self.deep_norm else 1.0
+        return (2 * (self.deep_norm_layers or self.num_hidden_layers)) ** 0.25 if self.deep_norm else 1.0
 
     @property
     def deep_norm_beta(self) -> float:
         """Gain of the initial weights in the residual branches (beta of encoder-only models in DeepNet)."""
-        return (8 * self.num_hidden_layers) ** -0.25
+        return (8 * (self.deep_norm_layers or self.num_hidden_layers)) ** -0.25
 
 
 def check_labels(num_labels: Any, id2label: Any) -> None:

@@ -1,25 +1,39 @@
-"""Conversion of checkpoints of the original implementation to model folders.
+"""Conversion of BEATs checkpoints to model folders.
 
 ```
 python -m modeling_beats.convert_beats BEATs_iter3_plus_AS2M.pt OUTPUT_FOLDER
+python -m modeling_beats.convert_beats espnet/OpenBEATS-Large-i2-as20k OUTPUT_FOLDER
 ```
+
+The source is a checkpoint file, a folder or a model on the Hub, of Microsoft's original implementation (`{"cfg",
+"model"[, "label_dict"]}`) or of ESPnet and OpenBEATs (`{"cfg", "model"[, "token_list"]}`, or a state dict beside its
+`config.yaml`). Pre-trained files become an encoder, fine-tuned ones a classifier, and tokenizers a tokenizer; decoders
+of pre-training are left out. Classes have the names of the file's list, unchanged (`Male_speech,_man_speaking`).
+
+The model folder has the statistics of the filter banks that the checkpoint was trained with, as far as known, and the
+padding rule of its implementation (`padding_rule` of [`BeatsConfig`]). Whatever the rule, the feature extractor
+refuses clips too short for one patch (less than 2800 samples at 16 kHz), for which ESPnet returns NaN; the package
+openbeats repeats them.
 """
 
 import argparse
+import json
 import os
-import pickle
 import re
 import reprlib
+import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from transformers import PreTrainedModel, SequenceFeatureExtractor
 
+from .checkpoint_beats import find_files, read_checkpoint, remove_prefix
 from .configuration_beats import BeatsConfig
+from .convert_espnet import DEFAULT_STATISTICS, PROBLEM_TYPES, is_espnet, translate
 from .feature_extraction_beats import BeatsFeatureExtractor
 from .modeling_beats import BeatsForAudioClassification, BeatsModel, BeatsPreTrainedModel
 from .tokenizer_beats import BeatsTokenizerModel
@@ -83,62 +97,6 @@ PREFIXES = {
 UNUSED = ("quantize.embedding.cluster_size", "quantize.embedding.embed_avg")
 
 
-def read_checkpoint(path: str | Path) -> Any:
-    """Load a checkpoint file, as written by torch or safetensors, without running any code in it.
-
-    Raises:
-        FileNotFoundError: If the file does not exist.
-        ValueError: If the file is not a checkpoint, is damaged, or contains Python objects that could run code.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no checkpoint file {path}.")
-    with path.open("rb") as file:
-        start = file.read(512)
-    is_safetensors = start[8:9] == b"{"
-    if not is_safetensors and not start.startswith((b"PK\x03\x04", b"\x80")):
-        kinds = {b"<": "a web page", b"version https://git-lfs": "a Git LFS pointer", b"RIFF": "a WAV file"}
-        text = start.removeprefix(b"\xef\xbb\xbf").strip()
-        kind = next((kind for magic, kind in kinds.items() if text.startswith(magic)), "a file of another format")
-        raise ValueError(f"{path} is not a checkpoint but {kind if text else 'empty'}: download it again.")
-    try:
-        return load_file(path) if is_safetensors else torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # the loaders raise many types for damaged files
-        if isinstance(error, pickle.UnpicklingError) and "nsupported" in str(error):
-            raise ValueError(
-                f"{path} contains Python objects besides tensors, which could run code, and was not loaded: save the "
-                "state dict alone."
-            ) from None
-        raise ValueError(f"{path} is a damaged or incomplete checkpoint: download it again.") from None
-
-
-def remove_prefix(state_dict: dict[str, torch.Tensor], first_key: str) -> dict[str, torch.Tensor]:
-    """Remove what wrappers of a network (Lightning, `DataParallel`, `torch.compile`) put before its keys.
-
-    Keys of other networks beside it are left out.
-
-    Args:
-        state_dict (`dict[str, torch.Tensor]`): State dict with a prefix or without.
-        first_key (`str`): A key of the network without the prefix.
-
-    Raises:
-        ValueError: If there is no such network, or more than one.
-    """
-    state_dict = {str(key).replace("_orig_mod.", ""): value for key, value in state_dict.items()}
-    ends = [key for key in state_dict if key == first_key or key.endswith(f".{first_key}")]
-    usual = [key for key in ends if set(key.removesuffix(first_key).split(".")) <= {"", "backbone", "model", "module"}]
-    keys = usual if len(usual) == 1 else ends
-    if len(keys) != 1:
-        found = f"several networks ({', '.join(keys)})" if keys else f"only the keys {reprlib.repr(list(state_dict))}"
-        raise ValueError(
-            f"has no single key that ends in {first_key}, but {found}: save the state dict of the network alone."
-        )
-    prefix = keys[0].removesuffix(first_key)
-    return {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
-
-
 def check_output(folder: Path) -> None:
     """Raise an error unless a folder can be written, or created."""
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
@@ -166,7 +124,15 @@ def load_original(path: str | Path) -> dict[str, Any]:
         FileNotFoundError: If the file does not exist.
         ValueError: If the file is not such a checkpoint.
     """
-    checkpoint = read_checkpoint(path)
+    return check_original(read_checkpoint(path), path)
+
+
+def check_original(checkpoint: Any, path: str | Path) -> dict[str, Any]:
+    """Return a loaded checkpoint of the original implementation, without the prefixes of wrappers.
+
+    Raises:
+        ValueError: If it is not such a checkpoint.
+    """
     if isinstance(checkpoint, dict):
         for other in ("model_state_dict", "state_dict"):
             if isinstance(checkpoint.get(other), dict):
@@ -212,8 +178,8 @@ def convert_config(checkpoint: dict[str, Any]) -> BeatsConfig:
             "problem_type": "multi_label_classification",
         }
     if cfg:
-        fields["original_cfg"] = cfg
-    return BeatsConfig(**fields)
+        fields["original_cfg"] = json.loads(json.dumps(cfg, default=str))
+    return BeatsConfig(**fields | checkpoint.get("fields", {}))
 
 
 def convert_labels(labels: Any) -> dict[int, str]:
@@ -300,9 +266,12 @@ def shorten(names: list[str]) -> str:
 def convert(checkpoint: dict[str, Any]) -> BeatsModel | BeatsForAudioClassification | BeatsTokenizerModel:
     """Build the model of a checkpoint of the original implementation (see [`load_original`]).
 
+    A checkpoint translated from another format may have an entry `"fields"`, further fields of the configuration.
+
     Returns:
-        A [`BeatsForAudioClassification`] for multi-label classification if the checkpoint was fine-tuned, a
-        [`BeatsTokenizerModel`] if it is a tokenizer, otherwise a [`BeatsModel`]; in evaluation mode and float32.
+        A [`BeatsForAudioClassification`], for multi-label classification unless the fields say otherwise, if the
+        checkpoint was fine-tuned, a [`BeatsTokenizerModel`] if it is a tokenizer, otherwise a [`BeatsModel`]; in
+        evaluation mode and float32.
 
     Raises:
         ValueError: If `cfg`, `model` and `label_dict` do not match; the message names the key.
@@ -317,22 +286,69 @@ def convert(checkpoint: dict[str, Any]) -> BeatsModel | BeatsForAudioClassificat
     return model.eval()
 
 
-def main() -> None:
-    """Run the command line: convert a checkpoint file to a model folder."""
-    parser = argparse.ArgumentParser(description="Convert a checkpoint of the original BEATs to a model folder.")
+def read_source(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the checkpoint that the arguments name, in the format of the original implementation.
+
+    Besides what [`convert`] needs, it has the entries `"statistics"` and `"notes"` of
+    [`~modeling_beats.convert_espnet.translate`].
+    """
+    given = (arguments.fbank_mean, arguments.fbank_std)
+    if None in given and given != (None, None):
+        raise ValueError("--fbank_mean and --fbank_std belong together: pass both or neither.")
+    statistics = None if None in given else (*given, "from the command line")
+    files = find_files(arguments.source, arguments.revision)
+    name = files.checkpoint()
+    path = files.path(name)
+    checkpoint = read_checkpoint(path)
+    if is_espnet(checkpoint):
+        return translate(checkpoint, files, name, arguments.base, arguments.classification_type, statistics)
+    original = check_original(checkpoint, path)
+    return original | {
+        "statistics": statistics or (*DEFAULT_STATISTICS, "Microsoft's"),
+        "notes": [],
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line: convert a checkpoint to a model folder."""
+    parser = argparse.ArgumentParser(
+        description="Convert a BEATs checkpoint of Microsoft, ESPnet or OpenBEATs to a model folder."
+    )
     parser.add_argument(
-        "checkpoint", help="checkpoint file of the original implementation, such as BEATs_iter3_plus_AS2M.pt"
+        "source",
+        help="checkpoint file, such as BEATs_iter3_plus_AS2M.pt, its folder, or a model on the Hub, such as "
+        "espnet/BEATs-AS20K",
     )
     parser.add_argument("output", type=Path, help="output folder")
-    arguments = parser.parse_args()
+    parser.add_argument("--revision", help="branch, tag or commit of the model on the Hub")
+    parser.add_argument(
+        "--base",
+        help="config.yaml, checkpoint file, folder or Hub id of the encoder that an ESPnet model was fine-tuned from; "
+        "for models on the Hub, it is found by their name",
+    )
+    parser.add_argument(
+        "--classification_type",
+        choices=tuple(PROBLEM_TYPES),
+        help="kind of an ESPnet classifier, if its configuration does not tell",
+    )
+    parser.add_argument("--fbank_mean", type=float, help="mean of the filter banks, instead of the checkpoint's")
+    parser.add_argument("--fbank_std", type=float, help="standard deviation of the filter banks, likewise")
+    args = parser.parse_args(arguments)
     try:
-        check_output(arguments.output)
-        model = convert(load_original(arguments.checkpoint))
-        feature_extractor = BeatsFeatureExtractor(feature_size=model.config.num_mel_bins)
-        save_folder(arguments.output, model, feature_extractor)
+        check_output(args.output)
+        checkpoint = read_source(args)
+        model = convert(checkpoint)
+        mean, std, origin = checkpoint["statistics"]
+        feature_extractor = BeatsFeatureExtractor(
+            feature_size=model.config.num_mel_bins, mean=mean, std=std, patch_size=model.config.patch_size
+        )
+        save_folder(args.output, model, feature_extractor)
     except (OSError, ValueError, SafetensorError) as error:
         parser.error(str(error))
-    print(f"Saved a {type(model).__name__} with {model.num_parameters():,} parameters to {arguments.output}.")
+    print(f"Filter-bank statistics: mean {mean}, std {std} ({origin}).")
+    for note in checkpoint["notes"]:
+        print(note, file=sys.stderr if note.startswith("Warning") else sys.stdout)
+    print(f"Saved a {type(model).__name__} with {model.num_parameters():,} parameters to {args.output}.")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,11 @@ from .configuration_beats import BeatsConfig
 from .pipeline_beats import BeatsAudioClassificationPipeline
 
 
+# Length of a frame and distance between frames, in samples at 16 kHz, for masks of samples.
+FRAME_LENGTH = 400
+HOP_LENGTH = 160
+
+
 @dataclass
 class BeatsModelOutput(ModelOutput):
     """Output of [`BeatsModel`].
@@ -448,6 +453,8 @@ class BeatsPreTrainedModel(PreTrainedModel):
         """
         size = self.config.patch_size
         num_rows = self.config.num_mel_bins // size
+        if padding_mask is not None and self.config.padding_rule == "convolution":
+            attention_mask = ~any_of_windows(padding_mask.bool(), num_frames)
         if attention_mask is not None:
             mask = attention_mask.bool().unfold(1, size, size).all(dim=-1).repeat_interleave(num_rows, dim=1)
         elif padding_mask is not None:
@@ -465,6 +472,27 @@ def all_of_equal_runs(mask: torch.Tensor, num_runs: int) -> torch.Tensor:
     """Split (batch, length) into `num_runs` runs of equal length, dropping the rest; return which are all `True`."""
     run_length = mask.shape[1] // num_runs
     return mask.unfold(1, run_length, run_length)[:, :num_runs].all(dim=-1)
+
+
+def any_of_windows(mask: torch.Tensor, num_frames: int) -> torch.Tensor:
+    """Return which frames have any `True` sample; a mask of frames is returned as it is.
+
+    Args:
+        mask (`torch.BoolTensor` of shape `(batch, samples)` or `(batch, frames)`): Mask of samples at 16 kHz, or of
+            frames.
+        num_frames (`int`): Number of frames.
+
+    Raises:
+        ValueError: If the mask has neither the length of the frames nor that of their samples.
+    """
+    if mask.shape[1] == num_frames:
+        return mask
+    if 1 + (mask.shape[1] - FRAME_LENGTH) // HOP_LENGTH != num_frames:
+        raise ValueError(
+            f"padding_mask has {mask.shape[1]} entries per clip, which are neither {num_frames} frames nor the "
+            "samples of that many frames at 16 kHz: pass the mask of the samples that the features are of."
+        )
+    return mask.unfold(1, FRAME_LENGTH, HOP_LENGTH).any(dim=-1)
 
 
 class BeatsModel(BeatsPreTrainedModel):
@@ -494,10 +522,10 @@ class BeatsModel(BeatsPreTrainedModel):
                 1 for real frames, 0 for padding, as returned by the feature extractor. A patch is real if all of its
                 frames are, so that padding does not change the results of a clip.
             padding_mask (`torch.BoolTensor` of shape `(batch, samples)` or `(batch, frames)`, *optional*):
-                `True` for padding, by the rule of the original implementation, to reproduce its results. The mask is
-                reduced from samples to frames and from frames to patches by splitting it into that number of runs of
-                equal length; a run is padding if all of it is. As the rule treats patches as ordered by time alone,
-                although mel rows vary first, part of a clip's last real time column is masked out.
+                `True` for padding, to reproduce the results of other implementations: the mask is reduced to patches
+                by `config.padding_rule`. With `"equal_runs"`, the rule of the original implementation, part of a
+                clip's last real time column is masked out, as the rule treats patches as ordered by time alone,
+                although mel rows vary first. With `"convolution"`, the mask means the same as `attention_mask`.
             output_attentions (`bool`, *optional*):
                 Whether to return the attention weights, which are always computed by the eager implementation.
             output_hidden_states (`bool`, *optional*):
@@ -597,7 +625,7 @@ class BeatsForAudioClassification(BeatsPreTrainedModel):
                 Class indices for a cross-entropy loss, or a number from 0 to 1 per class for a binary cross-entropy
                 loss with `problem_type="multi_label_classification"`.
             padding_mask (`torch.BoolTensor` of shape `(batch, samples)` or `(batch, frames)`, *optional*):
-                `True` for padding, by the rule of the original implementation, see [`~BeatsModel.forward`].
+                `True` for padding, by the rule of `config.padding_rule`, see [`~BeatsModel.forward`].
             output_attentions (`bool`, *optional*):
                 Whether to return the attention weights.
             output_hidden_states (`bool`, *optional*):

@@ -21,6 +21,11 @@ SCENES = (
 )
 """The ten classes of TAU Urban Acoustic Scenes, in the official (alphabetical) order of their labels."""
 
+AUTO_MAP = {
+    "AutoModel": "modeling_tfsepnet.TFSepNetModel",
+    "AutoModelForAudioClassification": "modeling_tfsepnet.TFSepNetForAudioClassification",
+}
+
 
 class TFSepNetConfig(PreTrainedConfig):
     r"""Configuration of [`TFSepNetModel`] and [`TFSepNetForAudioClassification`].
@@ -121,8 +126,14 @@ class TFSepNetConfig(PreTrainedConfig):
         return super().to_diff_dict() | labels
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the configuration as stored in `config.json`, with the pipeline class of the model."""
+        """Return the configuration as stored in `config.json`, with the classes to load the model with.
+
+        Each class loads the folders of the other: `AutoModel` without the classifier, and
+        `AutoModelForAudioClassification` with a new one.
+        """
         output = super().to_dict()
+        if output.get("auto_map"):
+            output["auto_map"] = AUTO_MAP | output["auto_map"]
         output["custom_pipelines"] = {
             "audio-classification": {
                 "impl": "pipeline_tfsepnet.SceneClassificationPipeline",

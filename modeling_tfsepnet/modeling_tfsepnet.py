@@ -236,6 +236,9 @@ class TFSepNetModel(TFSepNetPreTrainedModel):
     follows the stem and every stage, before the next pooling: five in all, for both depths.
     """
 
+    # Of the folder of a classifier, only the network before it is loaded.
+    _keys_to_ignore_on_load_unexpected = [r"^classifier\."]  # noqa: RUF012 - transformers expects a list or a set
+
     def __init__(self, config: TFSepNetConfig) -> None:
         super().__init__(config)
         width = config.base_channels

@@ -22,6 +22,9 @@ def test_deep_norm_constants():
     assert config.deep_norm_alpha == pytest.approx(2.213364, abs=1e-6)
     assert config.deep_norm_beta == pytest.approx(0.319, abs=5e-4)
     assert BeatsConfig(deep_norm=False).deep_norm_alpha == 1
+    first_layers = BeatsConfig(num_hidden_layers=3, deep_norm_layers=12)
+    assert first_layers.deep_norm_alpha == config.deep_norm_alpha
+    assert first_layers.with_layers(12).deep_norm_layers is None
 
 
 @pytest.mark.parametrize(
@@ -51,6 +54,8 @@ def test_deep_norm_constants():
         ({"mask_ratio": float("nan")}, "mask_ratio is nan"),
         ({"deep_norm": "yes"}, "deep_norm is 'yes'"),
         ({"hidden_act": None}, "hidden_act is None"),
+        ({"deep_norm_layers": 11}, "deep_norm_layers is 11"),
+        ({"padding_rule": "all"}, "padding_rule is 'all'"),
         ({"num_labels": -1}, "num_labels is -1"),
         ({"id2label": {"speech": 0}}, "id2label is"),
     ],
