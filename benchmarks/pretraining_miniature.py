@@ -29,7 +29,7 @@ from modeling_beats import BeatsConfig, BeatsFeatureExtractor, BeatsForAudioClas
 from train.common.checkpoints import last_complete_checkpoint
 from train.common.process import keep_freed_memory
 from train.pretrain_teacher import main as pretrain_teacher
-from train.pretraining.sources import read_crop
+from train.common.sources import read_crop
 
 
 RATE = 16_000

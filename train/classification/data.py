@@ -9,9 +9,12 @@ import torch
 from torch.utils.data import Dataset
 
 from dataset_script.errors import InputError
+from train.common.seeds import EpochShuffle, MixedShuffle
 
 
 LOGITS_PREFIX = "teacher_logits_"
+NO_LABEL = -100
+UNKNOWN_DEVICE = -1
 ROWS_PER_COPY = 1024
 
 
@@ -34,7 +37,50 @@ class RowSelection:
         return self.waveforms[self.rows[index]]
 
 
-Waveforms: TypeAlias = np.ndarray | torch.Tensor | RowSelection
+class Shards:
+    """Waveforms in several arrays, which are read when they are indexed.
+
+    Args:
+        arrays (`Sequence[np.ndarray]` of shape `(rows, samples)`, int16): The arrays, such as memory maps.
+    """
+
+    def __init__(self, arrays: Sequence[np.ndarray]):
+        self.arrays = arrays
+        self.ends = np.cumsum([len(array) for array in arrays])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, index: int | slice | list[int] | np.ndarray) -> np.ndarray:
+        if isinstance(index, int):
+            return self[[index]][0]
+        rows = np.arange(*index.indices(len(self))) if isinstance(index, slice) else np.asarray(index, dtype=np.int64)
+        shards = np.searchsorted(self.ends, rows, side="right")
+        waveforms = np.empty((len(rows), self.arrays[0].shape[1]), np.int16)
+        for shard in np.unique(shards):
+            array, selected = self.arrays[shard], shards == shard
+            waveforms[selected] = array[rows[selected] - self.ends[shard] + len(array)]
+        return waveforms
+
+
+Waveforms: TypeAlias = np.ndarray | torch.Tensor | RowSelection | Shards
+
+
+def moved(waveforms: Waveforms, device: torch.device) -> torch.Tensor:
+    """Copy waveforms to a device, a block at a time.
+
+    Args:
+        waveforms (`np.ndarray`, `torch.Tensor`, `RowSelection` or `Shards` of shape `(rows, samples)`, int16): The
+            waveforms.
+        device (`torch.device`): The device.
+    """
+    if isinstance(waveforms, torch.Tensor):
+        return waveforms.to(device)
+    copy = torch.empty((len(waveforms), len(waveforms[0])), dtype=torch.int16, device=device)
+    for start in range(0, len(copy), ROWS_PER_COPY):
+        rows = slice(start, start + ROWS_PER_COPY)
+        copy[rows] = torch.from_numpy(np.array(waveforms[rows]))
+    return copy
 
 
 class SceneDataset(Dataset):
@@ -78,15 +124,11 @@ class SceneDataset(Dataset):
 
     def move_waveforms(self, device: torch.device) -> None:
         """Copy all waveforms to a device; batches are then read from there."""
-        if isinstance(self.waveforms, torch.Tensor):
-            self.waveforms = self.waveforms.to(device)
-            return
-        shape = (len(self), len(self.waveforms[0]))
-        moved = torch.empty(shape, dtype=torch.int16, device=device)
-        for start in range(0, len(self), ROWS_PER_COPY):
-            rows = slice(start, start + ROWS_PER_COPY)
-            moved[rows] = torch.from_numpy(np.array(self.waveforms[rows]))
-        self.waveforms = moved
+        self.waveforms = moved(self.waveforms, device)
+
+    def sampler(self, batch_size: int, seed: int) -> EpochShuffle:
+        """Return a sampler of all clips in a random order."""
+        return EpochShuffle(len(self), seed)
 
     def subset(self, rows: Sequence[int], with_teachers: bool = True) -> "SceneDataset":
         """Select clips, without copying their waveforms.
@@ -99,6 +141,58 @@ class SceneDataset(Dataset):
             `SceneDataset`: The selected clips.
         """
         return SceneDataset(self.scenes.select(rows), RowSelection(self.waveforms, rows), with_teachers)
+
+
+class MixedDataset(Dataset):
+    """Labelled clips, followed by clips without labels that teachers have heard.
+
+    Args:
+        labelled (`SceneDataset`): Labelled clips with teacher logits.
+        waveforms (`np.ndarray`, `torch.Tensor`, `RowSelection` or `Shards` of shape `(clips, samples)`, int16): The
+            clips without labels.
+        teacher_logits (`np.ndarray` of shape `(clips, num_labels)`, float32): Mean of the teachers' logits for them.
+        per_batch (`int`): Clips without labels in a batch.
+        device (`int`, *optional*, defaults to `UNKNOWN_DEVICE`): Their recording device.
+
+    Indexing with a list of rows returns what [`SceneDataset`] does, with a label of `NO_LABEL` and `device` for clips
+    without labels.
+    """
+
+    def __init__(
+        self,
+        labelled: SceneDataset,
+        waveforms: Waveforms,
+        teacher_logits: np.ndarray,
+        per_batch: int,
+        device: int = UNKNOWN_DEVICE,
+    ):
+        self.labelled = labelled
+        self.waveforms = waveforms
+        self.teacher_logits = teacher_logits
+        self.per_batch = per_batch
+        self.device = device
+
+    def __len__(self) -> int:
+        return len(self.labelled) + len(self.waveforms)
+
+    def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:
+        first = len(self.labelled)
+        batch = self.labelled.__getitems__([row for row in rows if row < first])
+        others = [row - first for row in rows if row >= first]
+        constants = {"labels": NO_LABEL, "device": self.device}
+        added = {name: torch.full((len(others),), value) for name, value in constants.items()}
+        added["waveform"] = torch.as_tensor(self.waveforms[others])
+        added["teacher_logits"] = torch.from_numpy(self.teacher_logits[others])
+        return {name: torch.cat([values, added[name]]) for name, values in batch.items()}
+
+    def move_waveforms(self, device: torch.device) -> None:
+        """Copy all waveforms to a device; batches are then read from there."""
+        self.labelled.move_waveforms(device)
+        self.waveforms = moved(self.waveforms, device)
+
+    def sampler(self, batch_size: int, seed: int) -> MixedShuffle:
+        """Return a sampler of batches with the chosen number of clips without labels."""
+        return MixedShuffle(len(self.labelled), len(self.waveforms), batch_size, self.per_batch, seed)
 
 
 def check_splits(scenes: datasets.DatasetDict, name: str) -> None:

@@ -24,7 +24,8 @@ class DistillationLoss(nn.Module):
         t' = lam t + (1 - lam) t[perm]
         L  = kd_lambda CE(y', softmax z) + (1 - kd_lambda) T² KL(softmax(t'/T) ‖ softmax(z/T)),  T = temperature
 
-    Without teacher logits the loss is `CE(y', softmax z)`, the report's "Vanilla".
+    Without teacher logits the loss is `CE(y', softmax z)`, the report's "Vanilla". The target of a clip without a
+    label is zero, so that only the divergence acts on it; in a mix its partner keeps its part of the label loss.
 
     Source: Cai et al., "Data-Efficient Acoustic Scene Classification with Self-Supervised Teachers", 2024, section 3.
 
@@ -77,7 +78,8 @@ class DistillationLoss(nn.Module):
 
         Args:
             student_logits (`torch.Tensor` of shape `(batch_size, num_labels)`): Logits of the mixed input.
-            labels (`torch.LongTensor` of shape `(batch_size,)`): Labels of the clips before mixing.
+            labels (`torch.LongTensor` of shape `(batch_size,)`): Labels of the clips before mixing; negative without
+                one.
             teacher_logits (`torch.Tensor` of shape `(batch_size, num_labels)`, *optional*): Logits of the clips before
                 mixing; for an ensemble, the mean of the teachers' logits.
             mix (`Mix`, *optional*): The mix of the input; None if it is not mixed.
@@ -93,7 +95,8 @@ class DistillationLoss(nn.Module):
 
     def label_loss(self, student_logits: Tensor, labels: Tensor, mix: Mix | None = None) -> Tensor:
         """Compute the cross-entropy with mixed labels, averaged over the batch; arguments as for `forward`."""
-        targets = F.one_hot(labels, student_logits.shape[-1]).to(student_logits.dtype)
+        targets = F.one_hot(labels.clamp(min=0), student_logits.shape[-1]).to(student_logits.dtype)
+        targets = targets * (labels >= 0).unsqueeze(1)
         return F.cross_entropy(student_logits, targets if mix is None else mix(targets))
 
     def kd_loss(self, student_logits: Tensor, teacher_logits: Tensor, mix: Mix | None = None) -> Tensor:

@@ -14,7 +14,7 @@ from dataset_script.errors import InputError
 from modeling_beats import BeatsFeatureExtractor
 from train.common.distributed import BatchRows
 from train.common.seeds import derived_seed
-from train.pretraining.sources import durations, encoded_audio, read_crop
+from train.common.sources import durations, encoded_audio, read_crop
 
 
 SHUFFLE_BUFFER = 1000
@@ -31,7 +31,7 @@ class Crops(Dataset[dict[str, np.ndarray]]):
     An item is read by `(epoch, row)` and is a dictionary with `waveform` of shape `(samples,)`, int16.
 
     Args:
-        source (`list[Path]` or `datasets.Dataset`): As returned by [`~train.pretraining.sources.load_unlabelled`].
+        source (`list[Path]` or `datasets.Dataset`): As returned by [`~train.common.sources.load_unlabelled`].
         seconds (`float`): Length of a crop; shorter recordings are used whole.
         sampling_rate (`int`): Rate of the crops in Hz.
         seed (`int`): Seed of the positions.
@@ -78,7 +78,7 @@ class StreamedCrops(IterableDataset[dict[str, np.ndarray]]):
     clips, then continues in the pass where it stopped.
 
     Args:
-        source (`datasets.IterableDataset`): As returned by [`~train.pretraining.sources.load_unlabelled`].
+        source (`datasets.IterableDataset`): As returned by [`~train.common.sources.load_unlabelled`].
         seconds (`float`): Length of a crop; shorter clips are used whole.
         sampling_rate (`int`): Rate of the crops in Hz.
         seed (`int`): Seed of order and positions.

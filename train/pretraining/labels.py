@@ -10,7 +10,7 @@ import numpy as np
 
 from dataset_script.audio import AUDIO_SUFFIXES, find_audio
 from dataset_script.errors import InputError
-from train.pretraining.sources import load_hub_audio
+from train.common.sources import load_hub_audio
 
 
 logger = logging.getLogger(__name__)

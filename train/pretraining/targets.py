@@ -7,9 +7,9 @@ from transformers import PreTrainedModel
 import modeling_beats
 from dataset_script.errors import InputError
 from train.common.models import load_beats, load_beats_config, load_extractor, override
+from train.common.sources import load_unlabelled
 from train.pretraining.arguments import AudioArguments, PretrainingArguments, StageArguments
 from train.pretraining.crops import Crops, StreamedCrops
-from train.pretraining.sources import load_unlabelled
 
 
 logger = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ def make_dataset(audio: AudioArguments, args: PretrainingArguments, sampling_rat
         sampling_rate (`int`): Rate of the crops in Hz.
 
     Raises:
-        FileNotFoundError, InputError: As [`~train.pretraining.sources.load_unlabelled`] and
+        FileNotFoundError, InputError: As [`~train.common.sources.load_unlabelled`] and
             [`~train.pretraining.crops.Crops`].
     """
     with args.main_process_first():

@@ -9,8 +9,8 @@ import soundfile
 
 from modeling_beats import BeatsFeatureExtractor
 from train.common.distributed import BatchRows
+from train.common.sources import load_unlabelled
 from train.pretraining.crops import CropBatches, CropCollator, Crops, StreamedCrops
-from train.pretraining.sources import load_unlabelled
 
 
 class TestCrops:

@@ -142,7 +142,7 @@ class TestResume:
             assert all(torch.equal(tensors[name], value) for name, value in other.state_dict().items())
 
     def test_stream(self, stream, tmp_path, monkeypatch):
-        monkeypatch.setattr("train.pretraining.sources.datasets.load_dataset", lambda *_, **__: stream)
+        monkeypatch.setattr("train.common.sources.datasets.load_dataset", lambda *_, **__: stream)
         options = ("streaming", "True", "gradient_accumulation_steps", "2")
         pretrain_teacher(pretraining_command(tmp_path / "one", "some/stream", *options))
         command = pretraining_command(tmp_path / "two", "some/stream", *options)
@@ -210,7 +210,7 @@ class TestCost:
         Nor is the audio loaded that a recipe names.
         """
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr("train.pretraining.sources.load_scenes", None)
+        monkeypatch.setattr("train.common.sources.load_scenes", None)
         targets = []
         monkeypatch.setattr(
             "train.pretraining.stages.print_cost", lambda trainer: targets.append(trainer.target_model)

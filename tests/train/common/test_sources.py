@@ -9,8 +9,8 @@ import soundfile
 from datasets.exceptions import DatasetGenerationError
 
 from tests.train.pretraining.helpers import RECORDINGS
+from train.common.sources import load_unlabelled, read_crop
 from train.pretraining.crops import Crops
-from train.pretraining.sources import load_unlabelled, read_crop
 
 
 def test_folder(audio):
@@ -29,7 +29,7 @@ def test_folder_of_tables(parquet, streaming):
 def test_scenes(monkeypatch):
     """A configuration of the scenes is read through their builder."""
     rows = datasets.Dataset.from_dict({"audio": [{"bytes": None, "path": "x.wav"}], "label": [0]})
-    monkeypatch.setattr("train.pretraining.sources.load_scenes", lambda name, *_, **__: {"train": rows})
+    monkeypatch.setattr("train.common.sources.load_scenes", lambda name, *_, **__: {"train": rows})
     assert load_unlabelled("demo").column_names == ["audio"]
     with pytest.raises(ValueError, match="no split 'validation'"):
         load_unlabelled("demo", split="validation")
@@ -102,6 +102,6 @@ class TestFaults:
         def load_dataset(*_, **__):
             raise DatasetGenerationError("An error occurred") from fault
 
-        monkeypatch.setattr("train.pretraining.sources.datasets.load_dataset", load_dataset)
+        monkeypatch.setattr("train.common.sources.datasets.load_dataset", load_dataset)
         with pytest.raises(OSError, match=r"some/set needs twice .* does not fit on the disk .*--cache_dir"):
             load_unlabelled("some/set")

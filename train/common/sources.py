@@ -1,4 +1,4 @@
-"""Sources of audio for training on crops: folders of recordings, and datasets with a column of audio."""
+"""Sources of audio without labels: folders of recordings, and datasets with a column of audio."""
 
 import errno
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ def load_unlabelled(
 
     Returns:
         `list[Path]`, `datasets.Dataset` or `datasets.IterableDataset`: The sorted files of a folder, or a dataset
-        with the column `audio`, not decoded.
+        with the column `audio`, not decoded; that of the scenes also has `filename`.
 
     Raises:
         FileNotFoundError: If the source does not exist or contains no audio.
@@ -64,9 +64,8 @@ def load_unlabelled(
         if split not in scenes:
             raise InputError(f"{dataset} has no split {split!r}: choose one of {', '.join(scenes)}.")
         loaded = scenes[split].cast_column("audio", datasets.Audio(decode=False))
-    else:
-        loaded = load_hub_audio(dataset, dataset_config, split, streaming, cache_dir)
-    return loaded.select_columns(["audio"])
+        return loaded.select_columns(["audio", "filename"])
+    return load_hub_audio(dataset, dataset_config, split, streaming, cache_dir).select_columns(["audio"])
 
 
 def load_hub_audio(
