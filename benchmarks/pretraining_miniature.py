@@ -28,8 +28,8 @@ from dataset_script.waveforms import FULL_SCALE
 from modeling_beats import BeatsConfig, BeatsFeatureExtractor, BeatsForAudioClassification
 from train.common.checkpoints import last_complete_checkpoint
 from train.common.process import keep_freed_memory
-from train.pretrain_teacher import main as pretrain_teacher
 from train.common.sources import read_crop
+from train.pretrain_teacher import main as pretrain_teacher
 
 
 RATE = 16_000

@@ -64,7 +64,7 @@ def load_unlabelled(
         if split not in scenes:
             raise InputError(f"{dataset} has no split {split!r}: choose one of {', '.join(scenes)}.")
         loaded = scenes[split].cast_column("audio", datasets.Audio(decode=False))
-        return loaded.select_columns(["audio", "filename"])
+        return loaded.select_columns([name for name in ("audio", "filename") if name in loaded.column_names])
     return load_hub_audio(dataset, dataset_config, split, streaming, cache_dir).select_columns(["audio"])
 
 
