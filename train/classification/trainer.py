@@ -39,9 +39,9 @@ class DistillationTrainer(ResumableTrainer):
     and the cross-entropy.
 
     A step depends only on the weights, the optimizer state, the seed, the step and the micro-step: an interrupted run
-    resumes to the same weights, and several processes compute the same as one, up to rounding. There are two
+    resumes to the same weights, and several processes compute the same as one, up to rounding. There are three
     exceptions, in which the number of processes changes the draws but not their distribution: dropout in fused
-    attention, and dropout on CUDA.
+    attention, dropout on CUDA, and dropout that is not a module (in Whisper, whose checkpoints have none).
 
     Args:
         model (`PreTrainedModel`): Model that maps its inputs to `logits`.
