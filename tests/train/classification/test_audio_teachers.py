@@ -127,6 +127,11 @@ def test_resumed_run_ends_like_the_uninterrupted_one(family, tmp_path):
     assert resumed.state.global_step == trainer.state.global_step == 6
     for name, value in resumed.model.state_dict().items():
         assert torch.equal(value, expected[name]), f"{name} should be that of the uninterrupted run"
+    trainer.state.best_model_checkpoint = str(tmp_path / "whole" / "checkpoint-2")
+    trainer._load_best_model()
+    best = AutoModelForAudioClassification.from_pretrained(tmp_path / "whole" / "checkpoint-2").state_dict()
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(value, best[name]), f"{name} should be that of the selected checkpoint"
 
 
 @pytest.mark.processor
