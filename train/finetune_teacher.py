@@ -6,9 +6,9 @@
 The recipes `ssl_star` (frozen encoder), `ssl` and `ssl_sl` (unfrozen, from the self-supervised checkpoint and from the
 one supervised on AudioSet) are those of Table 1 of the report, for BEATs; their model folders are created by
 `python -m modeling_beats.convert_beats`. `ast_star` (frozen) and `ast` are for the Audio Spectrogram Transformer,
-`wav2vec2` for models of waveforms. `--model_name_or_path` takes BEATs and any model folder or Hub id that transformers'
-`AutoModelForAudioClassification` can load. The default recipe `demo_teacher` starts from random weights. Any value of a
-recipe can be overridden. Run the same command again to resume after an interruption.
+`wav2vec2` for models of waveforms. `--model_name_or_path` takes BEATs and any model folder or Hub id that
+`AutoModelForAudioClassification` of transformers can load. The default recipe `demo_teacher` starts from random
+weights. Any value of a recipe can be overridden. Run the same command again to resume after an interruption.
 """
 
 import logging
