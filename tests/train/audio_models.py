@@ -25,9 +25,10 @@ from transformers import (
 
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-AST = {**SIZES, "max_length": 128, "hidden_dropout_prob": 0.1}
+AST = {**SIZES, "max_length": 128, "initializer_range": 0.3, "hidden_dropout_prob": 0.1}
 WAV2VEC2 = {
     **SIZES,
+    "initializer_range": 0.3,
     "conv_dim": (8,) * 7,
     "classifier_proj_size": 8,
     "num_conv_pos_embeddings": 16,
@@ -36,6 +37,7 @@ WAV2VEC2 = {
     "feat_proj_dropout": 0.1,
 }
 WHISPER = {
+    "init_std": 0.3,
     "d_model": 16,
     "encoder_layers": 2,
     "decoder_layers": 1,

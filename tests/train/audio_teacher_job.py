@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from torch import Tensor
 from transformers import TrainerCallback, set_seed
 
@@ -75,6 +76,8 @@ def main(output_dir: str) -> None:
         if job.args.should_save:
             Path(job.args.output_dir).mkdir(exist_ok=True)
             torch.save(job.measured, Path(output_dir) / f"{family} two" / "measured.pt")
+    PartialState().wait_for_everyone()
+    PartialState().destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import transformers
 from accelerate import PartialState
 
@@ -97,6 +98,8 @@ def run_command(main: Callable[[], Any]) -> None:
     use_all_cores()
     try:
         main()
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()  # its threads would abort a process that ends before them
     except (InputError, OSError) as error:
         logger.debug("Traceback of the error:", exc_info=True)
         sys.exit(f"Error: {_sentence(error)}" if _is_main_process() else 1)
