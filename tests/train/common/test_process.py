@@ -1,8 +1,8 @@
 import os
 
 import pytest
-import torch.distributed as dist
 import torch
+import torch.distributed as dist
 
 from train.common.process import keep_freed_memory, run_command, use_all_cores
 
