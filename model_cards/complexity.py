@@ -11,6 +11,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES
 
 from dataset_script.errors import InputError
 from modeling_tfsepnet import TFSepNetConfig
@@ -103,11 +104,11 @@ def measure_folder(model_dir: str | Path) -> ModelComplexity:
     """Return the complexity of a model folder, from its configuration and the headers of its weights.
 
     Args:
-        model_dir (`str` or `Path`): Folder of a TF-SepNet or BEATs.
+        model_dir (`str` or `Path`): Folder of a student or a teacher.
 
     Raises:
         FileNotFoundError: If the folder is not a model folder.
-        InputError: If the model is neither a TF-SepNet nor a BEATs, or its files are damaged.
+        InputError: If the model is neither a student nor a teacher, or its files are damaged.
     """
     config = read_config(model_dir)
     tensors = list(_stored_tensors(weight_files(model_dir)))
@@ -157,7 +158,7 @@ def read_config(model_dir: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If the folder is not a model folder.
-        InputError: If the model is neither a TF-SepNet nor a BEATs, or the file is damaged.
+        InputError: If the model is neither a student nor a teacher, or the file is damaged.
     """
     path = Path(model_dir) / "config.json"
     if not path.is_file():
@@ -168,10 +169,11 @@ def read_config(model_dir: str | Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path} is damaged ({error}): finish the run that makes it, or download it again.") from None
-    if not isinstance(config, Mapping) or config.get("model_type") not in ("tfsepnet", "beats"):
-        kind = config.get("model_type") if isinstance(config, Mapping) else None
+    kind = config.get("model_type") if isinstance(config, Mapping) else None
+    if kind not in ("tfsepnet", "beats", *MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES):
         raise InputError(
-            f"{model_dir} is a {kind} model: cards are made for tfsepnet (students) and beats (teachers)."
+            f"{model_dir} is a {kind} model: cards are made for students (tfsepnet) and teachers (beats, or an audio "
+            "classifier of transformers)."
         )
     return dict(config)
 

@@ -42,7 +42,7 @@ def make_card(
     """Return the card of a model folder.
 
     Args:
-        model_dir (`str` or `Path`): A TF-SepNet (float or INT8) or BEATs.
+        model_dir (`str` or `Path`): A TF-SepNet (float or INT8), a BEATs, or an audio classifier of transformers.
         evidence (`Evidence`): The results that it states.
         repo_id (`str`, *optional*): Where the model will be on the Hub; defaults to the path of the folder.
         allow_over_limit (`bool`, *optional*, defaults to `False`): Make the card of a student that exceeds a limit of
@@ -70,10 +70,12 @@ def make_card(
     labels = list(own.metrics["class_wise"])
     name = (repo_id or model_dir.resolve().name).split("/")[-1]
     of_tau = corpus.kind == "tau"
+    foreign = config["model_type"] not in ("tfsepnet", "beats")
+    license_of_data = "apache-2.0" if corpus.kind == "synthetic" else corpus.license
     card_data = ModelCardData(
-        license="other" if of_tau else "apache-2.0" if corpus.kind == "synthetic" else corpus.license,
-        license_name=corpus.license if of_tau else None,
-        license_link=corpus.license_link if of_tau else None,
+        license="other" if of_tau or foreign else license_of_data,
+        license_name=corpus.license if of_tau else "that-of-the-pretrained-model" if foreign else None,
+        license_link=corpus.license_link if of_tau else "README.md#training-data-and-licence" if foreign else None,
         library_name="transformers",
         pipeline_tag="audio-classification",
         tags=[
@@ -92,6 +94,7 @@ def make_card(
         card_data,
         template_path=str(TEMPLATES / "model.md"),
         student=complexity.macs is not None,
+        architecture=config["architectures"][0] if foreign else None,
         classes="ten acoustic scenes" if labels == list(SCENES) else f"{len(labels)} classes of sound",
         name=name,
         model_id=json.dumps(repo_id or str(model_dir), ensure_ascii=False),
@@ -159,8 +162,8 @@ def write_card(
     published.
 
     Args:
-        model_dir (`str` or `Path`): A TF-SepNet (float or INT8) or BEATs, with its `results.json`; also a BEATs that
-            was pre-trained only, whose card is that of [`~model_cards.encoder_cards.make_encoder_card`].
+        model_dir (`str` or `Path`): A model as for [`make_card`], with its `results.json`; also a BEATs that was
+            pre-trained only, whose card is that of [`~model_cards.encoder_cards.make_encoder_card`].
         results (`Iterable[str | Path]`): Results of the same recipe on other subsets, or with other seeds: files, or
             folders with a `results.json`.
         counterpart (`str` or `Path`, *optional*): Results of the same network in the other number format.

@@ -40,8 +40,9 @@ def published_files(folder: Path) -> list[str]:
     Raises:
         FileNotFoundError, InputError: If the folder is not a model folder of this project.
     """
-    package = Path(str(CODE[read_config(folder)["model_type"]].__file__)).parent
-    modules = [path.name for path in package.glob("*.py") if path.name != "__init__.py"]
+    package = CODE.get(read_config(folder)["model_type"])  # None for models of transformers
+    sources = Path(str(package.__file__)).parent.glob("*.py") if package else ()
+    modules = [path.name for path in sources if path.name != "__init__.py"]
     plots = [f"{name}.{suffix}" for name in PLOTS for suffix in ("png", "svg")]
     weights = [path.name for path in weight_files(folder)]
     results = [f"results/{path.name}" for path in (folder / "results").glob("*.json")]

@@ -1,11 +1,14 @@
-"""Fine-tune BEATs on scenes, as a teacher.
+"""Fine-tune a pretrained audio model on scenes, as a teacher.
 
     python train/finetune_teacher.py --recipe ssl_star --dataset split25 --data_dir TAU
+    python train/finetune_teacher.py --recipe ast --dataset split25 --data_dir TAU
 
 The recipes `ssl_star` (frozen encoder), `ssl` and `ssl_sl` (unfrozen, from the self-supervised checkpoint and from the
-one supervised on AudioSet) are those of Table 1 of the report. They start from model folders that
-`python -m modeling_beats.convert_beats` creates. The default recipe `demo_teacher` starts from random weights. Any
-value of a recipe can be overridden. Run the same command again to resume after an interruption.
+one supervised on AudioSet) are those of Table 1 of the report, for BEATs; their model folders are created by
+`python -m modeling_beats.convert_beats`. `ast_star` (frozen) and `ast` are for the Audio Spectrogram Transformer,
+`wav2vec2` for models of waveforms. `--model_name_or_path` takes BEATs and any model folder or Hub id that
+`AutoModelForAudioClassification` of transformers can load. The default recipe `demo_teacher` starts from random
+weights. Any value of a recipe can be overridden. Run the same command again to resume after an interruption.
 """
 
 import logging

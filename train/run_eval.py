@@ -22,10 +22,11 @@ from model_cards.complexity import measure_model
 from model_cards.results import RESULTS_FILE, find_results, portable
 from model_cards.tables import results_table
 from train.common.arguments import CommandParser, HubArguments, InferenceArguments, check_bootstrap
+from train.common.features import input_rate
 from train.common.hub import check_repository, push_folder
 from train.common.process import configure_logging, run_command
 from train.common.runs import hold_output_folder
-from train.evaluation.inference import input_rate, load_clips, model_revision
+from train.evaluation.inference import load_clips, model_revision
 from train.evaluation.scoring import evaluate_classifier, unseen_devices, write_results
 
 

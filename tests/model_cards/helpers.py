@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
 
 from dataset_script.splits import DEVICES, SCENES
 from model_cards.complexity import measure_model
@@ -70,6 +71,18 @@ def make_teacher(folder: Path) -> Path:
     BeatsFeatureExtractor().save_pretrained(folder)
     arguments = {"recipe": "ssl", "model_name_or_path": "checkpoints/BEATs", "freeze_encoder": False}
     results = make_results(model, recipe="ssl", arguments=arguments)
+    del results["teachers"]
+    return finish(folder, results)
+
+
+def make_foreign_teacher(folder: Path) -> Path:
+    """A folder as train/finetune_teacher.py leaves it, of a model of transformers."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    model = ASTForAudioClassification(ASTConfig(**sizes, max_length=128, **label_maps(SCENES)))
+    model.save_pretrained(folder)
+    ASTFeatureExtractor(max_length=128).save_pretrained(folder)
+    arguments = {"recipe": "ast", "model_name_or_path": "user/ast", "freeze_encoder": True, "layer_decay": 0.75}
+    results = make_results(model, recipe="ast", arguments=arguments)
     del results["teachers"]
     return finish(folder, results)
 

@@ -17,9 +17,17 @@ from model_cards.complexity import measure_folder
 from model_cards.corpora import TAU_TRAINING_CLIPS
 from model_cards.generator import write_card
 from model_cards.published import published
+from model_cards.push import published_files
 from modeling_beats import BeatsConfig, BeatsForPreTraining
 from modeling_tfsepnet import TFSepNetConfig, TFSepNetForAudioClassification
-from tests.model_cards.helpers import TINY_BEATS, make_results, make_student, make_teacher, save_results
+from tests.model_cards.helpers import (
+    TINY_BEATS,
+    make_foreign_teacher,
+    make_results,
+    make_student,
+    make_teacher,
+    save_results,
+)
 from train.evaluation.metrics import scene_metrics
 
 
@@ -243,6 +251,22 @@ def test_teacher(tmp_path):
     assert "limits of DCASE 2024 Task 1 are for students" in card.text
     assert "arXiv 2212.09058" in card.text
     assert measure_folder(tmp_path / "teacher").macs is None
+
+
+def test_teacher_of_transformers(tmp_path):
+    folder = make_foreign_teacher(tmp_path / "teacher")
+    card = write_card(folder)
+    text = " ".join(card.text.split())
+    assert "`ASTForAudioClassification` of [transformers]" in text
+    assert "started from `user/ast`, with the encoder frozen" in text
+    assert "The licence of the weights that it started from, `user/ast`, applies too." in text
+    for wrong in ("BEATs, a transformer", "2212.09058)", "trust_remote_code", "Apache 2.0"):
+        assert wrong not in text, wrong
+    assert card.data.license == "other" and "audio-spectrogram-transformer" in card.data.tags
+    assert measure_folder(folder).macs is None
+    files = published_files(folder)
+    assert {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"} <= set(files)
+    assert not any(name.endswith((".py", ".bin")) for name in files)
 
 
 class TestEncoder:

@@ -360,13 +360,13 @@ class TestWrongInput:
         assert not (tmp_path / "student").exists()
 
     def test_missing_corpus(self, student, tmp_path):
-        self.refuse([*student, "--data_dir", str(tmp_path / "nowhere")], "nowhere", tmp_path)
+        self.refuse([*student, "--recipe", "vanilla", "--data_dir", str(tmp_path / "nowhere")], "nowhere", tmp_path)
 
     def test_unknown_recipe(self, student, tmp_path):
         self.refuse([*student, "--recipe", "s9"], "no recipe 's9'", tmp_path)
 
     def test_unknown_dataset(self, student, tmp_path):
-        self.refuse([*student, "--dataset", "demo7"], "7", tmp_path)
+        self.refuse([*student, "--recipe", "vanilla", "--dataset", "demo7"], "7", tmp_path)
 
     def test_logits_of_another_subset(self, student, logits, tmp_path):
         self.refuse([*student, "--dataset", "demo50", "--teachers", str(logits)], "no row for audio/", tmp_path)

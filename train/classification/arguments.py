@@ -19,7 +19,22 @@ from train.common.augmentations import FreqMixStyle, SoftMixup, SpecAugment, che
 class TeacherArguments(ModelArguments):
     """The pretrained model of a teacher, and the part of it that is trained."""
 
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Model folder or Hub id to start from: BEATs, or any model that transformers' "
+            "AutoModelForAudioClassification can load; defaults to a BEATs model with random weights."
+        },
+    )
     freeze_encoder: bool = field(default=False, metadata={"help": "Train only the classification head."})
+    layer_decay: float = field(
+        default=1.0,
+        metadata={"help": "Factor of the learning rate from a layer of the encoder to the one below; 1 disables it."},
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 < self.layer_decay <= 1:
+            raise InputError(f"layer_decay is {self.layer_decay}: choose a number above 0, up to 1.")
 
 
 @dataclass

@@ -29,6 +29,7 @@ from train.classification.training import (
     run_training,
 )
 from train.common.arguments import check_seed
+from train.common.availability import check_available
 from train.common.models import load_classifier, load_config, new_student, student_config
 from train.common.recipes import is_recipe, recipe_arguments
 from train.common.runs import describe_run, run_or_load
@@ -123,6 +124,35 @@ def teacher_arguments(
     return teacher_args, teacher_data_args, training_args
 
 
+def check_teachers_exist(teachers: Sequence[Teacher], data_args: DataArguments, args: SceneTrainingArguments) -> None:
+    """Raise an error if a teacher, or the model it is fine-tuned from, does not exist; before any other work.
+
+    Args:
+        teachers (`Sequence[Teacher]`): The teachers.
+        data_args (`DataArguments`): The student's clips.
+        args (`SceneTrainingArguments`): The student's run.
+
+    Raises:
+        FileNotFoundError: As [`~train.common.availability.check_available`].
+        InputError: As [`teacher_arguments`].
+    """
+    for teacher in teachers:
+        if teacher.kind == "model":
+            check_available(teacher.source)
+        elif teacher.kind == "recipe":
+            start = teacher_arguments(teacher, args.output_dir, data_args, args)[0].model_name_or_path
+            if start is None:
+                continue
+            try:
+                check_available(start)
+            except FileNotFoundError as error:
+                fault = str(error).rstrip(".")
+                raise FileNotFoundError(
+                    f"The teacher {teacher.source!r} is fine-tuned from a model that is missing: {fault}; or set "
+                    "--teachers to fine-tuned models."
+                ) from None
+
+
 def check_teachers(
     teachers: Sequence[Teacher],
     scenes: datasets.DatasetDict,
@@ -157,14 +187,8 @@ def check_teachers(
             teacher_args, _, training_args = teacher_arguments(teacher, args.output_dir, data_args, args)
             with input_errors(f"The recipe of the teacher {teacher.source!r} does not fit: "):
                 check_impulse_responses(scenes, training_args)
-            if model := teacher_args.model_name_or_path:
-                try:
-                    load_config(model)
-                except FileNotFoundError:
-                    raise FileNotFoundError(
-                        f"The teacher {teacher.source!r} is fine-tuned from {model}, which does not exist: create it "
-                        "with python -m modeling_beats.convert_beats, or set --teachers to fine-tuned models."
-                    ) from None
+            if teacher_args.model_name_or_path is not None:
+                load_config(teacher_args.model_name_or_path)
     return revisions
 
 
@@ -266,6 +290,7 @@ def distill(
     trusted = distillation_args.trust_remote_code
     teachers = resolve_teachers(distillation_args.teachers, args.seed)
     available = {teacher.name: teacher.source for teacher in teachers if teacher.kind == "logits"}
+    check_teachers_exist(teachers, data_args, args)
     scenes = load_splits(data_args, available)
     check_training(scenes, data_args, args)
     args.impulse_responses = impulse_response_folder(scenes, args)

@@ -23,7 +23,8 @@ from train.classification.arguments import SceneTrainingArguments
 from train.classification.data import SceneDataset
 from train.common.augmentations import DeviceImpulseResponse, Mix
 from train.common.distributed import BatchRows, synchronize_layers
-from train.common.features import WaveformFeatures
+from train.common.encoders import encoder_of, layer_factors
+from train.common.features import AnyFeatureExtractor, clip_spectrogram, input_rate, model_inputs
 from train.common.resumable import ResumableTrainer
 from train.common.seeds import EpochShuffle
 from train.evaluation.metrics import scene_metrics
@@ -38,17 +39,19 @@ class DistillationTrainer(ResumableTrainer):
     and the cross-entropy.
 
     A step depends only on the weights, the optimizer state, the seed, the step and the micro-step: an interrupted run
-    resumes to the same weights, and several processes compute the same as one, up to rounding. There are two
+    resumes to the same weights, and several processes compute the same as one, up to rounding. There are three
     exceptions, in which the number of processes changes the draws but not their distribution: dropout in fused
-    attention, and dropout on CUDA.
+    attention, dropout on CUDA, and dropout that is not a module (in Whisper, whose checkpoints have none).
 
     Args:
-        model (`PreTrainedModel`): Model that maps `input_values` to `logits`.
+        model (`PreTrainedModel`): Model that maps its inputs to `logits`.
         args (`SceneTrainingArguments`): The run.
-        feature_extractor (`WaveformFeatures`): Feature extractor of the model, for waveforms at the datasets' rate;
-            saved with the model.
+        feature_extractor (`FeatureExtractionMixin` or `WaveformFeatures`): Feature extractor of the model, for
+            waveforms at the datasets' rate; saved with the model.
         train_dataset (`SceneDataset`): Clips to train on.
         eval_dataset (`SceneDataset`, *optional*): Clips to evaluate on after each epoch.
+        layer_decay (`float`, *optional*, defaults to 1.0): Factor of the learning rate from one layer of the encoder
+            to the one below, see [`~train.common.encoders.layer_factors`].
 
     Raises:
         FileNotFoundError, InputError: As [`~train.common.augmentations.DeviceImpulseResponse`]; if impulse responses
@@ -56,6 +59,7 @@ class DistillationTrainer(ResumableTrainer):
     """
 
     args: SceneTrainingArguments
+    model: PreTrainedModel
     train_dataset: SceneDataset
     eval_dataset: SceneDataset | None
 
@@ -63,9 +67,10 @@ class DistillationTrainer(ResumableTrainer):
         self,
         model: PreTrainedModel,
         args: SceneTrainingArguments,
-        feature_extractor: WaveformFeatures,
+        feature_extractor: AnyFeatureExtractor,
         train_dataset: SceneDataset,
         eval_dataset: SceneDataset | None = None,
+        layer_decay: float = 1.0,
     ):
         self.loss_function = args.loss_function()
         self.freq_mixstyle, self.spec_augment, self.soft_mixup = args.feature_augmentations()
@@ -74,14 +79,16 @@ class DistillationTrainer(ResumableTrainer):
             if args.impulse_responses is None:
                 raise InputError("impulse_response_p is set, but impulse_responses is not: set it to a folder.")
             self.impulse_response = DeviceImpulseResponse(
-                args.impulse_responses, feature_extractor.sampling_rate, args.impulse_response_p
+                args.impulse_responses, input_rate(feature_extractor), args.impulse_response_p
             )
         self.feature_extractor = feature_extractor
+        self.layer_decay = layer_decay
         self.rows = BatchRows(args.world_size, args.process_index)
         if args.world_size > 1:
             synchronize_layers(model, self.rows)
-        # With layer drop some parameters get no gradient, which DDP must detect.
-        args.ddp_find_unused_parameters = bool(getattr(model.config, "layerdrop", 0.0))
+        # Layer drop and models of transformers leave some parameters without a gradient, which DDP must detect.
+        ours = hasattr(feature_extractor, "features")
+        args.ddp_find_unused_parameters = not ours or bool(getattr(model.config, "layerdrop", 0.0))
         super().__init__(
             model=model,
             args=args,
@@ -111,6 +118,22 @@ class DistillationTrainer(ResumableTrainer):
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Return the names of all parameters: the recipes use plain AdamW, without exceptions from weight decay."""
         return [name for name, _ in model.named_parameters()]
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Return the optimizer, with a group of parameters for each learning rate; the first one has the highest."""
+        exists = self.optimizer is not None
+        optimizer = super().create_optimizer(model)
+        if exists or self.layer_decay == 1:
+            return optimizer
+        factors = layer_factors(self.model, self.layer_decay)
+        parameters = {id(parameter): factors[name] for name, parameter in self.model.named_parameters()}
+        optimizer.param_groups = [
+            {**group, "params": members, "lr": group["lr"] * factor}
+            for group in optimizer.param_groups
+            for factor in sorted(set(factors.values()), reverse=True)
+            if (members := [member for member in group["params"] if parameters[id(member)] == factor])
+        ]
+        return optimizer
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
@@ -151,18 +174,20 @@ class DistillationTrainer(ResumableTrainer):
     ) -> Tensor | tuple[Tensor, Any]:
         """Return the loss of a batch: the recipe's loss in training, the cross-entropy in evaluation."""
         if not model.training:
-            features = self.feature_extractor.features(inputs["waveform"] / FULL_SCALE)
-            outputs = {"logits": model(input_values=features).logits}
+            outputs = {"logits": model(**model_inputs(self.feature_extractor, inputs["waveform"] / FULL_SCALE)).logits}
             loss = F.cross_entropy(outputs["logits"], inputs["labels"])
             return (loss, outputs) if return_outputs else loss
-        features, mix = self.augmented_features(inputs["waveform"], inputs["device"])
-        logits = self.rows.gather(model(input_values=features[self.rows.slice]).logits)
+        encoder = encoder_of(self.model)
+        if encoder is not None and not any(parameter.requires_grad for parameter in encoder.parameters()):
+            encoder.eval()  # a frozen encoder has no dropout
+        augmented, mix = self.augmented_inputs(inputs["waveform"], inputs["device"])
+        logits = self.rows.gather(model(**augmented).logits)
         loss = self.loss_function(logits, inputs["labels"], inputs.get("teacher_logits"), mix)
         loss = loss * self.args.world_size
         return (loss, {"logits": logits}) if return_outputs else loss
 
     @torch.no_grad()
-    def augmented_features(self, waveform: Tensor, device: Tensor) -> tuple[Tensor, Mix | None]:
+    def augmented_inputs(self, waveform: Tensor, device: Tensor) -> tuple[dict[str, Tensor], Mix | None]:
         """Compute the features of the global batch, and augment them.
 
         Args:
@@ -170,21 +195,31 @@ class DistillationTrainer(ResumableTrainer):
             device (`torch.LongTensor` of shape `(batch_size,)`): Recording device of each clip.
 
         Returns:
-            `tuple[torch.Tensor, Mix]`: The features, and the mix of Soft Mixup, None if that is off.
+            `tuple[dict[str, torch.Tensor], Mix]`: The inputs of the model for the rows of this process, and the mix of
+                Soft Mixup, None if that is off.
         """
         self.rows.resize(len(waveform))
         clips = waveform[self.rows.slice] / FULL_SCALE
         if self.impulse_response is not None:
             response = self.impulse_response.draw(device, self._generator)
             clips = self.impulse_response.apply(clips, response[self.rows.slice])
-        features = self.rows.gather(self.feature_extractor.features(clips))
-        if self.freq_mixstyle is not None:
-            features = self.freq_mixstyle(features, self._generator)
-        if self.spec_augment is not None:
-            features = self.spec_augment(features, self._generator)
-        if self.soft_mixup is None:
-            return features, None
-        return self.soft_mixup(features, self._generator)
+        inputs = model_inputs(self.feature_extractor, clips)
+        name, mix = self.model.main_input_name, None
+        features = self.rows.gather(inputs[name])
+        if self.freq_mixstyle is not None or self.spec_augment is not None:
+            spectrogram = clip_spectrogram(self.feature_extractor, features, waveform.shape[1])
+            augmented = spectrogram
+            if self.freq_mixstyle is not None:
+                augmented = self.freq_mixstyle(augmented, self._generator)
+            if self.spec_augment is not None:
+                augmented = self.spec_augment(augmented, self._generator)
+            if spectrogram is features:
+                features = augmented
+            else:
+                spectrogram.copy_(augmented)
+        if self.soft_mixup is not None:
+            features, mix = self.soft_mixup(features, self._generator)
+        return {**inputs, name: features[self.rows.slice]}, mix
 
     def compute_scene_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """Return the metrics to log after an epoch."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, set_seed
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
@@ -20,11 +21,13 @@ from train.classification.data import SceneDataset, check_splits, split_by_locat
 from train.classification.schedules import sgdr, sgdr_ends
 from train.classification.trainer import DistillationTrainer
 from train.common.augmentations import read_impulse_responses
+from train.common.availability import check_available
 from train.common.checkpoints import last_complete_checkpoint
-from train.common.features import WaveformFeatures
-from train.common.models import new_teacher
+from train.common.encoders import freeze_encoder, layer_factors
+from train.common.features import AnyFeatureExtractor, input_rate, model_inputs
 from train.common.process import main_process_first
 from train.common.runs import describe_run, run_or_load
+from train.common.teachers import load_teacher
 from train.evaluation.scoring import evaluate_classifier, unseen_devices, write_results
 
 
@@ -131,28 +134,31 @@ def warn_of_unfinished_cycle(args: SceneTrainingArguments) -> None:
 
 def run_training(
     model: PreTrainedModel,
-    feature_extractor: WaveformFeatures,
+    feature_extractor: AnyFeatureExtractor,
     scenes: datasets.DatasetDict,
     data_args: DataArguments,
     args: SceneTrainingArguments,
     description: dict[str, Any],
+    layer_decay: float = 1.0,
 ) -> dict[str, Any]:
     """Start or resume training, and write a model folder with results and plots to `args.output_dir`.
 
     Args:
         model (`PreTrainedModel`): The model to train.
-        feature_extractor (`WaveformFeatures`): Feature extractor of the model.
+        feature_extractor (`FeatureExtractionMixin` or `WaveformFeatures`): Feature extractor of the model.
         scenes (`datasets.DatasetDict`): The splits `train`, which may have teacher logits, and `test`.
         data_args (`DataArguments`): The selection of the epoch.
         args (`SceneTrainingArguments`): The run.
         description (`dict`): Entries of the results that describe the run.
+        layer_decay (`float`, *optional*, defaults to 1.0): As for
+            [`~train.classification.trainer.DistillationTrainer`].
 
     Returns:
         `dict`: The results, as in `results.json`.
     """
     warn_of_unfinished_cycle(args)
     waveforms = {
-        split: cache_waveforms(clips, feature_extractor.sampling_rate, data_args.cache_dir)
+        split: cache_waveforms(clips, input_rate(feature_extractor), data_args.cache_dir)
         for split, clips in scenes.items()
     }
     train = SceneDataset(scenes["train"], waveforms["train"])
@@ -168,7 +174,7 @@ def run_training(
         args.eval_strategy = IntervalStrategy.EPOCH
         args.load_best_model_at_end = True
         args.metric_for_best_model, args.greater_is_better = "macro_accuracy", True
-    trainer = DistillationTrainer(model, args, feature_extractor, train, validation)
+    trainer = DistillationTrainer(model, args, feature_extractor, train, validation, layer_decay)
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(args.output_dir))
     trainer.save_model()
 
@@ -194,10 +200,34 @@ def run_training(
     return results
 
 
+def check_augmentations(
+    model: PreTrainedModel, feature_extractor: AnyFeatureExtractor, args: SceneTrainingArguments
+) -> None:
+    """Raise an error if spectrograms should be augmented, but the model takes waveforms.
+
+    Args:
+        model (`PreTrainedModel`): The model.
+        feature_extractor (`FeatureExtractionMixin` or `WaveformFeatures`): Its feature extractor.
+        args (`SceneTrainingArguments`): The run.
+
+    Raises:
+        InputError: If Freq-MixStyle or SpecAugment is on, and the inputs of the model have no frequency axis.
+    """
+    silence = torch.zeros(1, input_rate(feature_extractor))
+    if model_inputs(feature_extractor, silence)[model.main_input_name].ndim > 2:
+        return
+    for name in ("freq_mixstyle_p", "spec_augment_size"):
+        if getattr(args, name):
+            raise InputError(
+                f"{name} is {getattr(args, name)}, but a {model.config.model_type} model takes waveforms, not "
+                "spectrograms: set it to 0, or use the recipe wav2vec2."
+            )
+
+
 def finetune_teacher(
     recipe: str, teacher_args: TeacherArguments, data_args: DataArguments, args: SceneTrainingArguments
 ) -> dict[str, Any]:
-    """Fine-tune a BEATs model on scenes and write a model folder to `args.output_dir`; resume a run that is there.
+    """Fine-tune a teacher on scenes and write a model folder to `args.output_dir`; resume a run that is there.
 
     Args:
         recipe (`str`): Name of the recipe, for the results.
@@ -210,21 +240,26 @@ def finetune_teacher(
 
     Raises:
         FileExistsError, FileNotFoundError, InputError: If the data, the pretrained model or the output folder is
-            invalid; before training.
+            invalid; before training. A missing model is named before any other work.
     """
+    if teacher_args.model_name_or_path is not None:
+        check_available(teacher_args.model_name_or_path)
     scenes = load_splits(data_args)
     check_training(scenes, data_args, args)
     args.impulse_responses = impulse_response_folder(scenes, args)
     set_seed(args.seed)
-    model, feature_extractor = new_teacher(
+    model, feature_extractor = load_teacher(
         scenes["train"].features["label"].names, teacher_args.model_name_or_path, teacher_args.config_overrides
     )
+    check_augmentations(model, feature_extractor, args)
+    if teacher_args.layer_decay != 1:
+        layer_factors(model, teacher_args.layer_decay)  # raises an error if the model has no layers
     if teacher_args.freeze_encoder:
-        model.freeze_encoder()
+        freeze_encoder(model)
     run = describe_run(recipe, teacher_args, data_args, args)
 
     def work() -> dict[str, Any]:
         description = {"recipe": recipe, "arguments": run}
-        return run_training(model, feature_extractor, scenes, data_args, args, description)
+        return run_training(model, feature_extractor, scenes, data_args, args, description, teacher_args.layer_decay)
 
     return run_or_load(args.output_dir, run, work)

@@ -96,7 +96,8 @@ def freq_mixstyle(x: Tensor, mix: Mix) -> Tensor:
     The statistics are the mean and the square root of (unbiased variance + 1e-6) over all axes except the first and
     the second to last, and carry no gradient. The student's features of shape `(batch, 1, frequency, time)` thus have
     one pair for each clip and *frequency bin*. The features of BEATs have the shape `(batch, time, mel)`, so the same
-    axes yield one pair for each *frame*; this is how the report's teachers were fine-tuned.
+    axes yield one pair for each *frame*; this is how the report's teachers were fine-tuned. Features of transformers'
+    models are passed as `(batch, mel, time)`, which yields one pair for each mel bin.
 
     Args:
         x (`torch.Tensor` of shape `(batch_size, ..., rows, columns)`): Features.

@@ -23,6 +23,7 @@ from transformers.feature_extraction_utils import FeatureExtractionMixin
 import modeling_beats
 import modeling_tfsepnet
 from dataset_script.errors import InputError, input_errors
+from train.common.availability import check_available
 
 
 logger = logging.getLogger(__name__)
@@ -93,19 +94,33 @@ def new_teacher(
     classes = class_names(config) if is_classifier else []
     config = override(type(config)(**{**config.to_dict(), **maps, "num_labels": len(label_names)}), config_overrides)
     model = load_beats(modeling_beats.BeatsForAudioClassification, model_name_or_path, config, needed="beats.")
+    reuse_classifier(model.classifier, classes, label_names, model_name_or_path)
+    return model, load_beats_extractor(model_name_or_path)
+
+
+def reuse_classifier(
+    classifier: nn.Linear, classes: Sequence[str | None], label_names: Sequence[str], model_name_or_path: str
+) -> None:
+    """Arrange the rows of a pretrained classifier for the classes of the data, or initialize it if these are others.
+
+    Args:
+        classifier (`nn.Linear`): The layer that computes the logits, with the pretrained weights if they fit.
+        classes (`Sequence[str]`): Classes of the pretrained model; empty if it is not a classifier.
+        label_names (`Sequence[str]`): Classes of the data.
+        model_name_or_path (`str`): Name of the pretrained model in the log.
+    """
     if set(classes) == set(label_names):
         order = [classes.index(name) for name in label_names]
-        for parameter in model.classifier.parameters():
+        for parameter in classifier.parameters():
             parameter.data = parameter.data[order]
     elif classes:
-        model.classifier.reset_parameters()  # loaded if the number of classes is the same
+        classifier.reset_parameters()  # loaded if the number of classes is the same
         logger.info(
             "The classifier is new: %s has other classes (%s, …) than the data (%s, …).",
             model_name_or_path,
             ", ".join(map(str, classes[:3])),
             ", ".join(label_names[:3]),
         )
-    return model, load_beats_extractor(model_name_or_path)
 
 
 def load_beats(
@@ -129,8 +144,7 @@ def load_beats(
     Raises:
         InputError: If a needed weight is missing or does not fit `config`, or a file is damaged.
     """
-    with _loading_errors(model_name_or_path):
-        model, absent = _load_weights(model_class, model_name_or_path, config=config)
+    model, absent = load_pretrained(model_class, model_name_or_path, config=config)
     if absent := [name for name in absent if name.startswith(needed)]:
         raise InputError(
             f"{model_name_or_path} has no weights that fit {len(absent)} parameters of a {model_class.__name__}, such "
@@ -153,11 +167,24 @@ def load_extractor(model_name_or_path: str, trust_remote_code: bool = False) -> 
         return AutoFeatureExtractor.from_pretrained(model_name_or_path, trust_remote_code=trust_remote_code)
 
 
-def _load_weights(model_class: Any, model_name_or_path: str, **settings: Any) -> tuple[Any, list[str]]:
-    """Return a pretrained model, and the names of its parameters whose weights are missing or do not fit."""
-    model, info = model_class.from_pretrained(
-        model_name_or_path, ignore_mismatched_sizes=True, output_loading_info=True, **settings
-    )
+def load_pretrained(model_class: Any, model_name_or_path: str, **settings: Any) -> tuple[Any, list[str]]:
+    """Return a pretrained model in float32, and the names of its parameters whose weights are missing or do not fit.
+
+    Args:
+        model_class (`type`): A class of models, or an `AutoModel`.
+        model_name_or_path (`str`): Model folder or Hub id.
+        settings: Further arguments of `from_pretrained`.
+
+    Raises:
+        InputError: If a file is missing or damaged.
+    """
+    with _loading_errors(model_name_or_path):
+        model, info = model_class.from_pretrained(
+            model_name_or_path,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **{"dtype": "float32", **settings},
+        )
     return model, sorted({*info["missing_keys"], *(mismatch[0] for mismatch in info["mismatched_keys"])})
 
 
@@ -204,14 +231,14 @@ def load_classifier(
     config = load_config(model_name_or_path, trust_remote_code)
     if label_names is not None:
         check_labels(config, label_names, model_name_or_path)
-    with _loading_errors(model_name_or_path):
-        model, absent = _load_weights(
-            AutoModelForAudioClassification,
-            model_name_or_path,
-            trust_remote_code=trust_remote_code,
-            dtype="float32" if dtype == "int8" else dtype,
-        )
-        if absent:
+    model, absent = load_pretrained(
+        AutoModelForAudioClassification,
+        model_name_or_path,
+        trust_remote_code=trust_remote_code,
+        dtype="float32" if dtype == "int8" else dtype,
+    )
+    if absent:
+        with _loading_errors(model_name_or_path):
             raise InputError(f"it has no weights that fit {absent[0]}")
     extractor = load_extractor(model_name_or_path, trust_remote_code)
     if dtype == "int8":
@@ -243,6 +270,7 @@ def quantize_linear_layers(model: PreTrainedModel) -> PreTrainedModel:
 
 def load_config(model_name_or_path: str, trust_remote_code: bool = False) -> PreTrainedConfig:
     """Load the configuration of a model; raise `FileNotFoundError` if it does not exist."""
+    check_available(model_name_or_path)
     try:
         return AutoConfig.from_pretrained(model_name_or_path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:

@@ -11,6 +11,7 @@ from typing import Any
 
 import datasets
 import torch
+import torch.distributed as dist
 import transformers
 from accelerate import PartialState
 
@@ -113,6 +114,8 @@ def run_command(main: Callable[[], Any]) -> None:
     use_all_cores()
     try:
         main()
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()  # its threads would abort a process that ends before them
     except (ImportError, InputError, OSError) as error:
         logger.debug("Traceback of the error:", exc_info=True)
         sys.exit(f"Error: {_sentence(error)}" if _is_main_process() else 1)

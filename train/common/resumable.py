@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import PrinterCallback, Trainer
+from transformers import PreTrainedModel, PrinterCallback, Trainer
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from dataset_script.errors import InputError, input_errors
 from dataset_script.files import make_durable, write_json
@@ -80,6 +81,31 @@ class ResumableTrainer(Trainer):
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 complete_checkpoint(folder / f"checkpoint-{self.state.global_step}", folder / RUN_FILE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if not self._load_renamed(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        checkpoint = self.state.best_model_checkpoint
+        if checkpoint is None or not self._load_renamed(checkpoint):
+            super()._load_best_model()
+
+    def _load_renamed(self, checkpoint: str) -> bool:
+        """Load a checkpoint whose weights have other names than the model's, and return whether it is one.
+
+        `save_pretrained` writes the weights of some models, such as ASTs, under the names of their first publication.
+        `from_pretrained` renames them, but the base class does not: it would go on from other weights.
+        """
+        model, path = self.model, Path(checkpoint) / SAFE_WEIGHTS_NAME
+        if not isinstance(model, PreTrainedModel) or not path.is_file():
+            return False
+        with safe_open(path, framework="pt") as file:
+            if set(file.keys()) == set(model.state_dict()):
+                return False
+        saved = type(model).from_pretrained(checkpoint, config=model.config, dtype=model.dtype)
+        model.load_state_dict(saved.state_dict())
+        return True
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with _foreign_pickle_errors(checkpoint):

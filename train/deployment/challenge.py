@@ -18,9 +18,10 @@ from dataset_script.files import atomic_path
 from dataset_script.splits import subset_percentage
 from model_cards.complexity import check_limits, measure_folder
 from model_cards.results import RunResults, float_results, load_results
+from train.common.features import input_rate
 from train.common.models import load_classifier
 from train.deployment.checks import check_writable
-from train.evaluation.inference import compute_logits, input_rate
+from train.evaluation.inference import compute_logits
 
 
 logger = logging.getLogger(__name__)

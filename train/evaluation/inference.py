@@ -4,7 +4,7 @@ import hashlib
 import logging
 import shutil
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 from zipfile import BadZipFile
 
 import datasets
@@ -24,7 +24,7 @@ from dataset_script.files import atomic_path
 from dataset_script.waveforms import FULL_SCALE
 from model_cards.results import portable
 from train.common.arguments import InferenceArguments
-from train.common.features import WaveformFeatures
+from train.common.features import AnyFeatureExtractor, input_rate, model_inputs
 from train.common.models import load_classifier, load_config
 from train.common.process import main_process_first
 from train.common.runs import hold_output_folder
@@ -37,8 +37,6 @@ CLIPS_PER_PART = 4096
 
 PARTS = "parts"
 """Folder of these parts."""
-
-AnyFeatureExtractor: TypeAlias = FeatureExtractionMixin | WaveformFeatures
 
 
 class WaveformRows(Protocol):
@@ -75,30 +73,6 @@ def compute_logits(
         logits[start] = model(**inputs).logits.float().cpu().numpy()
     gathered = {start: batch for process in gather_object([logits]) for start, batch in process.items()}
     return np.concatenate([gathered[start] for start in sorted(gathered)])
-
-
-def model_inputs(feature_extractor: AnyFeatureExtractor, waveform: Tensor) -> dict[str, Any]:
-    """Compute the inputs of a model on the device of the waveforms.
-
-    Args:
-        feature_extractor (`FeatureExtractionMixin` or `WaveformFeatures`): Feature extractor of the model.
-        waveform (`torch.Tensor` of shape `(batch_size, samples)`): Waveforms in [-1, 1].
-
-    Returns:
-        `dict[str, torch.Tensor]`: Arguments of the model.
-    """
-    if hasattr(feature_extractor, "features"):
-        return {"input_values": feature_extractor.features(waveform)}
-    assert callable(feature_extractor)
-    rate = input_rate(feature_extractor)
-    return feature_extractor(list(waveform.cpu().numpy()), sampling_rate=rate, return_tensors="pt").to(waveform.device)
-
-
-def input_rate(feature_extractor: AnyFeatureExtractor) -> int:
-    """Return the sampling rate that a feature extractor expects, in Hz; raise `InputError` if it is not for audio."""
-    if not hasattr(feature_extractor, "sampling_rate"):
-        raise InputError(f"{type(feature_extractor).__name__} is not for audio: choose another model.")
-    return feature_extractor.sampling_rate
 
 
 def predict_split(

@@ -13,7 +13,8 @@ from dataset_script.files import write_json
 from model_cards.plots import plot_confusion_matrix, plot_groups
 from model_cards.results import RESULTS_FILE, provenance
 from model_cards.tables import confusion_table, results_table
-from train.evaluation.inference import AnyFeatureExtractor, WaveformRows, compute_logits
+from train.common.features import AnyFeatureExtractor
+from train.evaluation.inference import WaveformRows, compute_logits
 from train.evaluation.metrics import scene_metrics
 
 

@@ -14,9 +14,9 @@ from train.classification.arguments import (
     SceneTrainingArguments,
     TeacherArguments,
 )
+from train.common.features import input_rate, model_inputs
 from train.common.models import load_config, new_student, new_teacher
 from train.common.recipes import parse_arguments
-from train.evaluation.inference import input_rate, model_inputs
 from train.reproduction.sweep import Step
 
 

@@ -157,7 +157,7 @@ class TestReferenceSteps:
             **request.param,
         )
         mix = Mix(reference["lam"].item(), reference["perm"])
-        trainer.augmented_features = lambda *_: (mix(reference["input"]), mix)
+        trainer.augmented_inputs = lambda *_: ({"input_values": mix(reference["input"])}, mix)
         trainer.rows.resize(6)
         batch = {name: reference[name] for name in ("labels", "teacher_logits")} | {"waveform": None, "device": None}
         trainer.get_train_dataloader = lambda: DataLoader([batch], batch_size=None, sampler=EpochShuffle(1, 0))

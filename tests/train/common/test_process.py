@@ -2,8 +2,9 @@ import os
 
 import pytest
 import torch
+import torch.distributed as dist
 
-from train.common.process import keep_freed_memory, use_all_cores
+from train.common.process import keep_freed_memory, run_command, use_all_cores
 
 
 @pytest.fixture(autouse=True)
@@ -37,3 +38,11 @@ def test_threads(monkeypatch, variables, threads):
 def test_own_allocator_settings_are_respected(monkeypatch):
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")
     assert keep_freed_memory() is False
+
+
+def test_command_leaves_its_process_group(tmp_path):
+    def main():
+        dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", world_size=1, rank=0)
+
+    run_command(main)
+    assert not dist.is_initialized()

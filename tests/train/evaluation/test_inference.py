@@ -10,8 +10,9 @@ from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassificati
 from dataset_script.errors import InputError
 from tests.train.helpers import make_extractor, make_model
 from train.common.arguments import InferenceArguments
+from train.common.features import input_rate
 from train.evaluation import inference
-from train.evaluation.inference import compute_logits, input_rate, load_clips
+from train.evaluation.inference import compute_logits, load_clips
 
 
 @pytest.fixture(scope="module")
