@@ -23,7 +23,7 @@ from dataset_script.recording_sources import split_configuration
 from dataset_script.waveforms import to_int16
 from train.classification.data import Shards
 from train.common.process import main_process_first
-from train.common.sources import EncodedAudio, encoded_audio, load_unlabelled
+from train.common.sources import EncodedAudio, encoded_audio, is_local_audio, load_unlabelled
 
 
 logger = logging.getLogger(__name__)
@@ -113,42 +113,65 @@ class UnlabelledClips:
     faults: list[str]
 
 
+@dataclass
+class UnlabelledSound:
+    """The recordings to take clips from.
+
+    Args:
+        sources (`list[UnlabelledSource]`): The recordings that were found.
+        rows (`list[list[int]]`): For each source, the recordings to use; empty for a stream.
+        max_clips (`int`): Most clips to use.
+        key (`str`): Changes with the content of the recordings and with the other arguments.
+    """
+
+    sources: list[UnlabelledSource]
+    rows: list[list[int]]
+    max_clips: int
+    key: str
+
+
 def find_unlabelled(
-    sources: Sequence[str], data_dir: str | None = None, streaming: bool = False, cache_dir: str | None = None
-) -> list[UnlabelledSource]:
-    """Find the recordings of all sources.
+    sources: Sequence[str],
+    max_clips: int,
+    labelled: Iterable[str] = (),
+    data_dir: str | None = None,
+    streaming: bool = False,
+    cache_dir: str | None = None,
+) -> UnlabelledSound:
+    """Find the recordings of all sources. Nothing is decoded.
 
     Args:
         sources (`Sequence[str]`): Folders, searched for audio at any depth; configurations of the scenes, such as
             `"split100"`, of which the training split is used; or datasets on the Hub, as `<id>` or
             `<id>:<configuration>`, of which the split `train` is used.
+        max_clips (`int`): Most clips to use.
+        labelled (`Iterable[str]`, *optional*): Names of labelled clips, which are left out.
         data_dir (`str`, *optional*): Folder of the scenes' corpus.
         streaming (`bool`, *optional*, defaults to `False`): Do not download datasets of the Hub as a whole.
         cache_dir (`str`, *optional*): Cache folder of datasets.
 
     Raises:
         FileNotFoundError: If a source does not exist or contains no audio.
-        InputError: If two folders have the same name.
+        InputError: If two folders have the same name, or there are only labelled clips.
     """
     found = []
     for source in dict.fromkeys(sources):
         name, configuration = split_configuration(source)
-        streamed = streaming and not Path(name).expanduser().is_dir()
+        streamed = streaming and not is_local_audio(name)
         recordings = load_unlabelled(name, configuration, "train", data_dir, streamed, cache_dir)
         found.append(UnlabelledSource(source, recordings))
     folders = [Path(item.source).resolve().name for item in found if isinstance(item.recordings, list)]
     if repeated := [name for name in folders if folders.count(name) > 1]:
         raise InputError(f"Two folders without labels are called {repeated[0]}: rename one of them.")
-    return found
+    excluded = frozenset(name.partition("#")[0] for name in labelled)
+    rows = [_usable_rows(source, max_clips, excluded) for source in found]
+    for source, usable in zip(found, rows, strict=True):
+        if not usable and not isinstance(source.recordings, datasets.IterableDataset):
+            raise InputError(f"{source.source} contains only labelled clips: choose other sound.")
+    return UnlabelledSound(found, rows, max_clips, _content_key(found, rows, max_clips))
 
 
-def cache_unlabelled(
-    sources: Sequence[UnlabelledSource],
-    sampling_rate: int,
-    max_clips: int,
-    excluded: Iterable[str] = (),
-    cache_dir: str | None = None,
-) -> UnlabelledClips:
+def cache_unlabelled(sound: UnlabelledSound, sampling_rate: int, cache_dir: str | None = None) -> UnlabelledClips:
     """Cut recordings into clips of one second and resample them, or load the cached result of an earlier call.
 
     Rests of less than a second are left out; shorter recordings are repeated. If there are more clips than wanted, as
@@ -156,10 +179,8 @@ def cache_unlabelled(
     left out with a warning. An interrupted call resumes after the last shard of the result that is whole.
 
     Args:
-        sources (`Sequence[UnlabelledSource]`): The recordings.
+        sound (`UnlabelledSound`): The recordings.
         sampling_rate (`int`): Rate of the result in Hz.
-        max_clips (`int`): Most clips to use.
-        excluded (`Iterable[str]`, *optional*): Names of labelled clips, which are left out.
         cache_dir (`str`, *optional*): Folder of the results, defaults to the cache of `datasets`.
 
     Returns:
@@ -169,21 +190,20 @@ def cache_unlabelled(
         InputError: If no recording can be used.
         OSError: If the clips do not fit on the disk, or the cache cannot be written to.
     """
-    labelled = frozenset(excluded)
-    rows = [_usable_rows(source, max_clips, labelled) for source in sources]
-    key = _content_key(sources, rows, sampling_rate, max_clips)
-    folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "unlabelled" / key
+    cache = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "unlabelled"
+    folder = cache / f"{sampling_rate}-{sound.key}"
     with main_process_first():
         if not _is_finished(folder):
             with locked(folder.with_suffix(".lock")):
                 if not _is_finished(folder):
-                    _write_shards(folder, sources, rows, sampling_rate, max_clips)
+                    _write_shards(folder, sound, sampling_rate)
     finished = json.loads((folder / FINISHED).read_text(encoding="utf-8"))
     names: list[str] = []
     for shard in range(finished["shards"]):
         names += json.loads((folder / f"{shard:05}.json").read_text(encoding="utf-8"))["filenames"]
     if not names:
-        raise InputError(f"No recording of {', '.join(source.source for source in sources)} can be used: add others.")
+        sources = ", ".join(source.source for source in sound.sources)
+        raise InputError(f"No recording of {sources} can be used ({finished['faults'][0]}): add others.")
     arrays = [np.load(folder / f"{shard:05}.npy", mmap_mode="r") for shard in range(finished["shards"])]
     return UnlabelledClips(names, Shards(arrays), finished["faults"])
 
@@ -206,10 +226,8 @@ def _is_labelled(name: str, labelled: frozenset[str]) -> bool:
     return any("/".join(parts[start:]) in labelled for start in range(len(parts)))
 
 
-def _content_key(
-    sources: Sequence[UnlabelledSource], rows: Sequence[Sequence[int]], sampling_rate: int, max_clips: int
-) -> str:
-    digest = hashlib.sha256(f"{sampling_rate} {max_clips}".encode())
+def _content_key(sources: Sequence[UnlabelledSource], rows: Sequence[Sequence[int]], max_clips: int) -> str:
+    digest = hashlib.sha256(f"{max_clips}".encode())
     for source, usable in zip(sources, rows, strict=True):
         digest.update(f"\n{source.source}".encode(errors="surrogateescape"))
         for row in usable:
@@ -225,15 +243,9 @@ def _is_finished(folder: Path) -> bool:
     return all(is_intact(folder / f"{shard:05}{suffix}") for shard in range(finished["shards"]) for suffix in SUFFIXES)
 
 
-def _write_shards(
-    folder: Path,
-    sources: Sequence[UnlabelledSource],
-    rows: Sequence[Sequence[int]],
-    sampling_rate: int,
-    max_clips: int,
-) -> None:
+def _write_shards(folder: Path, sound: UnlabelledSound, sampling_rate: int) -> None:
     faults: list[str] = []
-    pieces = _choose(sources, rows, max_clips, faults)
+    pieces = _choose(sound, faults)
     number = 0
     with tqdm(unit=" clips", desc="Cutting unlabelled sound") as progress:
         while shard := _take(pieces, CLIPS_PER_SHARD):
@@ -253,10 +265,9 @@ def _write_shards(
     write_json(folder / FINISHED, {"shards": number, "faults": faults})
 
 
-def _choose(
-    sources: Sequence[UnlabelledSource], rows: Sequence[Sequence[int]], max_clips: int, faults: list[str]
-) -> Iterator[Piece]:
+def _choose(sound: UnlabelledSound, faults: list[str]) -> Iterator[Piece]:
     """Yield the pieces of the chosen clips; add what is wrong with recordings that cannot be read to `faults`."""
+    sources, rows, max_clips = sound.sources, sound.rows, sound.max_clips
     measured = [_measure(source, usable, faults) for source, usable in zip(sources, rows, strict=True)]
     total = sum(int(counts.sum()) for counts in measured)
     chosen = np.ones(total, dtype=bool)

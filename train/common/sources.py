@@ -53,19 +53,27 @@ def load_unlabelled(
         FileNotFoundError: If the source does not exist or contains no audio.
         InputError: If the dataset has no column `audio`, or cannot be streamed.
     """
-    is_scenes = dataset in (config.name for config in TAUUrban2022.BUILDER_CONFIGS)
-    files = find_audio(dataset)
-    if streaming and (is_scenes or files):
+    if streaming and is_local_audio(dataset):
         raise InputError(f"{dataset} is on this machine and needs no streaming: omit --streaming.")
-    if files:
+    if files := find_audio(dataset):
         return files
-    if is_scenes:
+    if is_scenes(dataset):
         scenes = load_scenes(dataset, data_dir, cache_dir=cache_dir)
         if split not in scenes:
             raise InputError(f"{dataset} has no split {split!r}: choose one of {', '.join(scenes)}.")
         loaded = scenes[split].cast_column("audio", datasets.Audio(decode=False))
         return loaded.select_columns([name for name in ("audio", "filename") if name in loaded.column_names])
     return load_hub_audio(dataset, dataset_config, split, streaming, cache_dir).select_columns(["audio"])
+
+
+def is_scenes(dataset: str) -> bool:
+    """Return whether a name is that of a configuration of the scenes, such as `"split100"`."""
+    return dataset in (config.name for config in TAUUrban2022.BUILDER_CONFIGS)
+
+
+def is_local_audio(dataset: str) -> bool:
+    """Return whether a name is that of a configuration of the scenes, or of a folder with audio files."""
+    return is_scenes(dataset) or bool(find_audio(dataset))
 
 
 def load_hub_audio(

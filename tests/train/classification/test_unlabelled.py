@@ -35,8 +35,8 @@ def sound(tmp_path):
     return folder
 
 
-def cached(folder, tmp_path, max_clips=1000, **settings):
-    return cache_unlabelled(find_unlabelled([str(folder)]), RATE, max_clips, cache_dir=str(tmp_path), **settings)
+def cached(folder, tmp_path, max_clips=1000, labelled=()):
+    return cache_unlabelled(find_unlabelled([str(folder)], max_clips, labelled), RATE, str(tmp_path))
 
 
 def read(path):
@@ -80,8 +80,9 @@ def test_a_choice_is_random_but_always_the_same(sound, tmp_path):
 
 
 def test_labelled_clips_are_left_out(sound, tmp_path):
-    names = cached(sound, tmp_path, excluded=["b/one.flac", "other.wav"]).filenames
-    assert "field/b/one.flac" not in names and "field/b/short.wav" in names
+    names = cached(sound, tmp_path, labelled=["b/one.flac", "a.wav#1", "other.wav"]).filenames
+    assert "field/b/short.wav" in names
+    assert not [name for name in names if name.startswith(("field/a.wav", "field/b/one.flac"))]
 
 
 def test_killed_and_resumed(sound, tmp_path, monkeypatch):
@@ -129,11 +130,9 @@ def test_datasets_and_streams(parquet, tmp_path):
     """Rows of a dataset, streamed or not, have the clips of their recordings."""
     results = []
     for streaming in (False, True):
-        source = find_unlabelled([str(parquet)], cache_dir=str(tmp_path))
-        if streaming:
-            rows = datasets.load_dataset(str(parquet), split="train", streaming=True)
-            source[0].recordings = rows.cast_column("audio", datasets.Audio(decode=False)).select_columns("audio")
-        results.append(cache_unlabelled(source, RATE, 5, cache_dir=str(tmp_path)))
+        sound = find_unlabelled([str(parquet)], 5, streaming=streaming, cache_dir=str(tmp_path))
+        assert isinstance(sound.sources[0].recordings, datasets.IterableDataset) == streaming
+        results.append(cache_unlabelled(sound, RATE, str(tmp_path)))
     downloaded, streamed = results
     parts = ["00000000#0", "00000000#1", "00000001#0", "00000001#1", "00000002"]
     assert streamed.filenames == [f"{parquet}/{part}" for part in parts]
@@ -144,11 +143,13 @@ def test_datasets_and_streams(parquet, tmp_path):
 
 def test_errors(sound, tmp_path):
     with pytest.raises(FileNotFoundError, match="no/such"):
-        find_unlabelled(["no/such"])
+        find_unlabelled(["no/such"], 5)
     (tmp_path / "other" / "field").mkdir(parents=True)
     soundfile.write(tmp_path / "other" / "field" / "a.wav", np.zeros(100), 8000)
     with pytest.raises(InputError, match="Two folders without labels are called field: rename"):
-        find_unlabelled([str(sound), str(tmp_path / "other" / "field")])
+        find_unlabelled([str(sound), str(tmp_path / "other" / "field")], 5)
+    with pytest.raises(InputError, match=r"other/field contains only labelled clips: choose other sound"):
+        find_unlabelled([str(tmp_path / "other" / "field")], 5, ["field/a.wav#3"])
     for path in sound.rglob("*.*"):
         path.write_bytes(b"RIFF no audio at all")
     with pytest.raises(InputError, match=r"No recording of .*field can be used"):
