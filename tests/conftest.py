@@ -18,3 +18,19 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("needs the reference data (folder 'shared' beside the checkout), which is not distributed")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def demo_corpus(tmp_path_factory) -> Path:
+    """Folder of the demo corpus; tests must not change it."""
+    from dataset_script.make_demo import make_demo  # not needed by the tests of models
+
+    folder = tmp_path_factory.mktemp("corpus") / "demo"
+    make_demo(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def demo_cache(tmp_path_factory) -> Path:
+    """Cache folder of the demo corpus."""
+    return tmp_path_factory.mktemp("cache")

@@ -15,7 +15,6 @@ from transformers import BertConfig, BertForSequenceClassification, pipeline
 
 from dataset_script import SCENES, decode_clip, load_scenes, read_logits, write_logits
 from dataset_script.errors import InputError
-from dataset_script.make_demo import make_demo
 from modeling_beats import BeatsConfig, BeatsFeatureExtractor, BeatsForAudioClassification
 from tests.model_cards.helpers import TINY_BEATS
 from train import predict_logits, run_eval
@@ -31,15 +30,13 @@ QUICK = ["--use_cpu", "True", "--disable_tqdm", "True", "--report_to", "none", "
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("corpus") / "demo"
-    make_demo(folder)
-    return folder
+def corpus(demo_corpus):
+    return demo_corpus
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
+def cache(demo_cache):
+    return demo_cache
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +134,7 @@ class TestStart:
         """Models and scenes that training would have started with."""
         calls = []
 
-        def start(model, feature_extractor, scenes, *others):
+        def start(model, feature_extractor, scenes, *others, **settings):
             calls.append((model, scenes))
             raise KeyboardInterrupt
 

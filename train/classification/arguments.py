@@ -197,7 +197,7 @@ class SceneTrainingArguments(ResumableTrainingArguments):
 
 @dataclass
 class DistillationArguments:
-    """The teachers, and the network of the student."""
+    """The teachers, the sound without labels that they explain, and the network of the student."""
 
     teachers: list[str] = field(
         default_factory=list,
@@ -210,3 +210,55 @@ class DistillationArguments:
         default=None, metadata={"help": "Settings of the network to override, as name=value,name=value."}
     )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run the teachers' own code."})
+
+    unlabelled: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Sound without labels to learn from the teachers: folders of any audio, datasets on the Hub, or "
+            "subsets of TAU such as split100."
+        },
+    )
+    unlabelled_fraction: float = field(
+        default=0.75, metadata={"help": "Fraction of each batch that consists of clips without labels."}
+    )
+    unlabelled_clips: int = field(
+        default=100_000,
+        metadata={"help": "Most clips without labels to use; 100,000 take 6.4 GB of --cache_dir at 32 kHz."},
+    )
+    unlabelled_confidence: float = field(
+        default=0.0,
+        metadata={"help": "Leave out clips without labels whose most likely class is less probable to the teachers."},
+    )
+    unlabelled_impulse_responses: bool = field(
+        default=False,
+        metadata={"help": "Convolve clips without labels with impulse responses, as those of device a."},
+    )
+    unlabelled_streaming: bool = field(
+        default=False, metadata={"help": "Read datasets on the Hub without downloading them as a whole."}
+    )
+    edition: Literal["2024", "2025"] | None = field(
+        default=None, metadata={"help": "DCASE challenge to enter: refuse what its rules do not allow."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.unlabelled and not self.teachers:
+            raise InputError("Sound without labels is learnt from teachers, and there are none: set --teachers.")
+        if not 0 < self.unlabelled_fraction < 1:
+            raise InputError(
+                f"unlabelled_fraction is {self.unlabelled_fraction}: choose a fraction of each batch, above 0 and "
+                "below 1."
+            )
+        if self.unlabelled_clips < 1:
+            raise InputError(f"unlabelled_clips is {self.unlabelled_clips}: choose at least 1.")
+        if not 0 <= self.unlabelled_confidence < 1:
+            raise InputError(
+                f"unlabelled_confidence is {self.unlabelled_confidence}: choose a probability from 0 to below 1."
+            )
+
+    def unlabelled_per_batch(self, batch_size: int) -> int:
+        """Return the clips without labels in a batch: at least one, but not all.
+
+        Args:
+            batch_size (`int`): Clips in a batch.
+        """
+        return min(max(round(batch_size * self.unlabelled_fraction), 1), batch_size - 1)

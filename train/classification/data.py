@@ -1,14 +1,17 @@
 """Clips for the trainer: waveforms of a memory map, labels, devices and the mean logits of the teachers."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import datasets
 import numpy as np
+import soxr
 import torch
 from torch.utils.data import Dataset
 
 from dataset_script.errors import InputError
+from dataset_script.waveforms import FULL_SCALE, to_int16
 from train.common.seeds import EpochShuffle, MixedShuffle
 
 
@@ -23,10 +26,10 @@ class RowSelection:
 
     Args:
         waveforms (`np.ndarray`, `torch.Tensor` or `RowSelection` of shape `(rows, samples)`): The waveforms.
-        rows (`Sequence[int]`): Indices of the selected rows.
+        rows (`Sequence[int]` or `np.ndarray`): Indices of the selected rows.
     """
 
-    def __init__(self, waveforms: "Waveforms", rows: Sequence[int]):
+    def __init__(self, waveforms: "Waveforms", rows: Sequence[int] | np.ndarray):
         self.waveforms = waveforms
         self.rows = np.asarray(rows)
 
@@ -63,7 +66,30 @@ class Shards:
         return waveforms
 
 
-Waveforms: TypeAlias = np.ndarray | torch.Tensor | RowSelection | Shards
+class Resampled:
+    """Waveforms at another rate, computed when they are indexed.
+
+    Args:
+        waveforms (`Shards` of shape `(rows, samples)`, int16): The waveforms.
+        sampling_rate (`int`): Their rate in Hz.
+        wanted_rate (`int`): Rate of the result (soxr, quality HQ).
+    """
+
+    def __init__(self, waveforms: Shards, sampling_rate: int, wanted_rate: int):
+        self.waveforms = waveforms
+        self.rates = (sampling_rate, wanted_rate)
+
+    def __len__(self) -> int:
+        return len(self.waveforms)
+
+    def __getitem__(self, index: int | slice | list[int] | np.ndarray) -> np.ndarray:
+        waveforms = self.waveforms[index]
+        if self.rates[0] == self.rates[1]:
+            return waveforms
+        return to_int16(soxr.resample(waveforms.T / FULL_SCALE, *self.rates, quality="HQ").T)
+
+
+Waveforms: TypeAlias = np.ndarray | torch.Tensor | RowSelection | Shards | Resampled
 
 
 def moved(waveforms: Waveforms, device: torch.device) -> torch.Tensor:
@@ -143,56 +169,62 @@ class SceneDataset(Dataset):
         return SceneDataset(self.scenes.select(rows), RowSelection(self.waveforms, rows), with_teachers)
 
 
+@dataclass
+class UnlabelledBatches:
+    """Clips without labels that teachers have heard, and their part in batches.
+
+    Args:
+        waveforms (`RowSelection` or `Shards` of shape `(clips, samples)`, int16): The clips.
+        teacher_logits (`np.ndarray` of shape `(clips, num_labels)`, float32): Mean of the teachers' logits.
+        per_batch (`int`): Clips without labels in a batch.
+        device (`int`, *optional*, defaults to `UNKNOWN_DEVICE`): Their recording device.
+    """
+
+    waveforms: Waveforms
+    teacher_logits: np.ndarray
+    per_batch: int
+    device: int = UNKNOWN_DEVICE
+
+
 class MixedDataset(Dataset):
-    """Labelled clips, followed by clips without labels that teachers have heard.
+    """Labelled clips, followed by clips without labels.
+
+    Indexing with a list of rows returns what [`SceneDataset`] does, with the label `NO_LABEL` for clips without one.
 
     Args:
         labelled (`SceneDataset`): Labelled clips with teacher logits.
-        waveforms (`np.ndarray`, `torch.Tensor`, `RowSelection` or `Shards` of shape `(clips, samples)`, int16): The
-            clips without labels.
-        teacher_logits (`np.ndarray` of shape `(clips, num_labels)`, float32): Mean of the teachers' logits for them.
-        per_batch (`int`): Clips without labels in a batch.
-        device (`int`, *optional*, defaults to `UNKNOWN_DEVICE`): Their recording device.
-
-    Indexing with a list of rows returns what [`SceneDataset`] does, with a label of `NO_LABEL` and `device` for clips
-    without labels.
+        unlabelled (`UnlabelledBatches`): Clips without labels.
     """
 
-    def __init__(
-        self,
-        labelled: SceneDataset,
-        waveforms: Waveforms,
-        teacher_logits: np.ndarray,
-        per_batch: int,
-        device: int = UNKNOWN_DEVICE,
-    ):
+    def __init__(self, labelled: SceneDataset, unlabelled: UnlabelledBatches):
         self.labelled = labelled
-        self.waveforms = waveforms
-        self.teacher_logits = teacher_logits
-        self.per_batch = per_batch
-        self.device = device
+        self.unlabelled = unlabelled
 
     def __len__(self) -> int:
-        return len(self.labelled) + len(self.waveforms)
+        return len(self.labelled) + len(self.unlabelled.waveforms)
 
     def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:
         first = len(self.labelled)
         batch = self.labelled.__getitems__([row for row in rows if row < first])
         others = [row - first for row in rows if row >= first]
-        constants = {"labels": NO_LABEL, "device": self.device}
-        added = {name: torch.full((len(others),), value) for name, value in constants.items()}
-        added["waveform"] = torch.as_tensor(self.waveforms[others])
-        added["teacher_logits"] = torch.from_numpy(self.teacher_logits[others])
+        added = {
+            "waveform": torch.as_tensor(self.unlabelled.waveforms[others]),
+            "labels": torch.full((len(others),), NO_LABEL),
+            "device": torch.full((len(others),), self.unlabelled.device),
+            "teacher_logits": torch.from_numpy(self.unlabelled.teacher_logits[others]),
+        }
         return {name: torch.cat([values, added[name]]) for name, values in batch.items()}
 
     def move_waveforms(self, device: torch.device) -> None:
         """Copy all waveforms to a device; batches are then read from there."""
         self.labelled.move_waveforms(device)
-        self.waveforms = moved(self.waveforms, device)
+        self.unlabelled.waveforms = moved(self.unlabelled.waveforms, device)
 
     def sampler(self, batch_size: int, seed: int) -> MixedShuffle:
-        """Return a sampler of batches with the chosen number of clips without labels."""
-        return MixedShuffle(len(self.labelled), len(self.waveforms), batch_size, self.per_batch, seed)
+        """Return a sampler of batches that all have the same part of clips without labels."""
+        return MixedShuffle(
+            len(self.labelled), len(self.unlabelled.waveforms), batch_size, self.unlabelled.per_batch, seed
+        )
 
 
 def check_splits(scenes: datasets.DatasetDict, name: str) -> None:

@@ -20,6 +20,7 @@ from train.classification.arguments import (
     TeacherArguments,
 )
 from train.classification.data import LOGITS_PREFIX
+from train.classification.semi_supervised import find_sound, predict_unlabelled, unlabelled_batches
 from train.classification.training import (
     check_impulse_responses,
     check_training,
@@ -28,6 +29,7 @@ from train.classification.training import (
     load_splits,
     run_training,
 )
+from train.classification.unlabelled import UnlabelledClips, cache_unlabelled
 from train.common.arguments import check_seed
 from train.common.availability import check_available
 from train.common.models import load_classifier, load_config, new_student, student_config
@@ -205,7 +207,8 @@ def predict_teacher(
     data_args: DataArguments,
     args: SceneTrainingArguments,
     trust_remote_code: bool = False,
-) -> str:
+    unlabelled: UnlabelledClips | None = None,
+) -> tuple[str, str]:
     """Fine-tune a teacher and predict its logits, as far as its kind requires.
 
     Args:
@@ -214,29 +217,29 @@ def predict_teacher(
         data_args (`DataArguments`): The student's clips.
         args (`SceneTrainingArguments`): The student's run.
         trust_remote_code (`bool`, *optional*, defaults to `False`): Whether to run the teacher's own code.
+        unlabelled (`UnlabelledClips`, *optional*): Clips without labels, at the student's rate.
 
     Returns:
-        `str`: The folder of the teacher's logits dataset.
+        `tuple[str, str]`: The logits datasets of the labelled clips and of those without labels.
     """
     if teacher.kind == "logits":
-        return teacher.source
+        return teacher.source, teacher.source
     model_path = teacher.source
     if teacher.kind == "recipe":
         model_path = str(Path(args.output_dir) / "teachers" / teacher.name)
         finetune_teacher(Path(teacher.source).stem, *teacher_arguments(teacher, model_path, data_args, args))
     labels = scenes["train"].features["label"].names
     model, feature_extractor = load_classifier(model_path, labels, trust_remote_code)
-    output_dir = Path(args.output_dir) / "logits" / teacher.name
+    folders = [Path(args.output_dir) / kind / teacher.name for kind in ("logits", "unlabelled_logits")]
+    batch_size = args.per_device_eval_batch_size
     predict_split(
-        model,
-        feature_extractor,
-        scenes["train"],
-        output_dir,
-        teacher.source,
-        args.per_device_eval_batch_size,
-        data_args.cache_dir,
+        model, feature_extractor, scenes["train"], folders[0], teacher.source, batch_size, data_args.cache_dir
     )
-    return str(output_dir)
+    if unlabelled is not None:
+        predict_unlabelled(
+            model, feature_extractor, unlabelled, scenes["train"], folders[1], teacher.source, batch_size
+        )
+    return str(folders[0]), str(folders[1])
 
 
 def report_teachers(clips: datasets.Dataset, teachers: Sequence[Teacher], temperature: float) -> None:
@@ -297,17 +300,37 @@ def distill(
     revisions = check_teachers(teachers, scenes, data_args, args, trusted)
     label_names = scenes["train"].features["label"].names
     student_config(label_names, distillation_args.config_overrides)  # raises an error if the overrides are invalid
+    sound = find_sound(scenes, distillation_args, data_args)
     run = describe_run(recipe, distillation_args, data_args, args)
     if revisions:
         run["teacher_revisions"] = revisions
+    if sound is not None:
+        run["unlabelled_sound"] = sound.key
+    else:
+        run = {name: value for name, value in run.items() if not name.startswith("unlabelled")}
 
     def work() -> dict[str, Any]:
-        logits = {teacher.name: predict_teacher(teacher, scenes, data_args, args, trusted) for teacher in teachers}
-        clips = scenes if logits == available else load_splits(data_args, logits)
-        report_teachers(clips["train"], teachers, args.temperature)
+        description = {"recipe": recipe, "teachers": distillation_args.teachers, "arguments": run}
         set_seed(args.seed)
         model, feature_extractor = new_student(label_names, distillation_args.config_overrides)
-        description = {"recipe": recipe, "teachers": distillation_args.teachers, "arguments": run}
-        return run_training(model, feature_extractor, clips, data_args, args, description)
+        heard = cache_unlabelled(sound, feature_extractor.sampling_rate, data_args.cache_dir) if sound else None
+        folders = {
+            teacher.name: predict_teacher(teacher, scenes, data_args, args, trusted, heard) for teacher in teachers
+        }
+        logits = {name: labelled for name, (labelled, _) in folders.items()}
+        clips = scenes if logits == available else load_splits(data_args, logits)
+        report_teachers(clips["train"], teachers, args.temperature)
+        batches = None
+        if heard is not None:
+            unlabelled_logits = {name: folder for name, (_, folder) in folders.items()}
+            batches = unlabelled_batches(heard, unlabelled_logits, label_names, distillation_args, args.batch_size)
+            description["unlabelled"] = {
+                "sources": distillation_args.unlabelled,
+                "clips": len(batches.waveforms),
+                "unsure": len(heard.filenames) - len(batches.waveforms),
+                "unreadable_recordings": len(heard.faults),
+                "per_batch": batches.per_batch,
+            }
+        return run_training(model, feature_extractor, clips, data_args, args, description, unlabelled=batches)
 
     return run_or_load(args.output_dir, run, work)

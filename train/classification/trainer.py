@@ -20,13 +20,12 @@ from dataset_script.errors import InputError
 from dataset_script.waveforms import FULL_SCALE
 from train.classification import schedules
 from train.classification.arguments import SceneTrainingArguments
-from train.classification.data import SceneDataset
+from train.classification.data import MixedDataset, SceneDataset
 from train.common.augmentations import DeviceImpulseResponse, Mix
 from train.common.distributed import BatchRows, synchronize_layers
 from train.common.encoders import encoder_of, layer_factors
 from train.common.features import AnyFeatureExtractor, clip_spectrogram, input_rate, model_inputs
 from train.common.resumable import ResumableTrainer
-from train.common.seeds import EpochShuffle
 from train.evaluation.metrics import scene_metrics
 
 
@@ -48,7 +47,7 @@ class DistillationTrainer(ResumableTrainer):
         args (`SceneTrainingArguments`): The run.
         feature_extractor (`FeatureExtractionMixin` or `WaveformFeatures`): Feature extractor of the model, for
             waveforms at the datasets' rate; saved with the model.
-        train_dataset (`SceneDataset`): Clips to train on.
+        train_dataset (`SceneDataset` or `MixedDataset`): Clips to train on.
         eval_dataset (`SceneDataset`, *optional*): Clips to evaluate on after each epoch.
         layer_decay (`float`, *optional*, defaults to 1.0): Factor of the learning rate from one layer of the encoder
             to the one below, see [`~train.common.encoders.layer_factors`].
@@ -60,7 +59,7 @@ class DistillationTrainer(ResumableTrainer):
 
     args: SceneTrainingArguments
     model: PreTrainedModel
-    train_dataset: SceneDataset
+    train_dataset: SceneDataset | MixedDataset
     eval_dataset: SceneDataset | None
 
     def __init__(
@@ -68,7 +67,7 @@ class DistillationTrainer(ResumableTrainer):
         model: PreTrainedModel,
         args: SceneTrainingArguments,
         feature_extractor: AnyFeatureExtractor,
-        train_dataset: SceneDataset,
+        train_dataset: SceneDataset | MixedDataset,
         eval_dataset: SceneDataset | None = None,
         layer_decay: float = 1.0,
     ):
@@ -107,7 +106,7 @@ class DistillationTrainer(ResumableTrainer):
         return DataLoader(
             self.train_dataset,
             batch_size=self.args.batch_size,
-            sampler=EpochShuffle(len(self.train_dataset), self.args.seed),
+            sampler=self.train_dataset.sampler(self.args.batch_size, self.args.seed),
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory
@@ -147,7 +146,7 @@ class DistillationTrainer(ResumableTrainer):
             ),
             "constant": lambda epoch: 1.0,
         }[args.schedule]
-        batches = math.ceil(len(self.train_dataset) / args.batch_size)
+        batches = math.ceil(len(self.train_dataset.sampler(args.batch_size, args.seed)) / args.batch_size)
         steps_per_epoch = math.ceil(batches / args.gradient_accumulation_steps)
         optimizer = optimizer or self.optimizer
         assert optimizer is not None

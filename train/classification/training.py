@@ -17,7 +17,7 @@ from dataset_script.errors import InputError
 from model_cards.complexity import measure_model
 from model_cards.plots import plot_learning_curve
 from train.classification.arguments import DataArguments, SceneTrainingArguments, TeacherArguments
-from train.classification.data import SceneDataset, check_splits, split_by_location
+from train.classification.data import MixedDataset, SceneDataset, UnlabelledBatches, check_splits, split_by_location
 from train.classification.schedules import sgdr, sgdr_ends
 from train.classification.trainer import DistillationTrainer
 from train.common.augmentations import read_impulse_responses
@@ -140,6 +140,7 @@ def run_training(
     args: SceneTrainingArguments,
     description: dict[str, Any],
     layer_decay: float = 1.0,
+    unlabelled: UnlabelledBatches | None = None,
 ) -> dict[str, Any]:
     """Start or resume training, and write a model folder with results and plots to `args.output_dir`.
 
@@ -152,6 +153,7 @@ def run_training(
         description (`dict`): Entries of the results that describe the run.
         layer_decay (`float`, *optional*, defaults to 1.0): As for
             [`~train.classification.trainer.DistillationTrainer`].
+        unlabelled (`UnlabelledBatches`, *optional*): Clips without labels to train on as well.
 
     Returns:
         `dict`: The results, as in `results.json`.
@@ -174,7 +176,16 @@ def run_training(
         args.eval_strategy = IntervalStrategy.EPOCH
         args.load_best_model_at_end = True
         args.metric_for_best_model, args.greater_is_better = "macro_accuracy", True
-    trainer = DistillationTrainer(model, args, feature_extractor, train, validation, layer_decay)
+    mixed = train if unlabelled is None else MixedDataset(train, unlabelled)
+    trainer = DistillationTrainer(model, args, feature_extractor, mixed, validation, layer_decay)
+    if unlabelled is not None:
+        logger.info(
+            "An epoch is %d batches: all %d labelled clips once, with %d of %d clips without labels.",
+            len(trainer.get_train_dataloader()),
+            len(train),
+            len(mixed.sampler(args.batch_size, args.seed)) - len(train),
+            len(unlabelled.waveforms),
+        )
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(args.output_dir))
     trainer.save_model()
 

@@ -105,11 +105,13 @@ class UnlabelledClips:
     Args:
         filenames (`list[str]`): Their unique names.
         waveforms (`Shards` of shape `(clips, samples)`): The clips, int16.
+        sampling_rate (`int`): Their rate in Hz.
         faults (`list[str]`): What is wrong with the recordings that are left out.
     """
 
     filenames: list[str]
     waveforms: Shards
+    sampling_rate: int
     faults: list[str]
 
 
@@ -164,10 +166,10 @@ def find_unlabelled(
     if repeated := [name for name in folders if folders.count(name) > 1]:
         raise InputError(f"Two folders without labels are called {repeated[0]}: rename one of them.")
     excluded = frozenset(name.partition("#")[0] for name in labelled)
-    rows = [_usable_rows(source, max_clips, excluded) for source in found]
-    for source, usable in zip(found, rows, strict=True):
-        if not usable and not isinstance(source.recordings, datasets.IterableDataset):
-            raise InputError(f"{source.source} contains only labelled clips: choose other sound.")
+    rows = [_usable_rows(item, max_clips, excluded) for item in found]
+    for item, usable in zip(found, rows, strict=True):
+        if not usable and not isinstance(item.recordings, datasets.IterableDataset):
+            raise InputError(f"{item.source} contains only labelled clips: choose other sound.")
     return UnlabelledSound(found, rows, max_clips, _content_key(found, rows, max_clips))
 
 
@@ -205,19 +207,19 @@ def cache_unlabelled(sound: UnlabelledSound, sampling_rate: int, cache_dir: str 
         sources = ", ".join(source.source for source in sound.sources)
         raise InputError(f"No recording of {sources} can be used ({finished['faults'][0]}): add others.")
     arrays = [np.load(folder / f"{shard:05}.npy", mmap_mode="r") for shard in range(finished["shards"])]
-    return UnlabelledClips(names, Shards(arrays), finished["faults"])
+    return UnlabelledClips(names, Shards(arrays), sampling_rate, finished["faults"])
 
 
 def _usable_rows(source: UnlabelledSource, max_clips: int, labelled: frozenset[str]) -> list[int]:
     """Return the recordings to take clips from: no labelled ones, and at most as many as there are clips to take."""
     if isinstance(source.recordings, datasets.IterableDataset):
         return []
-    rows = range(len(source.recordings))
+    rows = list(range(len(source.recordings)))
     if labelled:
         rows = [row for row in rows if not _is_labelled(source.name(row), labelled)]
     if len(rows) > max_clips:
         rows = [rows[index] for index in np.sort(np.random.default_rng(0).choice(len(rows), max_clips, replace=False))]
-    return list(rows)
+    return rows
 
 
 def _is_labelled(name: str, labelled: frozenset[str]) -> bool:

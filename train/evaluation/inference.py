@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 from zipfile import BadZipFile
@@ -23,6 +24,7 @@ from dataset_script.errors import InputError
 from dataset_script.files import atomic_path
 from dataset_script.waveforms import FULL_SCALE
 from model_cards.results import portable
+from train.classification.data import RowSelection, Waveforms
 from train.common.arguments import InferenceArguments
 from train.common.features import AnyFeatureExtractor, input_rate, model_inputs
 from train.common.models import load_classifier, load_config
@@ -84,7 +86,7 @@ def predict_split(
     batch_size: int = 256,
     cache_dir: str | None = None,
 ) -> None:
-    """Predict the logits of clips and write them as a logits dataset; an interrupted call resumes.
+    """Predict the logits of a split and write them as a logits dataset; an interrupted call resumes.
 
     Args:
         model (`PreTrainedModel`): The model, in evaluation mode, with the classes of `scenes`.
@@ -96,24 +98,64 @@ def predict_split(
         cache_dir (`str`, *optional*): Folder of resampled clips.
 
     Raises:
+        FileExistsError, InputError: As [`predict_clips`].
+    """
+    predict_clips(
+        model,
+        feature_extractor,
+        lambda: cache_waveforms(scenes, input_rate(feature_extractor), cache_dir),
+        list(scenes["filename"]),
+        scenes.features["label"].names,
+        output_dir,
+        teacher,
+        batch_size,
+        is_synthetic(scenes),
+    )
+
+
+def predict_clips(
+    model: PreTrainedModel,
+    feature_extractor: AnyFeatureExtractor,
+    load_waveforms: Callable[[], Waveforms],
+    filenames: list[str],
+    label_names: list[str],
+    output_dir: str | Path,
+    teacher: str,
+    batch_size: int = 256,
+    synthetic: bool = False,
+) -> None:
+    """Predict the logits of clips and write them as a logits dataset; an interrupted call resumes.
+
+    Args:
+        model (`PreTrainedModel`): The model, in evaluation mode.
+        feature_extractor (`FeatureExtractionMixin` or `WaveformFeatures`): Feature extractor of the model.
+        load_waveforms (`Callable`): Returns the clips at the rate of the feature extractor, int16 of shape
+            `(clips, samples)`. Not called if the logits exist.
+        filenames (`list[str]`): Names of the clips.
+        label_names (`list[str]`): Classes of the model.
+        output_dir (`str` or `Path`): Folder of the logits dataset.
+        teacher (`str`): Name of the model in the dataset; a path outside the working directory is shortened.
+        batch_size (`int`, *optional*, defaults to 256): Clips per forward pass.
+        synthetic (`bool`, *optional*, defaults to `False`): Whether the clips are those of the demo corpus.
+
+    Raises:
         FileExistsError: If the folder contains the logits of another model or of other clips.
         InputError: If a logit is not finite.
     """
     folder, teacher = Path(output_dir), portable(teacher)
     revision = model_revision(model)
-    filenames = list(scenes["filename"])
-    checksum = hashlib.sha256("\n".join(filenames).encode()).hexdigest()[:12]
     run = {
         "teacher": teacher,
         "revision": revision,
         "checksum of the weights": checksum_weights(model),
         "clips": len(filenames),
-        "checksum of the file names": checksum,
+        "checksum of the file names": hashlib.sha256("\n".join(filenames).encode()).hexdigest()[:12],
     }
     with hold_output_folder(folder, run):
-        label_names = scenes.features["label"].names
         if not _is_finished(folder, label_names):
-            logits = _predict_in_parts(model, feature_extractor, scenes, folder, teacher, batch_size, cache_dir)
+            logits = _predict_in_parts(
+                model, feature_extractor, load_waveforms(), filenames, folder, teacher, batch_size
+            )
             if PartialState().is_main_process:
                 write_logits(
                     folder,
@@ -122,7 +164,7 @@ def predict_split(
                     teacher=teacher,
                     revision=revision,
                     label_names=label_names,
-                    synthetic=is_synthetic(scenes),
+                    synthetic=synthetic,
                 )
         if PartialState().is_main_process:
             shutil.rmtree(folder / PARTS, ignore_errors=True)
@@ -145,19 +187,18 @@ def _is_finished(folder: Path, label_names: list[str]) -> bool:
 def _predict_in_parts(
     model: PreTrainedModel,
     feature_extractor: AnyFeatureExtractor,
-    scenes: datasets.Dataset,
+    waveforms: Waveforms,
+    filenames: list[str],
     folder: Path,
     teacher: str,
     batch_size: int,
-    cache_dir: str | None,
 ) -> np.ndarray:
     """Return the logits of all clips; those of finished parts are read from the disk."""
     state = PartialState()
-    waveforms = cache_waveforms(scenes, input_rate(feature_extractor), cache_dir)
     parts = []
-    for start in range(0, len(scenes), CLIPS_PER_PART):
+    for start in range(0, len(filenames), CLIPS_PER_PART):
         path = folder / PARTS / f"{start:08}.npz"
-        clips = waveforms[start : start + CLIPS_PER_PART]
+        clips = RowSelection(waveforms, range(start, min(start + CLIPS_PER_PART, len(filenames))))
         # All processes must see the same state before one of them writes.
         state.wait_for_everyone()
         logits = _read_part(path, len(clips))
@@ -167,8 +208,8 @@ def _predict_in_parts(
             if not np.isfinite(logits).all():
                 row = start + np.isfinite(logits).all(axis=1).argmin()
                 raise InputError(
-                    f"{teacher} gives {scenes[int(row)]['filename']} a logit that is not finite: train it again, or "
-                    "choose another model."
+                    f"{teacher} gives {filenames[row]} a logit that is not finite: train it again, or choose another "
+                    "model."
                 )
             if state.is_main_process:
                 with atomic_path(path) as part, part.open("wb") as file:

@@ -14,7 +14,6 @@ from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, 
 
 from dataset_script import SCENES as ACOUSTIC_SCENES
 from dataset_script import cache_waveforms, load_scenes, read_logits
-from dataset_script.make_demo import make_demo
 from modeling_beats import BeatsConfig, BeatsFeatureExtractor, BeatsForAudioClassification
 from tests.model_cards.helpers import TINY_BEATS
 from tests.train.audio_models import FAMILIES, KINDS, save_model
@@ -41,13 +40,10 @@ def no_plots():
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
+def data(demo_corpus, demo_cache):
     """Arguments of a tiny run on the demo corpus."""
-    folder = tmp_path_factory.mktemp("corpus") / "demo"
-    make_demo(folder)
     quick = ["--use_cpu", "True", "--disable_tqdm", "True", "--report_to", "none", "--num_train_epochs", "1"]
-    cache = str(tmp_path_factory.mktemp("cache"))
-    return ["--dataset", "demo5", "--data_dir", str(folder), "--cache_dir", cache], quick
+    return ["--dataset", "demo5", "--data_dir", str(demo_corpus), "--cache_dir", str(demo_cache)], quick
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,11 @@ from tests.train.helpers import DEVICES, SCENES, make_dataset, make_extractor, m
 from train.classification import training
 from train.classification.arguments import DataArguments, SceneTrainingArguments
 from train.classification.data import split_by_location
-from train.classification.training import check_training, impulse_response_folder, run_training
+from train.classification.training import (
+    impulse_response_folder,
+    run_training,
+    warn_of_unfinished_cycle,
+)
 from train.evaluation.metrics import scene_metrics
 
 
@@ -216,10 +220,10 @@ class TestImpulseResponses:
 
 
 class TestUnfinishedCycle:
-    def warnings(self, scenes, tmp_path, caplog, **settings):
+    def warnings(self, tmp_path, caplog, **settings):
         args = SceneTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **settings)
         with caplog.at_level(logging.WARNING, "train"):
-            check_training(scenes, DataArguments(), args)
+            warn_of_unfinished_cycle(args)
         return [record.getMessage() for record in caplog.records]
 
     @pytest.mark.parametrize(
@@ -231,10 +235,8 @@ class TestUnfinishedCycle:
             ({"num_train_epochs": 7, "first_cycle": 3, "cycle_factor": 1}, 75, 7, "6, 9, 12 or 15"),
         ],
     )
-    def test_warning_names_the_rate_and_the_fix(
-        self, scenes, tmp_path, caplog, settings, percentage, first_cycle, epochs
-    ):
-        assert self.warnings(scenes, tmp_path, caplog, **settings) == [
+    def test_warning_names_the_rate_and_the_fix(self, tmp_path, caplog, settings, percentage, first_cycle, epochs):
+        assert self.warnings(tmp_path, caplog, **settings) == [
             f"The learning rate ends at {percentage} % of its initial value, in the middle of a cycle: set "
             f"first_cycle to {first_cycle}, or num_train_epochs to {epochs}."
         ]
@@ -250,5 +252,5 @@ class TestUnfinishedCycle:
             {"num_train_epochs": 20, "max_steps": 500},
         ],
     )
-    def test_finished_cycles_are_fine(self, scenes, tmp_path, caplog, settings):
-        assert self.warnings(scenes, tmp_path, caplog, **settings) == []
+    def test_finished_cycles_are_fine(self, tmp_path, caplog, settings):
+        assert self.warnings(tmp_path, caplog, **settings) == []
