@@ -59,8 +59,9 @@ def _remedy(path: str) -> str:
     name = Path(path).name
     if name.startswith("BEATs"):
         return (
-            f"create it with python -m modeling_beats.convert_beats FILE {path}, where FILE is {name}.pt (see "
-            "https://github.com/microsoft/unilm/tree/master/beats) or its id on the Hub"
+            f"create it with python -m modeling_beats.convert_beats {name}.pt {path} from Microsoft's file "
+            "(https://github.com/microsoft/unilm/tree/master/beats), or with a BEATs model on the Hub, which the "
+            "README's table of teachers lists, instead of the file"
         )
     if name in DOWNLOADS:
         return f"create it with hf download {DOWNLOADS[name]} --local-dir {path}"
