@@ -94,6 +94,11 @@ class RunResults:
         return list(self.content.get("teachers", []))
 
     @property
+    def unlabelled(self) -> dict[str, Any] | None:
+        """Sound without labels that a student learned from: its sources and numbers of clips."""
+        return self.content.get("unlabelled")
+
+    @property
     def selection(self) -> str | None:
         """How the epoch was chosen."""
         return self.content.get("selection")

@@ -27,6 +27,8 @@ NOT_HYPERPARAMETERS = {
     "impulse_responses",
     "recipe",
     "teachers",
+    "unlabelled",
+    "unlabelled_sound",
 }
 """Arguments of a run that are not hyperparameters, or are elsewhere in a card."""
 
@@ -52,6 +54,11 @@ def results_table(results: Mapping[str, Any]) -> str:
     for group, title in GROUPS.items():
         for name, scores in metrics.get(group, {}).items():
             rows.append([title.format(plain(name)), accuracy_text(scores) if scores else "no clips"])
+    for teacher in results.get("teacher_quality", []):
+        accuracy = teacher["macro_accuracy"]
+        tested = "" if accuracy is None else f"{percent(accuracy)} % macro accuracy; "
+        taught = f"{percent(teacher['training_accuracy'])} % of the clips it teaches"
+        rows.append([f"teacher {plain(teacher['name'])}", tested + taught])
     rows += [[name.replace("_", " "), f"{count:,}"] for name, count in results["complexity"].items()]
     return markdown_table(["", "result"], rows) + "\n"
 

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,9 @@ import datasets
 import numpy as np
 from transformers import set_seed
 
+from dataset_script import read_logits
 from dataset_script.errors import input_errors
+from model_cards.results import find_results
 from train.classification.arguments import (
     DataArguments,
     DistillationArguments,
@@ -21,6 +23,7 @@ from train.classification.arguments import (
 )
 from train.classification.data import LOGITS_PREFIX
 from train.classification.semi_supervised import find_sound, predict_unlabelled, unlabelled_batches
+from train.classification.teacher_quality import compare_with_student, describe_teacher
 from train.classification.training import (
     check_impulse_responses,
     check_training,
@@ -226,7 +229,7 @@ def predict_teacher(
         return teacher.source, teacher.source
     model_path = teacher.source
     if teacher.kind == "recipe":
-        model_path = str(Path(args.output_dir) / "teachers" / teacher.name)
+        model_path = teacher_folder(teacher, args.output_dir)
         finetune_teacher(Path(teacher.source).stem, *teacher_arguments(teacher, model_path, data_args, args))
     labels = scenes["train"].features["label"].names
     model, feature_extractor = load_classifier(model_path, labels, trust_remote_code)
@@ -242,34 +245,50 @@ def predict_teacher(
     return str(folders[0]), str(folders[1])
 
 
-def report_teachers(clips: datasets.Dataset, teachers: Sequence[Teacher], temperature: float) -> None:
-    """Log how good each teacher is on the clips it teaches, and warn if it is hardly better than chance.
+def describe_teachers(
+    teachers: Sequence[Teacher],
+    folders: Mapping[str, str],
+    clips: datasets.DatasetDict,
+    args: SceneTrainingArguments,
+    dataset: str,
+) -> list[dict[str, Any]]:
+    """Measure all teachers as [`~train.classification.teacher_quality.describe_teacher`] does.
 
-    Logits with another order of the classes, turned signs or the wrong scale are noticed here, before training.
+    The accuracy on the test split is that of the logits, if they cover it, or else that of the results that a teacher
+    has in its folder.
 
     Args:
-        clips (`datasets.Dataset`): Column `label`, and a column of logits for each teacher.
         teachers (`Sequence[Teacher]`): The teachers.
-        temperature (`float`): Divisor of the logits in distillation.
+        folders (`Mapping[str, str]`): The logits dataset of each.
+        clips (`datasets.DatasetDict`): The student's clips, with a column of logits for each teacher.
+        args (`SceneTrainingArguments`): The student's run.
+        dataset (`str`): Name of the corpus.
+
+    Returns:
+        `list[dict]`: The measures, with `source`, `teacher` and `revision` of each.
     """
-    labels = np.asarray(clips["label"][:])
+    described = []
     for teacher in teachers:
-        logits = np.asarray(clips.with_format(None)[LOGITS_PREFIX + teacher.name][:], dtype=np.float64)
-        accuracy = float((logits.argmax(axis=1) == labels).mean())
-        probabilities = np.exp(logits / temperature - np.logaddexp.reduce(logits / temperature, axis=1)[:, None])
-        logger.info(
-            "Teacher %s: %.1f %% of the training clips right, mean confidence %.2f at temperature %g.",
-            teacher.name,
-            100 * accuracy,
-            probabilities.max(axis=1).mean(),
-            temperature,
-        )
-        if accuracy < 1.5 / logits.shape[1]:
-            logger.warning(
-                "The teacher %s is hardly better than chance on the clips it teaches: check the order of its classes "
-                "and the sign of its logits.",
-                teacher.name,
-            )
+        logits = read_logits(folders[teacher.name], clips["train"].features["label"].names)
+        measures = describe_teacher(teacher.name, clips["train"], args.temperature, clips["test"])
+        folder = teacher_folder(teacher, args.output_dir) if teacher.kind == "recipe" else teacher.source
+        if measures["macro_accuracy"] is None and teacher.kind != "logits":
+            results = find_results(folder) if Path(folder).is_dir() else None
+            if results is not None and results.dataset == dataset:
+                measures["macro_accuracy"] = results.metrics["macro_accuracy"]
+        identity = {"source": teacher.source, "teacher": logits.teacher, "revision": logits.revision}
+        described.append(measures | identity)
+    return described
+
+
+def teacher_folder(teacher: Teacher, output_dir: str) -> str:
+    """Return the folder in which a teacher of kind "recipe" is fine-tuned.
+
+    Args:
+        teacher (`Teacher`): The teacher.
+        output_dir (`str`): Output folder of the student.
+    """
+    return str(Path(output_dir) / "teachers" / teacher.name)
 
 
 def distill(
@@ -310,7 +329,7 @@ def distill(
         run = {name: value for name, value in run.items() if not name.startswith("unlabelled")}
 
     def work() -> dict[str, Any]:
-        description = {"recipe": recipe, "teachers": distillation_args.teachers, "arguments": run}
+        description: dict[str, Any] = {"recipe": recipe, "teachers": distillation_args.teachers, "arguments": run}
         set_seed(args.seed)
         model, feature_extractor = new_student(label_names, distillation_args.config_overrides)
         heard = cache_unlabelled(sound, feature_extractor.sampling_rate, data_args.cache_dir) if sound else None
@@ -319,7 +338,7 @@ def distill(
         }
         logits = {name: labelled for name, (labelled, _) in folders.items()}
         clips = scenes if logits == available else load_splits(data_args, logits)
-        report_teachers(clips["train"], teachers, args.temperature)
+        description["teacher_quality"] = describe_teachers(teachers, logits, clips, args, data_args.dataset)
         batches = None
         if heard is not None:
             unlabelled_logits = {name: folder for name, (_, folder) in folders.items()}
@@ -331,6 +350,8 @@ def distill(
                 "unreadable_recordings": len(heard.faults),
                 "per_batch": batches.per_batch,
             }
-        return run_training(model, feature_extractor, clips, data_args, args, description, unlabelled=batches)
+        results = run_training(model, feature_extractor, clips, data_args, args, description, unlabelled=batches)
+        compare_with_student(description["teacher_quality"], results["metrics"]["macro_accuracy"])
+        return results
 
     return run_or_load(args.output_dir, run, work)
