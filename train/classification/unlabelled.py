@@ -211,15 +211,13 @@ def cache_unlabelled(sound: UnlabelledSound, sampling_rate: int, cache_dir: str 
 
 
 def _usable_rows(source: UnlabelledSource, max_clips: int, labelled: frozenset[str]) -> list[int]:
-    """Return the recordings to take clips from: no labelled ones, and at most as many as there are clips to take."""
+    """Return the recordings to take clips from: at most as many as there are clips to take, and no labelled ones."""
     if isinstance(source.recordings, datasets.IterableDataset):
         return []
-    rows = list(range(len(source.recordings)))
-    if labelled:
-        rows = [row for row in rows if not _is_labelled(source.name(row), labelled)]
+    rows = np.arange(len(source.recordings))
     if len(rows) > max_clips:
-        rows = [rows[index] for index in np.sort(np.random.default_rng(0).choice(len(rows), max_clips, replace=False))]
-    return rows
+        rows = np.sort(np.random.default_rng(0).choice(rows, max_clips, replace=False))
+    return [row for row in rows.tolist() if not _is_labelled(source.name(row), labelled)]
 
 
 def _is_labelled(name: str, labelled: frozenset[str]) -> bool:
