@@ -392,6 +392,15 @@ class BeatsPreTrainedModel(PreTrainedModel):
         r"^(predictor|label_head|classifier|quantize_layer|quantizer|estimator)\.",
     ]
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load a model as [`~transformers.PreTrainedModel.from_pretrained`] does, but only from safetensors.
+
+        Raises:
+            OSError: If the folder or repository has no weights in that format; pickled ones are not opened.
+        """
+        return super().from_pretrained(*args, **{"use_safetensors": True, **kwargs})
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, BeatsPositionalConvEmbedding):

@@ -1,6 +1,7 @@
 """TF-SepNet: a network of time-frequency separable convolutions for acoustic scene classification."""
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -195,6 +196,15 @@ class TFSepNetPreTrainedModel(PreTrainedModel):
     main_input_name = "input_values"
     input_modalities = "audio"
     _no_split_modules = ["TFSepNetBlock"]  # noqa: RUF012 - transformers expects a list or a set
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load a model as [`~transformers.PreTrainedModel.from_pretrained`] does, but only from safetensors.
+
+        Raises:
+            OSError: If the folder or repository has no weights in that format; pickled ones are not opened.
+        """
+        return super().from_pretrained(*args, **{"use_safetensors": True, **kwargs})
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -531,3 +531,12 @@ def test_key_bias_has_no_effect(model, inputs):
         if isinstance(module, BeatsAttention):
             nn.init.normal_(module.k_proj.bias, std=math.pi)
     torch.testing.assert_close(model(inputs).logits, expected, atol=1e-4, rtol=0)
+
+
+def test_pickled_weights_are_not_opened(tmp_path):
+    model = BeatsModel(tiny_config())
+    model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(OSError, match=r"no file named model\.safetensors"):
+        BeatsModel.from_pretrained(tmp_path)

@@ -350,3 +350,12 @@ class TestCompilers:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             model(inputs, labels=torch.tensor([1, 2, 3])).loss.backward()
         assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+def test_pickled_weights_are_not_opened(tmp_path):
+    model = TFSepNetForAudioClassification(TFSepNetConfig(base_channels=4, num_mel_bins=32))
+    model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(OSError, match=r"no file named model\.safetensors"):
+        TFSepNetForAudioClassification.from_pretrained(tmp_path)
