@@ -1,7 +1,8 @@
 """A run small enough for tests, started in processes of its own: `python -m tests.train.train_job OUTPUT_DIR …`.
 
-Further arguments are those of `SceneTrainingArguments`, as `name=value`. It computes in double precision, in which two
-correct ways to compute the same gradients differ by a billionth, not by as much as small gradients themselves.
+Further arguments are those of `SceneTrainingArguments`, as `name=value`, and `unlabelled`, a number of clips. It
+computes in double precision, in which two correct ways to compute the same gradients differ by a billionth, not by as
+much as small gradients themselves.
 """
 
 import sys
@@ -13,6 +14,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from tests.train.helpers import ExactFeatureExtractor, make_dataset, make_model, make_trainer
+from train.classification.data import MixedDataset, UnlabelledBatches
 from train.classification.trainer import DistillationTrainer
 from train.common.checkpoints import last_complete_checkpoint
 from train.common.runs import claim_output_folder
@@ -38,7 +40,7 @@ def double_precision() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def make_job(output_dir, **arguments) -> DistillationTrainer:
+def make_job(output_dir, unlabelled=0, **arguments) -> DistillationTrainer:
     defaults = {
         "batch_size": 5,  # of 21 clips: the last batch of an epoch is a single clip
         "num_train_epochs": 4,
@@ -51,9 +53,13 @@ def make_job(output_dir, **arguments) -> DistillationTrainer:
         "logging_steps": 1,
         "disable_tqdm": True,
     }
+    dataset = make_dataset(21, teachers=2)
+    if unlabelled:  # two of the five clips of a batch
+        others = make_dataset(unlabelled, teachers=2, seed=2)
+        dataset = MixedDataset(dataset, UnlabelledBatches(others.waveforms, others.columns["teacher_logits"], 2))
     return make_trainer(
         output_dir,
-        make_dataset(21, teachers=2),
+        dataset,
         make_dataset(9, seed=1),
         make_model(),
         ExactFeatureExtractor(),

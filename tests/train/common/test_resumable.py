@@ -100,6 +100,18 @@ def test_run_killed_again_and_again(tmp_path, monkeypatch, uninterrupted):
     assert_equal_weights(run, uninterrupted)
 
 
+def test_run_with_clips_without_labels(tmp_path, monkeypatch):
+    """Killed in the second of two epochs of seven batches, in the middle of a pass over the clips without labels."""
+    settings = ["unlabelled=9", "num_train_epochs=2"]
+    assert run_until_killed(train_job.main, tmp_path / "uninterrupted", *settings) == 0
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        kill_at(patch, train_job.DistillationTrainer, "training_step", 10)
+        assert run_until_killed(train_job.main, run, *settings) == signal.SIGKILL
+    assert run_until_killed(train_job.main, run, *settings) == 0
+    assert_equal_weights(run, load_file(tmp_path / "uninterrupted" / "model.safetensors"))
+
+
 def test_run_killed_between_accumulated_passes(tmp_path, monkeypatch):
     """Three steps in an epoch of two, two and one passes; the last checkpoint is in the middle of the epoch."""
     settings = ["gradient_accumulation_steps=2", "save_steps=2"]
@@ -113,7 +125,8 @@ def test_run_killed_between_accumulated_passes(tmp_path, monkeypatch):
 
 
 @pytest.mark.processor
-def test_two_processes_equal_one(tmp_path):
+@pytest.mark.parametrize("unlabelled", [0, 9])
+def test_two_processes_equal_one(tmp_path, unlabelled):
     """In each step from the same weights, which the learning rate is too small to change.
 
     Steps of an optimizer such as Adam turn the rounding of small gradients into differences of any size.
@@ -124,7 +137,7 @@ def test_two_processes_equal_one(tmp_path):
         pulse = np.random.default_rng(index).normal(size=50) / 10
         soundfile.write(responses / f"{index}.wav", pulse, 32000, subtype="FLOAT")
     settings = ["learning_rate=1e-30", "gradient_accumulation_steps=2", "num_train_epochs=2"]
-    settings += [f"impulse_responses={responses}", "impulse_response_p=0.5"]
+    settings += [f"impulse_responses={responses}", "impulse_response_p=0.5", f"unlabelled={unlabelled}"]
     train_job.main(tmp_path / "one", *settings)
 
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
