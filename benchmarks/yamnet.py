@@ -36,13 +36,10 @@ REGULARISATION = 1.0
 
 
 def mel_matrix() -> Tensor:
-    """Return the mel bands, of shape `(FFT // 2 + 1, MELS)`: HTK's triangles on the mel axis, without normalisation."""
-
-    def mel(frequency: np.ndarray) -> np.ndarray:
-        return 1127 * np.log1p(frequency / 700)
-
-    edges = np.linspace(*mel(np.array([LOWEST, HIGHEST])), MELS + 2)
-    bins = mel(np.linspace(0, RATE / 2, FFT // 2 + 1))[:, None]
+    """Return the mel bands, of shape `(FFT // 2 + 1, MELS)`: HTK's triangles on the mel axis, not normalised."""
+    lowest, highest = 1127 * np.log1p(np.array([LOWEST, HIGHEST]) / 700)
+    edges = np.linspace(lowest, highest, MELS + 2)
+    bins = 1127 * np.log1p(np.linspace(0, RATE / 2, FFT // 2 + 1) / 700)[:, None]
     rising = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
     falling = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
     matrix = np.maximum(0, np.minimum(rising, falling))
@@ -149,13 +146,10 @@ def embed(network: YamNet, clips: np.ndarray, batch_size: int = 64) -> np.ndarra
     return np.concatenate([network(batch).numpy() for batch in batches])
 
 
-def head_logits(
-    embeddings: np.ndarray, labels: np.ndarray, queries: np.ndarray, regularisation: float = REGULARISATION
-) -> np.ndarray:
+def head_logits(embeddings: np.ndarray, labels: np.ndarray, queries: np.ndarray) -> np.ndarray:
     """Fit a linear head to labelled embeddings, and return its logits for `queries`, one column per class.
 
     Logistic regression with an L2 penalty. The labels must contain every class.
     """
-    head = LogisticRegression(C=regularisation, max_iter=5000).fit(embeddings, labels)
-    logits = head.decision_function(queries)
-    return logits.astype(np.float32)
+    head = LogisticRegression(C=REGULARISATION, max_iter=5000).fit(embeddings, labels)
+    return head.decision_function(queries).astype(np.float32)
