@@ -21,6 +21,7 @@ same command again to resume after an interruption; seeds, rows and subsets can 
 import datetime
 import logging
 import math
+import platform
 import statistics
 import time
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import TrainerState
 
 from benchmarks.distillation_table import difference, format_table, summarize
@@ -346,7 +348,7 @@ def collect(
             "rows": rows,
             "refused": {ROWS[row]: reason for row, reason in refused[subset].items()},
         }
-    source = provenance()
+    processor = platform.processor() or platform.machine()
     return {
         "data": Path(args.data_dir).resolve().name,
         "training_clips": len(corpus.train),
@@ -356,7 +358,8 @@ def collect(
         "settings": settings(args),
         "subsets": content,
         "date": datetime.date.today().isoformat(),
-        **source,
+        "machine": f"{processor} with {torch.get_num_threads()} threads",
+        **provenance(),
     }
 
 
@@ -378,11 +381,16 @@ def settings(args: BenchmarkArguments) -> dict[str, Any]:
 
 
 def log_plan(args: BenchmarkArguments, corpus: Corpus) -> None:
-    """Print the runs, and an estimate of their time from two training steps on this machine."""
+    """Print the runs, and an estimate of their time from a few training steps on this machine."""
     runs = plan(args)
     remaining = [run for run in runs if not record_path(args, run).is_file()]
     overrides = dict(option.split("=", 1) for option in args.student_options).get("config_overrides")
-    seconds = args.steps * args.batch_size * seconds_per_clip("student", overrides, clips=args.batch_size)
+    # The machine may be busy with something else during one of the measurements.
+    seconds = (
+        args.steps
+        * args.batch_size
+        * min(seconds_per_clip("student", overrides, clips=args.batch_size + more) for more in range(3))
+    )
     log(
         "%d runs of %s steps, %d of them finished; about %.1f min each, %.1f h together, without the teacher.",
         len(runs),
@@ -395,7 +403,7 @@ def log_plan(args: BenchmarkArguments, corpus: Corpus) -> None:
     for subset, row in dict.fromkeys((run.subset, run.row) for run in runs):
         epochs = count_epochs(args, row, clips[subset])
         coarse = ", too few for a smooth learning rate" if epochs < EPOCHS_OF_A_CYCLE else ""
-        log("  %s, %s: %s clips, %d epochs%s", subset, ROWS[row], f"{clips[subset]:,}", epochs, coarse)
+        log("  %s, %s: %s clips, epochs: %d%s", subset, ROWS[row], f"{clips[subset]:,}", epochs, coarse)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any] | None:

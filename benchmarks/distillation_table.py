@@ -92,34 +92,40 @@ def format_table(results: Mapping[str, Any]) -> str:
     Args:
         results (`Mapping`): Content of `results.json`.
     """
+    settings = results["settings"]
+    options = ", ".join(settings["student_options"])
+    other_sound = f" (other sound: {settings['other_sound']})" if settings["other_sound"] else ""
     lines = [
         f"# Distillation with few labels: {results['data']}",
         "",
-        f"Teacher: {results['teacher']} (revision `{results['revision']}`). Students: TF-SepNet, "
-        f"{results['settings']['steps']} optimizer steps each, batches of {results['settings']['batch_size']} clips, "
-        f"initial learning rate {results['settings']['learning_rate']:g}, one cosine cycle. "
+        f"Teacher: {results['teacher']} (revision `{results['revision']}`). Students: TF-SepNet{options and ', '}"
+        f"{options}, {settings['steps']:,} optimizer steps each, {settings['batch_size']} clips a step, initial "
+        f"learning rate {settings['learning_rate']:g}, one cosine cycle; with unlabelled clips{other_sound}, these are "
+        f"{100 * settings['unlabelled_fraction']:g} % of each step. {results['training_clips']:,} training clips, "
         f"{results['test_clips']:,} test clips.",
+        "",
         "Macro accuracy in %, mean ± standard deviation over seeds. Its interval resamples the test locations; that "
         "of the paired difference is Student's over seeds. The table says nothing of other data, teachers or lengths "
         "of training.",
     ]
     for subset, content in results["subsets"].items():
-        teacher = content["teacher"]
-        lines += ["", f"## {subset}: {content['clips']:,} labelled clips", ""]
-        if teacher is not None:
-            lines += [
-                f"The teacher: {_percent(teacher['test']['mean'])} % on test ({_interval(teacher['test']['interval'])}"
-                f" by location), log loss {teacher['test']['log_loss']:.2f}, seen devices "
-                f"{_percent(teacher['test']['seen'])}, unseen {_percent(teacher['test']['unseen'])}; "
-                f"{_percent(teacher['labelled'])} % of the labelled clips, {_percent(teacher['unlabelled'])} % of the "
-                f"others; mean confidence on the labelled clips {teacher['confidence']:.2f} at temperature "
-                f"{results['settings']['temperature']:g}.",
-                "",
-            ]
+        teacher, test = content["teacher"], content["teacher"]["test"]
+        lines += [
+            "",
+            f"## {subset}: {content['clips']:,} labelled clips",
+            "",
+            f"The teacher: {_percent(test['mean'])} % on test ({_interval(test['interval'])} by location), log loss "
+            f"{test['log_loss']:.2f}, seen devices {_percent(test['seen'])}, unseen {_percent(test['unseen'])}; "
+            f"{_percent(teacher['labelled'])} % of the labelled clips, {_percent(teacher['unlabelled'])} % of the "
+            f"others; mean confidence on the labelled clips {teacher['confidence']:.2f} at temperature "
+            f"{settings['temperature']:g}.",
+            "",
+        ]
         lines.append(markdown_table(HEADER, [_cells(row) for row in content["rows"].values()]))
         lines += [f"\nNot run: {row} ({reason})." for row, reason in content["refused"].items()]
     versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
-    return "\n".join([*lines, "", f"{results['date']}, commit {results['commit']}; {versions}.", ""])
+    origin = f"{results['date']}, commit {results['commit']}, {results['machine']}; {versions}."
+    return "\n".join([*lines, "", origin, ""])
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:

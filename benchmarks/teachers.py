@@ -53,6 +53,9 @@ class Corpus:
     def label_names(self) -> list[str]:
         return self.train.features["label"].names
 
+    def clips(self, split: str) -> datasets.Dataset:
+        return self.train if split == "train" else self.test
+
     def checksum(self) -> str:
         """Return a checksum of the names of all clips and of the labels."""
         names = [*self.train["filename"][:], *self.test["filename"][:], *map(str, self.labels)]
@@ -78,7 +81,7 @@ def cross_fit_parts(labels: np.ndarray, places: np.ndarray, parts: int = PARTS) 
     """Divide clips into parts without a common location, so that each class occurs in at least two of them.
 
     Args:
-        labels (`np.ndarray` of shape `(clips,)`): Class of each clip.
+        labels (`np.ndarray` of shape `(clips,)`): Name of the class of each clip.
         places (`np.ndarray` of shape `(clips,)`): Location of each clip.
         parts (`int`, *optional*, defaults to 3): Number of parts.
 
@@ -89,13 +92,13 @@ def cross_fit_parts(labels: np.ndarray, places: np.ndarray, parts: int = PARTS) 
         InputError: If a class was recorded at a single location.
     """
     part: dict[str, int] = {}
-    for label in np.unique(labels):
+    for start, label in enumerate(np.unique(labels)):
         new = [place for place in np.unique(places[labels == label]) if place not in part]
-        part |= {place: (int(label) + index) % parts for index, place in enumerate(new)}
+        part |= {place: (start + index) % parts for index, place in enumerate(new)}
     of_clip = np.array([part[place] for place in places])
     for label in np.unique(labels):
         if len(np.unique(of_clip[labels == label])) < 2:
-            raise InputError(f"class {label} has clips of a single location, so no teacher can be fitted without it")
+            raise InputError(f"{label} was recorded at a single location, which no teacher can do without")
     return of_clip
 
 
@@ -107,18 +110,16 @@ def cross_fitted(
     Args:
         fit (`Callable`): Fits a teacher to the clips of the first argument, and returns its logits for those of the
             second; both are arrays of indices.
-        labels (`np.ndarray` of shape `(clips,)`): Class of each clip.
+        labels (`np.ndarray` of shape `(clips,)`): Name of the class of each clip.
         places (`np.ndarray` of shape `(clips,)`): Location of each clip.
 
     Raises:
         InputError: As [`cross_fit_parts`].
     """
     part = cross_fit_parts(labels, places)
-    logits = np.empty((len(labels), labels.max() + 1), dtype=np.float32)
-    for held_out in np.unique(part):
-        rows = np.flatnonzero(part == held_out)
-        logits[rows] = fit(np.flatnonzero(part != held_out), rows)
-    return logits
+    held_out = [np.flatnonzero(part == number) for number in np.unique(part)]
+    logits = np.concatenate([fit(np.setdiff1d(np.arange(len(part)), rows), rows) for rows in held_out])
+    return logits[np.argsort(np.concatenate(held_out))]
 
 
 def mean_confidence(logits: np.ndarray, temperature: float = TEMPERATURE) -> float:
@@ -153,15 +154,15 @@ class YamnetTeacher:
     def __init__(self, weights: str, corpus: Corpus, folder: Path):
         self.network = load_yamnet(weights)
         self.corpus = corpus
+        self.folder = folder
         self.name = "YAMNet with a linear head"
         self.revision = hashlib.sha256(Path(weights).read_bytes()).hexdigest()[:40]
-        self.embeddings = {
-            split: self._embeddings(folder / f"{split}.npy", clips)
-            for split, clips in (("train", corpus.train), ("test", corpus.test))
-        }
 
-    def _embeddings(self, path: Path, clips: datasets.Dataset) -> np.ndarray:
+    def embeddings(self, split: str) -> np.ndarray:
+        """Return the embeddings of a split, of shape `(clips, 1024)`, computed at the first call."""
+        path = self.folder / f"{split}.npy"
         if not path.is_file():
+            clips = self.corpus.clips(split)
             log("Computing embeddings of %s clips.", f"{len(clips):,}")
             values = embed(self.network, cache_waveforms(clips, RATE, self.corpus.cache_dir))
             with atomic_path(path) as part, part.open("wb") as file:
@@ -170,8 +171,8 @@ class YamnetTeacher:
 
     def write(self, subset: str, split: str, folder: Path) -> None:
         """Write the logits of the head of a subset for a split."""
-        filenames = self.corpus.train["filename"] if split == "train" else self.corpus.test["filename"]
-        self._write(folder, subset, filenames[:], self._logits(subset, self.embeddings[split]))
+        filenames = self.corpus.clips(split)["filename"][:]
+        self._write(folder, subset, filenames, self._logits(subset, self.embeddings(split)))
 
     def write_cross_fitted(self, subset: str, folder: Path) -> None:
         """Write logits of the clips of a subset by heads that have not heard their locations.
@@ -180,23 +181,24 @@ class YamnetTeacher:
             InputError: As [`cross_fit_parts`].
         """
         clips = self.corpus.train.select(self.corpus.subsets[subset])
-        embeddings, labels = self.embeddings["train"][self.corpus.subsets[subset]], np.asarray(clips["label"][:])
+        embeddings, labels = self.embeddings("train")[self.corpus.subsets[subset]], np.asarray(clips["label"][:])
 
         def fit(fitted: np.ndarray, held_out: np.ndarray) -> np.ndarray:
             return head_logits(embeddings[fitted], labels[fitted], embeddings[held_out])
 
-        self._write(folder, subset, clips["filename"][:], cross_fitted(fit, labels, locations(clips)))
+        names = np.array(self.corpus.label_names)[labels]
+        self._write(folder, subset, clips["filename"][:], cross_fitted(fit, names, locations(clips)))
 
     def write_other_sound(self, subset: str, sound: str, folder: Path) -> None:
         """Write the logits of the head of a subset for the training clips and for those of a folder."""
         names, clips = cut_clips(sound)
-        queries = np.concatenate([self.embeddings["train"], embed(self.network, clips)])
+        queries = np.concatenate([self.embeddings("train"), embed(self.network, clips)])
         filenames = [*self.corpus.train["filename"][:], *names]
         self._write(folder, subset, filenames, self._logits(subset, queries))
 
     def _logits(self, subset: str, queries: np.ndarray) -> np.ndarray:
         rows = self.corpus.subsets[subset]
-        return head_logits(self.embeddings["train"][rows], self.corpus.labels[rows], queries)
+        return head_logits(self.embeddings("train")[rows], self.corpus.labels[rows], queries)
 
     def _write(self, folder: Path, subset: str, filenames: Sequence[str], logits: np.ndarray) -> None:
         write_logits(
@@ -232,8 +234,7 @@ class ModelTeacher:
         """Write the logits of the model of a subset for a split."""
         corpus, path = self.corpus, self.path(subset)
         model, feature_extractor = load_classifier(path, corpus.label_names)
-        clips = corpus.train if split == "train" else corpus.test
-        predict_split(model, feature_extractor, clips, folder, path, cache_dir=corpus.cache_dir)
+        predict_split(model, feature_extractor, corpus.clips(split), folder, path, cache_dir=corpus.cache_dir)
 
 
 Teacher = YamnetTeacher | ModelTeacher
