@@ -381,23 +381,25 @@ def settings(args: BenchmarkArguments) -> dict[str, Any]:
 
 
 def log_plan(args: BenchmarkArguments, corpus: Corpus) -> None:
-    """Print the runs, and an estimate of their time from a few training steps on this machine."""
+    """Print the runs and an estimate of their time, from finished ones or a few training steps on this machine."""
     runs = plan(args)
-    remaining = [run for run in runs if not record_path(args, run).is_file()]
-    overrides = dict(option.split("=", 1) for option in args.student_options).get("config_overrides")
-    # The machine may be busy with something else during one of the measurements.
-    seconds = (
-        args.steps
-        * args.batch_size
-        * min(seconds_per_clip("student", overrides, clips=args.batch_size + more) for more in range(3))
-    )
+    records = [read_json(record_path(args, run)) for run in runs if record_path(args, run).is_file()]
+    remaining = len(runs) - len(records)
+    if times := [record["seconds"] for record in records if record["seconds"] is not None]:
+        seconds = statistics.median(times)
+    else:
+        overrides = dict(option.split("=", 1) for option in args.student_options).get("config_overrides")
+        # The machine may be busy with something else during some of the measurements.
+        sizes = (args.batch_size, args.batch_size + 1, args.batch_size + 2)
+        per_clip = min(seconds_per_clip("student", overrides, clips=size) for size in sizes)
+        seconds = args.steps * args.batch_size * per_clip
     log(
-        "%d runs of %s steps, %d of them finished; about %.1f min each, %.1f h together, without the teacher.",
+        "%d runs of %s steps, %d of them finished; about %.1f min each, %.1f h for the others, without the teacher.",
         len(runs),
         f"{args.steps:,}",
-        len(runs) - len(remaining),
+        len(records),
         seconds / 60,
-        seconds * len(remaining) / 3600,
+        seconds * remaining / 3600,
     )
     clips = {subset: len(rows) for subset, rows in corpus.subsets.items()} | {"split100": len(corpus.train)}
     for subset, row in dict.fromkeys((run.subset, run.row) for run in runs):

@@ -100,8 +100,8 @@ def format_table(results: Mapping[str, Any]) -> str:
         "",
         f"Teacher: {results['teacher']} (revision `{results['revision']}`). Students: TF-SepNet{options and ', '}"
         f"{options}, {settings['steps']:,} optimizer steps each, {settings['batch_size']} clips a step, initial "
-        f"learning rate {settings['learning_rate']:g}, one cosine cycle; with unlabelled clips{other_sound}, these are "
-        f"{100 * settings['unlabelled_fraction']:g} % of each step. {results['training_clips']:,} training clips, "
+        f"learning rate {settings['learning_rate']:g}, one cosine cycle; unlabelled clips{other_sound}, where used, "
+        f"are {100 * settings['unlabelled_fraction']:g} % of each step. {results['training_clips']:,} training clips, "
         f"{results['test_clips']:,} test clips.",
         "",
         "Macro accuracy in %, mean ± standard deviation over seeds. Its interval resamples the test locations; that "
