@@ -47,7 +47,7 @@ from dataset_script import SUBSETS, read_logits
 from dataset_script.errors import InputError
 from dataset_script.files import atomic_path, write_json
 from dataset_script.logits import join_logits
-from model_cards.results import provenance, read_json
+from model_cards.results import portable, provenance, read_json
 from train.common.arguments import CommandParser, check_seed
 from train.common.checkpoints import last_complete_checkpoint
 from train.common.models import load_classifier
@@ -353,7 +353,7 @@ def collect(
         "data": Path(args.data_dir).resolve().name,
         "training_clips": len(corpus.train),
         "test_clips": len(corpus.test),
-        "teacher": teacher.name,
+        "teacher": portable(teacher.name),
         "revision": teacher.revision,
         "settings": settings(args),
         "subsets": content,
@@ -426,7 +426,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any] | None:
     if args.dry_run:
         return None
     teacher = load_teacher(args.teacher, corpus, Path(args.output_dir) / "teachers")
-    identity = {"corpus": corpus.checksum(), "teacher": args.teacher, "revision": teacher.revision, **settings(args)}
+    identity = {"corpus": corpus.checksum(), "teacher": teacher.identity, **settings(args)}
     with hold_output_folder(args.output_dir, identity):
         results = run_all(args, corpus, teacher)
     log("\n%s\nThe table is in %s, with results.json.", format_table(results), Path(args.output_dir) / "results.md")

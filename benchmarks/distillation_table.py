@@ -9,6 +9,7 @@ import numpy as np
 from scipy.stats import t
 
 from dataset_script.markdown import markdown_table
+from model_cards.results import portable
 from train.evaluation.scoring import score_logits
 
 
@@ -94,7 +95,7 @@ def format_table(results: Mapping[str, Any]) -> str:
     """
     settings = results["settings"]
     options = ", ".join(settings["student_options"])
-    other_sound = f" (other sound: {settings['other_sound']})" if settings["other_sound"] else ""
+    other_sound = f" (other sound: {portable(settings['other_sound'])})" if settings["other_sound"] else ""
     lines = [
         f"# Distillation with few labels: {results['data']}",
         "",

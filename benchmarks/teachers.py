@@ -149,6 +149,10 @@ class YamnetTeacher:
         weights (`str`): File of the network's weights.
         corpus (`Corpus`): The clips.
         folder (`Path`): Folder of the embeddings, which are computed once.
+
+    Attributes:
+        name, revision (`str`): What it is called in the table.
+        identity (`str`): What must not change in an output folder.
     """
 
     def __init__(self, weights: str, corpus: Corpus, folder: Path):
@@ -156,7 +160,7 @@ class YamnetTeacher:
         self.corpus = corpus
         self.folder = folder
         self.name = "YAMNet with a linear head"
-        self.revision = hashlib.sha256(Path(weights).read_bytes()).hexdigest()[:40]
+        self.revision = self.identity = hashlib.sha256(Path(weights).read_bytes()).hexdigest()[:40]
 
     def embeddings(self, split: str) -> np.ndarray:
         """Return the embeddings of a split, of shape `(clips, 1024)`, computed at the first call."""
@@ -170,7 +174,9 @@ class YamnetTeacher:
         return np.load(path)
 
     def write(self, subset: str, split: str, folder: Path) -> None:
-        """Write the logits of the head of a subset for a split."""
+        """Write the logits of the head of a subset for a split, unless they are there."""
+        if is_written(folder):
+            return
         filenames = self.corpus.clips(split)["filename"][:]
         self._write(folder, subset, filenames, self._logits(subset, self.embeddings(split)))
 
@@ -217,10 +223,13 @@ class ModelTeacher:
     Args:
         model_name_or_path (`str`): Model folder or Hub id.
         corpus (`Corpus`): The clips.
+
+    Attributes:
+        name, revision, identity (`str`): As for [`YamnetTeacher`].
     """
 
     def __init__(self, model_name_or_path: str, corpus: Corpus):
-        self.name = model_name_or_path
+        self.name = self.identity = model_name_or_path
         self.corpus = corpus
         models = dict.fromkeys(self.path(subset) for subset in corpus.subsets)
         revisions = [model_revision(load_classifier(model, corpus.label_names)[0]) for model in models]
@@ -231,10 +240,18 @@ class ModelTeacher:
         return self.name.replace("{subset}", subset)
 
     def write(self, subset: str, split: str, folder: Path) -> None:
-        """Write the logits of the model of a subset for a split."""
+        """Write the logits of the model of a subset for a split, unless they are there.
+
+        Raises:
+            FileExistsError: If there are logits of another model.
+        """
         corpus, path = self.corpus, self.path(subset)
         model, feature_extractor = load_classifier(path, corpus.label_names)
         predict_split(model, feature_extractor, corpus.clips(split), folder, path, cache_dir=corpus.cache_dir)
+
+    def write_cross_fitted(self, subset: str, folder: Path) -> None:
+        """Raise `InputError`."""
+        raise InputError("the teacher is already trained")
 
 
 Teacher = YamnetTeacher | ModelTeacher
@@ -266,14 +283,8 @@ def write_teachers(
     corpus = teacher.corpus
     own = corpus.subsets[subset]
 
-    def once(name: str, write: Callable[[Path], None]) -> str:
-        path = folder / name
-        if not (path / "README.md").is_file():  # is written last
-            write(path)
-        return str(path)
-
     def write_smoothed(path: Path) -> None:
-        confidence = mean_confidence(read_logits(whole, corpus.label_names).values[own])
+        confidence = mean_confidence(read_logits(folder / "train", corpus.label_names).values[own])
         write_logits(
             path,
             corpus.train.select(own)["filename"][:],
@@ -283,26 +294,30 @@ def write_teachers(
             label_names=corpus.label_names,
         )
 
-    whole = once("train", partial(teacher.write, subset, "train"))
-    once("test", partial(teacher.write, subset, "test"))
+    for split in ("train", "test"):
+        teacher.write(subset, split, folder / split)
+    whole = str(folder / "train")
     sources, refused = {"own_clips": whole, "unlabelled": whole}, {}
-    if "smoothed" in rows:
-        sources["smoothed"] = once("smoothed", write_smoothed)
-    if "cross_fitted" in rows:
-        try:
-            if isinstance(teacher, ModelTeacher):
-                raise InputError("the teacher was trained before")
-            sources["cross_fitted"] = once("cross_fitted", partial(teacher.write_cross_fitted, subset))
-        except InputError as error:
-            refused["cross_fitted"] = str(error)
-    if "other_sound" in rows:
-        assert other_sound is not None
+    writers: dict[str, Callable[[Path], None]] = {"smoothed": write_smoothed}
+    writers["cross_fitted"] = partial(teacher.write_cross_fitted, subset)
+    if other_sound is not None:
         if isinstance(teacher, ModelTeacher):
             sources["other_sound"] = teacher.path(subset)  # distill.py predicts the logits
         else:
-            write = partial(teacher.write_other_sound, subset, other_sound)
-            sources["other_sound"] = once("other_sound", write)
+            writers["other_sound"] = partial(teacher.write_other_sound, subset, other_sound)
+    for row in (row for row in rows if row in writers):
+        try:
+            if not is_written(folder / row):
+                writers[row](folder / row)
+            sources[row] = str(folder / row)
+        except InputError as error:
+            refused[row] = str(error).rstrip(".")
     return sources, refused
+
+
+def is_written(folder: Path) -> bool:
+    """Return whether there is a logits dataset, whose card is written last."""
+    return (folder / "README.md").is_file()
 
 
 def cut_clips(folder: str) -> tuple[list[str], np.ndarray]:

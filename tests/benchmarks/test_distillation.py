@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from benchmarks import distillation
+from benchmarks import distillation, teachers
 from benchmarks.distillation import (
     ROWS,
     BenchmarkArguments,
@@ -21,6 +21,7 @@ from benchmarks.distillation import (
 from benchmarks.distillation_table import difference, format_table, summarize, t_interval
 from benchmarks.teachers import (
     Corpus,
+    YamnetTeacher,
     cross_fit_parts,
     cross_fitted,
     cut_clips,
@@ -30,7 +31,6 @@ from benchmarks.teachers import (
 )
 from dataset_script import read_logits
 from dataset_script.errors import InputError
-from dataset_script.logits import write_logits
 
 
 def arguments(tmp_path, **settings):
@@ -138,58 +138,68 @@ def test_confidence_of_one_is_refused():
         smoothed_logits(np.array([0]), 10, 1.0)
 
 
+CLASSES = ["bus", "metro", "park"]
+
+
 def scenes(clips):
-    """Clips of two classes, each at two locations, on devices a and s5."""
+    """Clips of three classes in turn, at two locations each, on devices a and s5."""
     features = datasets.Features(
         {
             "filename": datasets.Value("string"),
-            "label": datasets.ClassLabel(names=["bus", "park"]),
+            "label": datasets.ClassLabel(names=CLASSES),
             "device": datasets.ClassLabel(names=["a", "s5"]),
             "city": datasets.ClassLabel(names=["paris"]),
             "location": datasets.Value("int32"),
         }
     )
     rows = range(clips)
-    columns = {"label": [row % 2 for row in rows], "device": [row // 2 % 2 for row in rows], "city": [0] * clips}
-    columns |= {"filename": [f"audio/{row}.wav" for row in rows], "location": [row % 4 for row in rows]}
+    columns = {"label": [row % 3 for row in rows], "device": [row // 3 % 2 for row in rows], "city": [0] * clips}
+    columns |= {"filename": [f"audio/{row}.wav" for row in rows], "location": [row % 6 for row in rows]}
     return datasets.Dataset.from_dict(columns, features=features)
 
 
 @pytest.fixture
 def corpus():
-    return Corpus(scenes(8), scenes(4), {"split5": np.array([0, 1, 2, 3])}, None)
+    return Corpus(scenes(12), scenes(6), {"split5": np.array([0, 1, 2])}, None)
 
 
-class FixedTeacher:
-    """Teacher that is right, with a confidence of 0.8 at temperature 2."""
-
-    name, revision = "fixed", "0"
+class PerfectTeacher(YamnetTeacher):
+    """Teacher whose embeddings are the classes."""
 
     def __init__(self, corpus):
         self.corpus = corpus
-        self.written = []
+        self.name, self.revision, self.identity = "perfect", "0", "perfect"
 
-    def write(self, subset, split, folder):
-        clips = self.corpus.clips(split)
-        logits = 2 * np.log(4) * np.eye(2)[clips["label"][:]]
-        write_logits(folder, clips["filename"][:], logits, teacher="fixed", revision="0", label_names=["bus", "park"])
-        self.written.append((subset, split))
-
-    def write_cross_fitted(self, subset, folder):
-        raise InputError("bus was recorded at a single location")
+    def embeddings(self, split):
+        return 10 * np.eye(3)[self.corpus.clips(split)["label"][:]]
 
 
-def test_teachers_are_written_once(tmp_path, corpus):
-    teacher = FixedTeacher(corpus)
-    rows = ["own_clips", "cross_fitted", "smoothed", "unlabelled"]
-    for _ in range(2):
-        sources, refused = write_teachers(teacher, "split5", rows, tmp_path, None)
-        assert teacher.written == [("split5", "train"), ("split5", "test")]
+def test_logits_of_all_rows(tmp_path, corpus, monkeypatch):
+    teacher = PerfectTeacher(corpus)
+    rows = ["labels_alone", "own_clips", "cross_fitted", "smoothed", "unlabelled"]
+    sources, refused = write_teachers(teacher, "split5", rows, tmp_path, None)
     assert sources["own_clips"] == sources["unlabelled"] == str(tmp_path / "train")
-    assert refused == {"cross_fitted": "bus was recorded at a single location"}
-    smoothed = read_logits(sources["smoothed"], ["bus", "park"])
-    assert smoothed.filenames == [f"audio/{row}.wav" for row in range(4)]
-    assert mean_confidence(smoothed.values) == pytest.approx(0.8, abs=1e-6)
+    assert refused == {"cross_fitted": "bus was recorded at a single location, which no teacher can do without"}
+    logits = {name: read_logits(tmp_path / name, CLASSES) for name in ("train", "test", "smoothed")}
+    assert {name: content.values.argmax(axis=1).tolist() for name, content in logits.items()} == {
+        "train": [0, 1, 2] * 4,
+        "test": [0, 1, 2] * 2,
+        "smoothed": [0, 1, 2],
+    }
+    assert logits["smoothed"].filenames == [f"audio/{row}.wav" for row in range(3)]
+    own = mean_confidence(logits["train"].values[:3])
+    assert mean_confidence(logits["smoothed"].values) == pytest.approx(own, abs=1e-6)
+    # Nothing is fitted or written again.
+    monkeypatch.setattr(teachers, "head_logits", None)
+    monkeypatch.setattr(teachers, "write_logits", None)
+    assert write_teachers(teacher, "split5", ["own_clips", "smoothed"], tmp_path, None)[0] == sources
+
+
+def test_subset_with_two_locations_is_cross_fitted(tmp_path, corpus):
+    corpus.subsets["split25"] = np.arange(12)
+    sources, refused = write_teachers(PerfectTeacher(corpus), "split25", ["cross_fitted"], tmp_path, None)
+    assert not refused
+    assert read_logits(sources["cross_fitted"], CLASSES).values.argmax(axis=1).tolist() == [0, 1, 2] * 4
 
 
 def test_finished_runs_are_not_repeated(tmp_path, corpus, monkeypatch):
@@ -206,14 +216,14 @@ def test_finished_runs_are_not_repeated(tmp_path, corpus, monkeypatch):
         (checkpoint / "trainer_state.json").write_text(json.dumps({"num_train_epochs": 4, "global_step": 4}))
 
     def predict_split(model, feature_extractor, clips, folder, name, cache_dir):
-        FixedTeacher(corpus).write("split5", "test", folder)
+        PerfectTeacher(corpus).write("split5", "test", folder)
 
     monkeypatch.setattr(distillation, "distill", distill)
     monkeypatch.setattr(distillation, "predict_split", predict_split)
     monkeypatch.setattr(distillation, "load_classifier", lambda folder, labels: (None, None))
     monkeypatch.setattr(distillation, "last_complete_checkpoint", lambda folder: f"{folder}/checkpoint-4")
     monkeypatch.setattr(distillation, "load_corpus", lambda *arguments: corpus)
-    monkeypatch.setattr(distillation, "load_teacher", lambda *arguments: FixedTeacher(corpus))
+    monkeypatch.setattr(distillation, "load_teacher", lambda *arguments: PerfectTeacher(corpus))
     monkeypatch.setattr(distillation, "seconds_per_clip", lambda *arguments, clips: 0.01)
     command = ["--data_dir", "TAU", "--teacher", "model", "--output_dir", str(tmp_path / "out"), "--steps", "4"]
     command += ["--subsets", "split5", "--rows", "labels_alone", "smoothed", "--seeds", "0", "1"]
@@ -225,7 +235,7 @@ def test_finished_runs_are_not_repeated(tmp_path, corpus, monkeypatch):
     rows = results["subsets"]["split5"]["rows"]
     assert rows["smoothed"]["macro_accuracy"] == {0: 1.0, 1: 1.0}
     assert rows["smoothed"]["difference"] == {"seeds": 2, "mean": 0.0, "interval": [0.0, 0.0]}
-    assert results["subsets"]["split5"]["teacher"]["confidence"] == pytest.approx(0.8, abs=1e-6)
+    assert results["subsets"]["split5"]["teacher"]["labelled"] == 1.0
     assert json.loads((tmp_path / "out" / "results.json").read_text())["settings"]["steps"] == 4
     assert "| labels alone | 2 | 100.0 ± 0.0 |" in (tmp_path / "out" / "results.md").read_text()
     assert main(command)["subsets"] == results["subsets"]
@@ -247,16 +257,17 @@ def test_another_number_of_epochs_is_noticed(tmp_path, corpus, monkeypatch):
 
 
 def test_metrics_of_a_row_are_means_over_seeds():
-    clips = scenes(4)
-    right = 3 * np.eye(2)[[0, 1, 0, 1]]
-    row = summarize({0: right, 1: -right, 2: 3 * np.eye(2)[[0, 1, 0, 0]]}, clips, ["s5"], bootstrap=50)
-    assert row["macro_accuracy"] == {0: 1.0, 1: 0.0, 2: 0.75}
-    assert row["mean"] == pytest.approx(1.75 / 3)
-    assert row["sd"] == pytest.approx(np.std([1, 0, 0.75], ddof=1))
-    assert row["seen"] == pytest.approx(2 / 3) and row["unseen"] == pytest.approx(1.5 / 3)
-    loss = np.log(1 + np.exp(-3))
-    assert row["log_loss"] == pytest.approx((7 * loss + 5 * (loss + 3)) / 12)
-    # All seeds have the same resamples: what all get right in every location has no spread.
+    clips = scenes(6)
+    right = 3 * np.eye(3)[[0, 1, 2, 0, 1, 2]]
+    half = 3 * np.eye(3)[[0, 1, 2, 1, 2, 0]]  # right on device a only
+    row = summarize({0: right, 1: half, 2: half}, clips, ["s5"], bootstrap=50)
+    assert row["macro_accuracy"] == {0: 1.0, 1: 0.5, 2: 0.5}
+    assert row["mean"] == pytest.approx(2 / 3)
+    assert row["sd"] == pytest.approx(np.std([1, 0.5, 0.5], ddof=1))
+    assert row["seen"] == 1.0 and row["unseen"] == pytest.approx(1 / 3)
+    loss = np.log(1 + 2 * np.exp(-3))
+    assert row["log_loss"] == pytest.approx(loss + 3 / 3)
+    # All seeds have the same resamples: what all get right at every location has no spread.
     same = summarize({0: right, 1: right}, clips, ["s5"], bootstrap=50)
     assert same["interval"] == [1.0, 1.0] and same["sd"] == 0.0
 
@@ -275,8 +286,8 @@ def test_table_names_data_teacher_and_versions():
     row |= {"interval": [0.41, 0.59], "seen": 0.55, "unseen": None, "steps": 1000, "epochs": 500, "seconds": 90.0}
     row["difference"] = {"seeds": 2, "mean": 0.05, "interval": [-0.01, 0.11]}
     test = {"mean": 0.7, "interval": [0.6, 0.8], "log_loss": 1.25, "seen": 0.7, "unseen": 0.71}
-    teacher = {"test": test, "labelled": 1.0, "unlabelled": 0.65, "confidence": 0.75}
-    subset = {"clips": 46, "teacher": teacher, "rows": {"smoothed": row}, "refused": {"cross-fitted": "a reason"}}
+    quality = {"test": test, "labelled": 1.0, "unlabelled": 0.65, "confidence": 0.75}
+    subset = {"clips": 46, "teacher": quality, "rows": {"smoothed": row}, "refused": {"cross-fitted": "a reason"}}
     settings = {"steps": 1000, "batch_size": 32, "learning_rate": 0.006, "unlabelled_fraction": 0.75}
     settings |= {"other_sound": None, "student_options": [], "temperature": 2.0}
     origin = {"date": "2026-01-02", "commit": "abc", "machine": "one", "versions": {"torch": "2.13"}}
