@@ -44,7 +44,11 @@ def test_folder_that_exists_makes_a_path(tmp_path, monkeypatch):
     [
         ("ssl", "BEATs_iter3_plus_AS2M", "python -m modeling_beats.convert_beats BEATs_iter3_plus_AS2M"),
         ("ssl_star", "BEATs_iter3_plus_AS2M", "python -m modeling_beats.convert_beats BEATs_iter3_plus_AS2M"),
-        ("ssl_sl", "BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2", "python -m modeling_beats.convert_beats BEATs_iter3_plus_AS2M"),
+        (
+            "ssl_sl",
+            "BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2",
+            "python -m modeling_beats.convert_beats BEATs_iter3_plus_AS2M",
+        ),
         ("ast", "ast-finetuned-audioset-10-10-0.4593", "hf download MIT/ast-finetuned-audioset-10-10-0.4593"),
         ("ast_star", "ast-finetuned-audioset-10-10-0.4593", "hf download MIT/ast-finetuned-audioset-10-10-0.4593"),
         ("wav2vec2", "wav2vec2-base", "hf download facebook/wav2vec2-base"),
