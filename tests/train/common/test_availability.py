@@ -67,6 +67,25 @@ def test_missing_checkpoint_of_a_recipe(command, recipe, checkpoint, remedy, tmp
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "jaeyeonkim99/BEATs-base-AS2M-iter1",
+        "espnet/BEATs-AS20K",
+        "shikhar7ssu/OpenBEATs-Large-i2",
+        "espnet/OpenBEATS-Base-i3-as2m",
+    ],
+)
+def test_missing_beats_of_the_hub(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = f"checkpoints/{source.split('/')[1]}"
+    with pytest.raises(FileNotFoundError) as error:
+        check_available(folder)
+    assert str(error.value) == (
+        f"{folder} does not exist: create it with python -m modeling_beats.convert_beats {source} {folder}."
+    )
+
+
 @pytest.mark.parametrize("recipe", ["s1", "s2", "s3"])
 def test_missing_checkpoint_of_a_students_teachers(recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
