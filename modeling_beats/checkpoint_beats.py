@@ -3,6 +3,7 @@
 import pickle
 import re
 import reprlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -10,9 +11,16 @@ from typing import Any
 
 import torch
 import yaml
-from huggingface_hub import HfApi, hf_hub_download
-from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled  # HTTPError of the client in use
-from huggingface_hub.utils import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    HTTPError,  # of the client in use
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from safetensors.torch import load_file
 
 
@@ -89,7 +97,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
+    except yaml.constructor.ConstructorError as error:
+        raise ValueError(
+            f"{path} contains a value that is not plain YAML ({error.problem}): replace it by text, a number, a list "
+            "or a mapping."
+        ) from None
+    except (yaml.YAMLError, ValueError, RecursionError):  # a ValueError for text or dates that do not exist
         raise ValueError(f"{path} is not a valid YAML file: download it again.") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} does not contain a mapping of names to values: download it again.")
@@ -120,14 +133,17 @@ class Files:
         """
         if named := self._named("files", "model_file"):
             return named
-        names = [name for name in self.names if name.endswith(SUFFIXES)]
+        names = self.names[:1] if Path(self.source).is_file() else [n for n in self.names if n.endswith(SUFFIXES)]
         for pattern in LESS_LIKELY:
             if len(names) > 1:
                 names = [name for name in names if not re.search(pattern, name)] or names
         if self.is_local:  # ESPnet names its best checkpoint by links
             names = sorted({self.path(name).resolve(): name for name in names}.values())
         if not names:
-            raise ValueError(f"{self.source} contains no checkpoint (a file ending in {', '.join(SUFFIXES)}).")
+            raise ValueError(
+                f"{self.source} contains no checkpoint, a file ending in {', '.join(SUFFIXES)}: give another folder, "
+                "file or Hub id."
+            )
         if len(names) > 1:
             fix = "give one of these files"
             if not self.is_local:
@@ -181,19 +197,23 @@ def local_files(path: Path) -> Files:
         files = [file.relative_to(folder) for file in sorted(path.rglob("*")) if file.is_file()]
         names = [file.as_posix() for file in files if not any(part.startswith(".") for part in file.parts)]
     else:
-        path = path.absolute()
-        parents = path.parents[:LEVELS]
-        folder = parents[-1]
-        configurations = [parent / "config.yaml" for parent in parents]
-        names = [file.relative_to(folder).as_posix() for file in (path, *configurations) if file.is_file()]
+        for file in (path.absolute(), path.resolve()):  # of a link, or else of the file that it leads to
+            parents = file.parents[:LEVELS]
+            folder = parents[-1]
+            configurations = [config for parent in parents if (config := parent / "config.yaml").is_file()]
+            names = [name.relative_to(folder).as_posix() for name in (file, *configurations)]
+            if configurations:
+                break
     return Files(str(path), names, lambda name: folder / name, is_local=True)
 
 
 def hub_files(repo_id: str, revision: str | None = None) -> Files:
     """Return the files of a model on the Hub; each is downloaded, with progress, when its path is asked for.
 
+    If the Hub is unreachable, they are those of the model in the local cache.
+
     Raises:
-        ConnectionError: If the Hub is unreachable.
+        ConnectionError: If the Hub is unreachable, and the cache does not contain the model.
         ValueError: If there is no such model or revision, or access to it is restricted.
     """
 
@@ -202,17 +222,21 @@ def hub_files(repo_id: str, revision: str | None = None) -> Files:
             return request()
         except OfflineModeIsEnabled:
             raise ConnectionError(
-                f"{repo_id} is not a local path, and HF_HUB_OFFLINE forbids downloading it from the Hub: unset it, or "
-                "download the model elsewhere and give its folder."
+                f"{repo_id} is neither a local path nor in the local cache, and HF_HUB_OFFLINE forbids downloading it "
+                "from the Hub: unset it, or download the model elsewhere and give its folder."
             ) from None
         except GatedRepoError:
             raise ValueError(
                 f"Access to {repo_id} is restricted: accept its terms on the Hub and run `hf auth login`."
             ) from None
-        except RepositoryNotFoundError:
-            raise ValueError(f"{repo_id} is neither a local file or folder nor a model on the Hub.") from None
+        except (RepositoryNotFoundError, HFValidationError):
+            raise ValueError(
+                f"{repo_id} is neither a local file or folder nor a model on the Hub: check its spelling."
+            ) from None
         except RevisionNotFoundError:
-            raise ValueError(f"{repo_id} has no revision {revision} on the Hub.") from None
+            raise ValueError(
+                f"{repo_id} has no revision {revision} on the Hub: name an existing branch, tag or commit."
+            ) from None
         except (OSError, HTTPError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
             raise ConnectionError(
@@ -220,11 +244,21 @@ def hub_files(repo_id: str, revision: str | None = None) -> Files:
                 "model elsewhere and give its folder."
             ) from None
 
-    info = ask(lambda: HfApi().model_info(repo_id, revision=revision, timeout=SECONDS_TO_ANSWER))
+    try:
+        info = ask(lambda: HfApi().model_info(repo_id, revision=revision, timeout=SECONDS_TO_ANSWER))
+    except ConnectionError:
+        try:
+            cached = local_files(Path(snapshot_download(repo_id, revision=revision, local_files_only=True)))
+        except LocalEntryNotFoundError:
+            cached = None
+        if cached is None:
+            raise
+        print(f"The Hub is not available: {repo_id} is read from the local cache.", file=sys.stderr)
+        return Files(repo_id, cached.names, cached.path, is_local=False)
     return Files(
         repo_id,
         [file.rfilename for file in info.siblings or []],
-        lambda name: Path(ask(lambda: hf_hub_download(repo_id, name, revision=info.sha))),
+        lambda name: Path(ask(lambda: hf_hub_download(repo_id, name, revision=revision))),
         is_local=False,
     )
 
@@ -247,5 +281,5 @@ def find_files(source: str, revision: str | None = None) -> Files:
             raise ValueError(f"{source} is a local path, which has no revisions: leave out --revision.")
         return local_files(path)
     if not re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", source) or source.endswith((*SUFFIXES, ".yaml", ".yml")):
-        raise FileNotFoundError(f"There is no checkpoint file {source}.")
+        raise FileNotFoundError(f"There is no file or folder {source}: give an existing one, or a Hub id (user/name).")
     return hub_files(source, revision)

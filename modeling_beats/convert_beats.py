@@ -240,10 +240,14 @@ def convert_state_dict(model: BeatsPreTrainedModel, original: dict[str, torch.Te
     names = {name: original_names(name, model.config) for name in model.state_dict()}
     expected = {original_name for aliases in names.values() for original_name in aliases}
     if missing := sorted(expected - original.keys()):
-        raise ValueError(f"The checkpoint lacks {len(missing)} weights that its cfg requires: {shorten(missing)}.")
+        raise ValueError(
+            f"The checkpoint lacks {len(missing)} weights that its cfg requires ({shorten(missing)}): download it "
+            "again, or correct the cfg (for a fine-tuned model of ESPnet, --base)."
+        )
     if unexpected := sorted(original.keys() - expected):
         raise ValueError(
-            f"The checkpoint has {len(unexpected)} weights that its cfg does not define: {shorten(unexpected)}."
+            f"The checkpoint has {len(unexpected)} weights that its cfg does not define ({shorten(unexpected)}): "
+            "correct the cfg (for a fine-tuned model of ESPnet, --base)."
         )
     for name, parameter in model.state_dict().items():
         for alias in names[name]:
@@ -253,6 +257,8 @@ def convert_state_dict(model: BeatsPreTrainedModel, original: dict[str, torch.Te
                 raise ValueError(
                     f"{alias} has shape {tuple(original[alias].shape)}, but the cfg requires {tuple(parameter.shape)}."
                 )
+            if not original[alias].isfinite().all():
+                raise ValueError(f"{alias} contains values that are not finite: use another checkpoint.")
             if not torch.equal(original[alias], original[names[name][0]]):
                 raise ValueError(f"{alias} differs from {names[name][0]}, but all layers must share one table.")
     return {name: original[aliases[0]] for name, aliases in names.items()}
@@ -337,11 +343,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         check_output(args.output)
         checkpoint = read_source(args)
-        model = convert(checkpoint)
         mean, std, origin = checkpoint["statistics"]
-        feature_extractor = BeatsFeatureExtractor(
-            feature_size=model.config.num_mel_bins, mean=mean, std=std, patch_size=model.config.patch_size
-        )
+        try:
+            model = convert(checkpoint)
+            feature_extractor = BeatsFeatureExtractor(
+                feature_size=model.config.num_mel_bins, mean=mean, std=std, patch_size=model.config.patch_size
+            )
+        except ValueError as error:
+            raise ValueError(f"{args.source} cannot be converted: {error}") from None
         save_folder(args.output, model, feature_extractor)
     except (OSError, ValueError, SafetensorError) as error:
         parser.error(str(error))

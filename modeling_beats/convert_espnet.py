@@ -113,13 +113,13 @@ def translate(
     has_cfg = isinstance(cfg, dict)
     config = files.configuration(name, levels=1) if has_cfg else files.configuration(name)
     encoder, others = split_state_dict(state_dict_of(checkpoint), path)
-    encoder_conf = section(config, "encoder_conf")
+    encoder_conf = section(config, "encoder_conf", path)
     if isinstance(cfg, dict):
         cfg = (read_base(base) if base else {}) | cfg
     elif config is None:
         raise ValueError(f"{path} has no configuration: put the config.yaml of its training beside it.")
     else:
-        own_cfg = section(encoder_conf, "tokenizer_config" if is_tokenizer(encoder) else "beats_config")
+        own_cfg = section(encoder_conf, "tokenizer_config" if is_tokenizer(encoder) else "beats_config", path)
         cfg = base_cfg(files, path, encoder_conf, own_cfg, base) | own_cfg
     cfg = {"input_patch_size": 16} | cfg
     if any(".grep_" in key for key in encoder) and not (cfg.get("deep_norm") or cfg.get("layer_norm_first")):
@@ -145,9 +145,9 @@ def translate(
         labels, head = name_outputs(token_list, head, path, notes)
         fields["problem_type"] = problem_type(config, classification_type, path, notes)
         cfg["predictor_class"] = len(head["predictor.weight"])
-        if (dropout := section(config, "decoder_conf").get("dropout")) is not None:
+        if (dropout := section(config, "decoder_conf", path).get("dropout")) is not None:
             cfg["predictor_dropout"] = dropout
-    elif "token_list" in checkpoint if has_cfg else "classification_type" in section(config, "model_conf"):
+    elif "token_list" in checkpoint if has_cfg else "classification_type" in section(config, "model_conf", path):
         raise ValueError(f"{path} is a classifier without its head, decoder.linear_out: download it again.")
     cfg["finetuned_model"] = bool(head)
     return {
@@ -155,16 +155,18 @@ def translate(
         "model": encoder | head,
         "label_dict": labels,
         "fields": fields,
-        "statistics": statistics or find_statistics(encoder_conf, cfg, own_cfg if head else cfg, notes),
+        "statistics": statistics or find_statistics(encoder_conf, cfg, own_cfg if head else cfg, path, notes),
         "notes": notes,
     }
 
 
-def section(config: Any, name: str) -> dict[str, Any]:
-    """Return a section of a configuration; one that is missing is empty."""
+def section(config: Any, name: str, source: Path | str) -> dict[str, Any]:
+    """Return a section of the configuration of a checkpoint or folder; one that is missing is empty."""
     content = (config.get(name) if isinstance(config, Mapping) else None) or {}
     if not isinstance(content, dict):
-        raise ValueError(f"The configuration has {name} {content!r}, but it must be a mapping of names to values.")
+        raise ValueError(
+            f"The configuration of {source} has {name} {content!r}, but it must be a mapping of names to values."
+        )
     return content
 
 
@@ -236,13 +238,13 @@ def read_base(base: str) -> dict[str, Any]:
     if base.endswith((".yaml", ".yml")):
         configurations = files.names[:1]
     elif Path(base).is_file():
-        cfg = section(read_checkpoint(base), "cfg")
+        cfg = section(read_checkpoint(base), "cfg", base)
     if not cfg and configurations:
         several = len(configurations) > 1
         config = files.configuration(files.checkpoint()) if several else read_yaml(files.path(configurations[0]))
-        cfg = section(section(config, "encoder_conf"), "beats_config")
+        cfg = section(section(config, "encoder_conf", base), "beats_config", base)
     if not cfg and any(name.endswith(SUFFIXES) for name in files.names):
-        cfg = section(read_checkpoint(files.path(files.checkpoint())), "cfg")
+        cfg = section(read_checkpoint(files.path(files.checkpoint())), "cfg", base)
     if not cfg:
         raise ValueError(
             f"{base} does not contain the configuration of a BEATs encoder (encoder_conf.beats_config in a "
@@ -312,9 +314,9 @@ def first_layers(
 
 def problem_type(config: Any, classification_type: str | None, path: Path, notes: list[str]) -> str:
     """Return the `problem_type` of a classifier, given or from its configuration, after a check of its pooling."""
-    if (pooling := section(config, "decoder_conf").get("pooling", "mean")) not in ("mean", None):
+    if (pooling := section(config, "decoder_conf", path).get("pooling", "mean")) not in ("mean", None):
         raise ValueError(f"{path} uses {pooling!r} pooling, but the classifier of BEATs only the mean.")
-    kind = classification_type or section(config, "model_conf").get("classification_type")
+    kind = classification_type or section(config, "model_conf", path).get("classification_type")
     if kind is None:
         kind = "multi-class"
         notes.append(
@@ -354,7 +356,7 @@ def name_outputs(
 
 
 def find_statistics(
-    encoder_conf: dict[str, Any], cfg: dict[str, Any], own_cfg: dict[str, Any], notes: list[str]
+    encoder_conf: dict[str, Any], cfg: dict[str, Any], own_cfg: dict[str, Any], path: Path, notes: list[str]
 ) -> tuple[float, float, str]:
     """Return the mean and standard deviation of the filter banks, and where they are from.
 
@@ -364,6 +366,7 @@ def find_statistics(
         own_cfg (`dict`):
             The part of it that was written for this model. Fine-tuning does not take the statistics over from the
             encoder that it starts from.
+        path (`Path`): The checkpoint, for messages.
         notes (`list[str]`): Sentences for the user, extended here.
     """
     for source, values in (("encoder_conf of its config.yaml", encoder_conf), ("its cfg", own_cfg)):
@@ -372,8 +375,8 @@ def find_statistics(
             continue
         if mean is None or std is None:
             raise ValueError(
-                f"The statistics of the filter banks are incomplete: {source} has only one of fbank_mean and "
-                "fbank_std: pass --fbank_mean and --fbank_std."
+                f"{path} has incomplete statistics of the filter banks ({source} has only one of fbank_mean and "
+                "fbank_std): pass --fbank_mean and --fbank_std."
             )
         if values is own_cfg and (mean, std) == AUDIOSET_2M_STATISTICS:
             other = " --fbank_std ".join(map(str, AUDIOSET_2M_OTHER_STATISTICS))

@@ -95,12 +95,25 @@ class TestCheckpoint:
         write(tmp_path, "meta.yaml", content=content)
         assert local_files(tmp_path).checkpoint() in ("12epoch.pth", "None")
 
-    @pytest.mark.parametrize("content", ["a: [", "text", "a: !!python/object:os.system x"])
+    @pytest.mark.parametrize("content", ["a: [", "text", "a: 2024-13-45", "[" * 2000, b"\xff"])
     def test_damaged_meta(self, tmp_path, content):
         write(tmp_path, "12epoch.pth")
-        write(tmp_path, "meta.yaml", content=content)
+        (tmp_path / "meta.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
         with pytest.raises(ValueError, match=r"meta\.yaml .*: download it again"):
             local_files(tmp_path).checkpoint()
+
+    @pytest.mark.parametrize("tag", ["!!python/object:os.system x", "!!python/tuple [1]", "!other x"])
+    def test_python_objects_in_meta(self, tmp_path, tag):
+        write(tmp_path, "12epoch.pth")
+        write(tmp_path, "meta.yaml", content=f"a: {tag}")
+        with pytest.raises(ValueError, match=r"meta\.yaml contains a value that is not plain YAML .*: replace it"):
+            local_files(tmp_path).checkpoint()
+
+    @pytest.mark.parametrize("name", ["epoch_latest", "model.bin"])
+    def test_a_file_is_the_checkpoint_whatever_its_name(self, tmp_path, name):
+        write(tmp_path, name)
+        files = local_files(tmp_path / name)
+        assert files.path(files.checkpoint()) == tmp_path / name
 
 
 class TestConfiguration:
@@ -122,6 +135,15 @@ class TestConfiguration:
         write(tmp_path, "meta.yaml", content=meta("exp/12epoch.pth", "conf/train.yaml"))
         assert local_files(tmp_path).configuration("exp/12epoch.pth") == {"encoder_conf": {"number": 3}}
 
+    def test_of_a_link(self, tmp_path):
+        """The configuration may be beside the link, as in the cache of the Hub, or beside what it leads to."""
+        write(tmp_path, "blobs/0a", "exp/12epoch.pth", "snapshot/x")
+        write(tmp_path, "exp/config.yaml", "snapshot/config.yaml", content=CONFIG)
+        for link, target in (("snapshot/12epoch.pth", "blobs/0a"), ("best.pth", "exp/12epoch.pth")):
+            (tmp_path / link).symlink_to(tmp_path / target)
+            files = local_files(tmp_path / link)
+            assert files.configuration(files.checkpoint()) == yaml.safe_load(CONFIG)
+
     def test_none(self, tmp_path):
         write(tmp_path, "exp/12epoch.pth", "other/config.yaml", content=CONFIG)
         assert local_files(tmp_path).configuration("exp/12epoch.pth") is None
@@ -130,7 +152,7 @@ class TestConfiguration:
 class TestSource:
     @pytest.mark.parametrize("source", ["nowhere.pt", "a/nowhere.pt", "a/b/c", "./a/b", "/a/b", "a/config.yaml"])
     def test_missing_paths_are_not_looked_up(self, source):
-        with pytest.raises(FileNotFoundError, match="There is no checkpoint file"):
+        with pytest.raises(FileNotFoundError, match="There is no file or folder"):
             find_files(source)
 
     def test_revision_of_a_local_path(self, tmp_path):
@@ -141,7 +163,10 @@ class TestSource:
         """This process is offline, see `conftest.py`."""
         with pytest.raises(SystemExit):
             main(["espnet/OpenBEATS-Base-i2-tiny", str(tmp_path / "out")])
-        assert re.search(r"error: espnet/\S+ is not a local path, and HF_HUB_OFFLINE .*\.\n$", capsys.readouterr().err)
+        assert re.search(
+            r"error: espnet/\S+ is neither a local path nor in the local cache, and HF_HUB_OFFLINE .*\.\n$",
+            capsys.readouterr().err,
+        )
 
 
 CODE = """
@@ -191,20 +216,30 @@ class TestHub:
                 [model, str(tmp_path / "out"), "--revision", "nowhere"],
                 ["user/several", str(tmp_path / "out")],
                 ["user/nowhere", str(tmp_path / "out")],
+                ["user/no--where", str(tmp_path / "out")],
                 [str(golden), str(tmp_path / "out")],
             ]
-            *_, none, revision, several, nowhere, local = convert_all(
-                commands, hub_environment(hub, tmp_path / "home")
-            )
+            environment = hub_environment(hub, tmp_path / "home")
+            *_, none, revision, several, nowhere, invalid, local = convert_all(commands, environment)
             requests = " ".join(hub.requests)
         expected = load_expected(golden)[0]
-        for name in ("first", "second", "third"):
+        # From the cache: a model and its base, by a revision, and in vain.
+        commands = [
+            ["espnet/BEATs-tiny", str(tmp_path / "fourth")],
+            [model, str(tmp_path / "fifth"), "--revision", old],
+            ["user/several", str(tmp_path / "out")],
+        ]
+        *_, forbidden = convert_all(commands, environment | {"HF_HUB_OFFLINE": "1"})
+        convert_all([["espnet/BEATs-tiny", str(tmp_path / "sixth")]], environment)
+        assert forbidden.endswith("or download the model elsewhere and give its folder.")
+        for name in ("first", "second", "third", "fourth", "fifth", "sixth"):
             check_model(tmp_path / name, expected)
         assert "epoch_latest.pt" not in requests and "token_list" not in requests and "acc.png" not in requests
-        assert none.endswith("contains no checkpoint (a file ending in .pt, .pth, .ckpt, .safetensors).")
-        assert revision.endswith(f"{model} has no revision nowhere on the Hub.")
+        assert "contains no checkpoint, a file ending in .pt, .pth, .ckpt, .safetensors: give another" in none
+        assert f"{model} has no revision nowhere on the Hub: name" in revision
         assert "download one with `hf download user/several FILE" in several
-        assert nowhere.endswith("user/nowhere is neither a local file or folder nor a model on the Hub.")
+        assert "user/no--where is neither a local file or folder nor a model on the Hub" in invalid
+        assert "user/nowhere is neither a local file or folder nor a model on the Hub: check" in nowhere
         assert local.endswith(f"--base {encoder}.")
         assert not (tmp_path / "out").exists()
 

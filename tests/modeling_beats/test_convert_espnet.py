@@ -279,7 +279,10 @@ class TestStatistics:
         assert "15.66439 and 6.38312" in output
 
     def test_incomplete(self, refuse, encoder, cfg):
-        refuse("only one of fbank_mean and fbank_std", {"model": encoder, "cfg": cfg | {"fbank_mean": 15.0}})
+        refuse(
+            r"model\.pth has .* only one of fbank_mean and fbank_std",
+            {"model": encoder, "cfg": cfg | {"fbank_mean": 15.0}},
+        )
         refuse("belong together", {"model": encoder, "cfg": cfg}, None, "--fbank_mean", "15")
         refuse("std is", {"model": encoder, "cfg": cfg}, None, "--fbank_mean", "15", "--fbank_std", "0")
 
@@ -372,7 +375,9 @@ class TestRefused:
     def test_base_without_configuration(self, refuse, weights, golden_config, tmp_path):
         (tmp_path / "base.yaml").write_text("a: 1")
         refuse(r"does not contain the configuration", weights, golden_config, "--base", str(tmp_path / "base.yaml"))
-        refuse("no checkpoint file", weights, golden_config, "--base", str(tmp_path / "nowhere.pt"))
+        refuse(
+            "There is no file or folder .*nowhere.pt", weights, golden_config, "--base", str(tmp_path / "nowhere.pt")
+        )
 
     def test_without_deep_norm(self, run, refuse, encoder, cfg):
         del cfg["deep_norm"]
@@ -387,7 +392,7 @@ class TestRefused:
             ("decoder_conf", {"pooling": "CLS"}, "'CLS' pooling"),
             ("model_conf", {"classification_type": "ordinal"}, "'ordinal'"),
             ("model_conf", {"classification_type": ["multi-label"]}, "multi-label"),
-            ("model_conf", [1], "model_conf"),
+            ("model_conf", [1], r"configuration of .*model\.pth has model_conf \[1\]"),
         ],
     )
     def test_configuration(self, refuse, weights, golden_config, section, value, pattern):
@@ -414,7 +419,7 @@ class TestRefused:
             ({"encoder.downsample_conv.weight": torch.ones(1)}, r"downsample_conv\.weight"),
             ({"encoder.conformer_adapter.a.weight": torch.ones(1)}, r"conformer_adapter\.a\.weight"),
             ({"encoder.cross_embed_positions.weight": torch.ones(1)}, r"cross_embed_positions\.weight"),
-            ({"encoder.extra.weight": torch.ones(1)}, r"does not define: extra\.weight"),
+            ({"encoder.extra.weight": torch.ones(1)}, r"does not define \(extra\.weight\)"),
             ({"decoder.extra.weight": torch.ones(1)}, r"1 weights .* decoder\.extra\.weight"),
             ({"text.weight": torch.ones(1)}, r"text\.weight"),
             ({"encoder.predictor.weight": torch.ones(6, 64)}, r"predictor\.weight"),
@@ -431,7 +436,7 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("key", "pattern"),
         [
-            ("encoder.encoder.layers.1.fc2.bias", r"lacks 1 weights .* encoder\.layers\.1\.fc2\.bias"),
+            ("encoder.encoder.layers.1.fc2.bias", r"lacks 1 weights .*\(encoder\.layers\.1\.fc2\.bias"),
             ("encoder.patch_embedding.weight", r"not a checkpoint of BEATs"),
             ("decoder.linear_out.bias", "the bias of one head"),
         ],
@@ -439,6 +444,16 @@ class TestRefused:
     def test_missing_weights(self, refuse, weights, golden_config, key, pattern):
         del weights[key]
         refuse(pattern, weights, golden_config)
+
+    def test_weights_that_are_not_finite(self, refuse, encoder, cfg):
+        encoder["encoder.layer_norm.bias"][3] = torch.nan
+        refuse(r"model\.pth .*encoder\.layer_norm\.bias .*not finite", {"model": encoder, "cfg": cfg})
+
+    @pytest.mark.parametrize(
+        "change", [{"encoder_layers": "2"}, {"fbank_mean": "15.9", "fbank_std": 6.1}, {"dropout": None}]
+    )
+    def test_values_of_cfg(self, refuse, encoder, cfg, change):
+        refuse(r"in/model\.pth cannot be converted: .* must be", {"model": encoder, "cfg": cfg | change})
 
     def test_truncated(self, tmp_path, capsys):
         whole = (OPENBEATS / "finetuned_multiclass" / FINETUNED).read_bytes()

@@ -1,5 +1,6 @@
 """Whether a pretrained model is available, found out before any other work and without waiting for a network."""
 
+import re
 from pathlib import Path
 
 from huggingface_hub import constants, get_session, try_to_load_from_cache
@@ -14,6 +15,15 @@ DOWNLOADS = {
     "wav2vec2-base": "facebook/wav2vec2-base",
 }
 """Ids on the Hub of the checkpoints that the recipes start from, by the name of their folder."""
+
+CONVERSIONS = {
+    r"BEATs_iter\d\w*": "",
+    r"BEATs-base-AS2M-iter\d": "jaeyeonkim99/",
+    r"BEATs-AS20K": "espnet/",
+    r"OpenBEATs-(Base|Large)-i\d": "shikhar7ssu/",
+    r"OpenBEATS-(Base|Large)-i\d-[\w.-]+": "espnet/",
+}
+"""Owners on the Hub of BEATs to convert, by a pattern for the name; Microsoft's are files and have none."""
 
 SECONDS_TO_ANSWER = 5.0
 
@@ -57,12 +67,16 @@ def is_path(model_name_or_path: str) -> bool:
 def _remedy(path: str) -> str:
     """Return how to create a model folder that is missing."""
     name = Path(path).name
-    if name.startswith("BEATs"):
-        return (
-            f"create it with python -m modeling_beats.convert_beats {name}.pt {path} from Microsoft's file "
-            "(https://github.com/microsoft/unilm/tree/master/beats), or with a BEATs model on the Hub, which the "
-            "README's table of teachers lists, instead of the file"
-        )
+    for pattern, owner in CONVERSIONS.items():
+        if re.fullmatch(pattern, name):
+            command = "create it with python -m modeling_beats.convert_beats"
+            if owner:
+                return f"{command} {owner}{name} {path}"
+            return (
+                f"{command} {name}.pt {path} from Microsoft's file "
+                "(https://github.com/microsoft/unilm/tree/master/beats), or with a BEATs model on the Hub, which the "
+                "README's table of teachers lists, instead of the file"
+            )
     if name in DOWNLOADS:
         return f"create it with hf download {DOWNLOADS[name]} --local-dir {path}"
     return "run the command that creates it first, or choose another model folder or Hub id"

@@ -42,12 +42,12 @@ def test_folder_that_exists_makes_a_path(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "recipe, checkpoint, remedy",
     [
-        ("ssl", "BEATs_iter3_plus_AS2M", "convert_beats BEATs_iter3_plus_AS2M"),
-        ("ssl_star", "BEATs_iter3_plus_AS2M", "convert_beats BEATs_iter3_plus_AS2M"),
+        ("ssl", "BEATs_iter3_plus_AS2M", "python -m modeling_beats.convert_beats BEATs_iter3_plus_AS2M"),
+        ("ssl_star", "BEATs_iter3_plus_AS2M", "python -m modeling_beats.convert_beats BEATs_iter3_plus_AS2M"),
         (
             "ssl_sl",
             "BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2",
-            "convert_beats BEATs_iter3_plus_AS2M",
+            "python -m modeling_beats.convert_beats BEATs_iter3_plus_AS2M",
         ),
         ("ast", "ast-finetuned-audioset-10-10-0.4593", "hf download MIT/ast-finetuned-audioset-10-10-0.4593"),
         ("ast_star", "ast-finetuned-audioset-10-10-0.4593", "hf download MIT/ast-finetuned-audioset-10-10-0.4593"),
@@ -65,6 +65,25 @@ def test_missing_checkpoint_of_a_recipe(command, recipe, checkpoint, remedy, tmp
     assert f"checkpoints/{checkpoint} does not exist: create it with {remedy}" in text
     assert text.count(f"checkpoints/{checkpoint}") == 2 and "\n" not in text
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "jaeyeonkim99/BEATs-base-AS2M-iter1",
+        "espnet/BEATs-AS20K",
+        "shikhar7ssu/OpenBEATs-Large-i2",
+        "espnet/OpenBEATS-Base-i3-as2m",
+    ],
+)
+def test_missing_beats_of_the_hub(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = f"checkpoints/{source.split('/')[1]}"
+    with pytest.raises(FileNotFoundError) as error:
+        check_available(folder)
+    assert str(error.value) == (
+        f"{folder} does not exist: create it with python -m modeling_beats.convert_beats {source} {folder}."
+    )
 
 
 @pytest.mark.parametrize("recipe", ["s1", "s2", "s3"])
