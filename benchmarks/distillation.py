@@ -36,6 +36,7 @@ from transformers import TrainerState
 from benchmarks.distillation_table import difference, format_table, summarize
 from benchmarks.teachers import (
     TEMPERATURE,
+    UNLABELLED_CLIPS,
     Corpus,
     Teacher,
     load_corpus,
@@ -72,9 +73,6 @@ ROWS = {
 
 WITHOUT_TEACHER = ("labels_alone", "all_labels")
 WITH_UNLABELLED = ("unlabelled", "other_sound")
-
-UNLABELLED_CLIPS = 100_000
-"""Most clips without labels that a student learns from."""
 
 CHECKPOINTS = 4
 """Checkpoints of a run, from which it resumes."""

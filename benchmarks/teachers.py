@@ -9,17 +9,18 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-import soxr
 
 from benchmarks.yamnet import RATE, embed, head_logits, load_yamnet
 from dataset_script import cache_waveforms, load_scenes, read_logits, write_logits
-from dataset_script.audio import find_audio, read_audio
 from dataset_script.errors import InputError
 from dataset_script.files import atomic_path
-from dataset_script.waveforms import to_int16
+from train.classification.unlabelled import cache_unlabelled, find_unlabelled
 from train.common.models import load_classifier
 from train.evaluation.inference import model_revision, predict_split
 
+
+UNLABELLED_CLIPS = 100_000
+"""Most clips without labels that a student learns from."""
 
 PARTS = 3
 """Teachers of the cross-fitted row, each fitted without one part of the clips."""
@@ -197,9 +198,9 @@ class YamnetTeacher:
 
     def write_other_sound(self, subset: str, sound: str, folder: Path) -> None:
         """Write the logits of the head of a subset for the training clips and for those of a folder."""
-        names, clips = cut_clips(sound)
-        queries = np.concatenate([self.embeddings("train"), embed(self.network, clips)])
-        filenames = [*self.corpus.train["filename"][:], *names]
+        clips = cache_unlabelled(find_unlabelled([sound], UNLABELLED_CLIPS), RATE, self.corpus.cache_dir)
+        queries = np.concatenate([self.embeddings("train"), embed(self.network, clips.waveforms)])
+        filenames = [*self.corpus.train["filename"][:], *clips.filenames]
         self._write(folder, subset, filenames, self._logits(subset, queries))
 
     def _logits(self, subset: str, queries: np.ndarray) -> np.ndarray:
@@ -318,34 +319,3 @@ def write_teachers(
 def is_written(folder: Path) -> bool:
     """Return whether there is a logits dataset, whose card is written last."""
     return (folder / "README.md").is_file()
-
-
-def cut_clips(folder: str) -> tuple[list[str], np.ndarray]:
-    """Cut recordings into clips of one second at 16 kHz, and name them as `distill.py --unlabelled` does.
-
-    Rests of less than a second are left out; shorter recordings are repeated.
-
-    Args:
-        folder (`str`): Folder of recordings, searched at any depth.
-
-    Returns:
-        `tuple[list[str], np.ndarray]`: Names of the clips and their waveforms of shape `(clips, 16000)`, int16.
-
-    Raises:
-        FileNotFoundError: If the folder contains no audio.
-        InputError: If a recording cannot be read.
-    """
-    root = Path(folder).expanduser()
-    names: list[str] = []
-    clips: list[np.ndarray] = []
-    for path in find_audio(root):
-        mono, rate = read_audio(path, mono=True)
-        name = f"{root.resolve().name}/{path.relative_to(root).as_posix()}"
-        count = max(1, int(len(mono) / rate + 1e-6))
-        for second in range(count):
-            clip = np.resize(mono[second * rate :][:rate], rate)
-            clips.append(to_int16(soxr.resample(clip, rate, RATE, quality="HQ")))
-            names.append(name if count == 1 else f"{name}#{second}")
-    if not names:
-        raise FileNotFoundError(f"{folder} contains no audio: choose a folder of recordings for --other_sound.")
-    return names, np.stack(clips)

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from dataset_script.errors import InputError
 from dataset_script.waveforms import FULL_SCALE
+from train.classification.data import Waveforms
 
 
 RATE = 16_000
@@ -139,7 +140,7 @@ def load_yamnet(path: str | Path) -> YamNet:
 
 
 @torch.inference_mode()
-def embed(network: YamNet, clips: np.ndarray, batch_size: int = 64) -> np.ndarray:
+def embed(network: YamNet, clips: Waveforms, batch_size: int = 64) -> np.ndarray:
     """Return the embeddings of clips (int16 at 16 kHz), of shape `(len(clips), 1024)`."""
     starts = range(0, len(clips), batch_size)
     batches = [torch.from_numpy(np.array(clips[start : start + batch_size])) / FULL_SCALE for start in starts]

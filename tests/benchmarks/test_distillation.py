@@ -4,7 +4,6 @@ from types import SimpleNamespace
 import datasets
 import numpy as np
 import pytest
-import soundfile
 
 from benchmarks import distillation, teachers
 from benchmarks.distillation import (
@@ -24,7 +23,6 @@ from benchmarks.teachers import (
     YamnetTeacher,
     cross_fit_parts,
     cross_fitted,
-    cut_clips,
     mean_confidence,
     smoothed_logits,
     write_teachers,
@@ -302,14 +300,3 @@ def test_table_names_data_teacher_and_versions():
     assert cells in table
     assert "Not run: cross-fitted (a reason)." in table
     assert table.endswith("2026-01-02, commit abc, one; torch 2.13.\n")
-
-
-def test_other_sound_is_cut_into_named_seconds(tmp_path):
-    (tmp_path / "sound" / "deep").mkdir(parents=True)
-    noise = np.random.default_rng(0).normal(size=40_000) / 10
-    soundfile.write(tmp_path / "sound" / "deep" / "long.wav", noise, 16_000)
-    soundfile.write(tmp_path / "sound" / "short.wav", noise[:8_000], 16_000)
-    names, clips = cut_clips(str(tmp_path / "sound"))
-    assert names == ["sound/deep/long.wav#0", "sound/deep/long.wav#1", "sound/short.wav"]
-    assert np.abs(clips[1] / 2**15 - noise[16_000:32_000]).max() < 1e-4
-    assert (clips[2, :8_000] == clips[2, 8_000:]).all()
