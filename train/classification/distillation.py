@@ -274,11 +274,16 @@ def describe_teachers(
         folder = teacher_folder(teacher, args.output_dir) if teacher.kind == "recipe" else teacher.source
         if measures["macro_accuracy"] is None and teacher.kind != "logits":
             results = find_results(folder) if Path(folder).is_dir() else None
-            if results is not None and results.dataset == dataset:
+            if results is not None and _family(results.dataset) == _family(dataset):
                 measures["macro_accuracy"] = results.metrics["macro_accuracy"]
         identity = {"source": teacher.source, "teacher": logits.teacher, "revision": logits.revision}
         described.append(measures | identity)
     return described
+
+
+def _family(dataset: str) -> str:
+    """Return what subsets with the same test split have in common in their names."""
+    return dataset.rstrip("0123456789")
 
 
 def teacher_folder(teacher: Teacher, output_dir: str) -> str:

@@ -39,6 +39,9 @@ def find_sound(
         FileNotFoundError, InputError: As [`~train.classification.unlabelled.find_unlabelled`]; if the challenge's
             rules do not allow a source.
     """
+    dataset = data_args.dataset
+    if distillation_args.edition == "2025" and dataset != "split25" and is_scenes(dataset) and "split" in dataset:
+        raise InputError(f"The labelled clips of DCASE 2025 are those of split25, not of {dataset}: change --dataset.")
     if not distillation_args.unlabelled:
         return None
     sound = find_unlabelled(
@@ -54,7 +57,7 @@ def find_sound(
             names = (source.name(row) for row in rows)
             if name := next((name for name in names if TAU_FILENAME.search(name)), None):
                 raise InputError(
-                    f"{source.source} has clips of TAU outside of {data_args.dataset}, such as {name}, which DCASE "
+                    f"{source.source} has clips of TAU outside of {dataset}, such as {name}, which DCASE "
                     f"{distillation_args.edition} does not allow: choose other sound."
                 )
     return sound

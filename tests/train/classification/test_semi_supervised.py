@@ -10,10 +10,10 @@ from torch.nn import functional as F
 
 from dataset_script import load_scenes, write_logits
 from dataset_script.errors import InputError
-from train.classification.arguments import DistillationArguments
+from train.classification.arguments import DataArguments, DistillationArguments
 from train.classification.data import NO_LABEL, MixedDataset, Resampled, SceneDataset, Shards, UnlabelledBatches
 from train.classification.losses import DistillationLoss
-from train.classification.semi_supervised import unlabelled_batches
+from train.classification.semi_supervised import find_sound, unlabelled_batches
 from train.classification.unlabelled import UnlabelledClips
 from train.common.augmentations import Mix
 from train.common.seeds import MixedShuffle
@@ -181,3 +181,7 @@ class TestRuns:
         with pytest.raises(InputError, match=r"demo has clips of TAU outside of demo10, such as audio/.* DCASE 2024"):
             distill([*command, "--unlabelled", "demo", "--edition", "2024", "--output_dir", str(tmp_path / "run")])
         assert not (tmp_path / "run").exists()
+        args = DistillationArguments(edition="2025")
+        with pytest.raises(InputError, match=r"DCASE 2025 are those of split25, not of split10: change --dataset"):
+            find_sound({}, args, DataArguments(dataset="split10"))
+        assert find_sound({}, args, DataArguments(dataset="split25")) is None
