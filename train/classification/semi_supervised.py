@@ -16,6 +16,7 @@ from train.classification.data import Resampled, RowSelection, UnlabelledBatches
 from train.classification.unlabelled import UnlabelledClips, UnlabelledSound, find_unlabelled
 from train.common.augmentations import DEVICE_A
 from train.common.features import AnyFeatureExtractor, input_rate
+from train.common.sources import is_scenes
 from train.evaluation.inference import predict_clips
 
 
@@ -40,7 +41,7 @@ def find_sound(
             rules do not allow a source.
     """
     dataset = data_args.dataset
-    if distillation_args.edition == "2025" and dataset != "split25" and is_scenes(dataset) and "split" in dataset:
+    if distillation_args.edition == "2025" and dataset != "split25" and is_scenes(dataset):
         raise InputError(f"The labelled clips of DCASE 2025 are those of split25, not of {dataset}: change --dataset.")
     if not distillation_args.unlabelled:
         return None
