@@ -28,8 +28,9 @@ SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
 # Files beside a checkpoint that are less likely meant, the least likely first: other tensors, as original checkpoints
 # are pickled; states of the optimizer; weights with the state of the training run.
 LESS_LIKELY = (r"\.safetensors$", r"(optim|scheduler)[^/]*$", r"model_states\.pt$|(^|/)checkpoint\.pth$")
-# Levels above a checkpoint file in which its configuration may be, as in exp/lightning_logs/version_0/checkpoints/.
-LEVELS = 4
+# Levels above a checkpoint file in which its configuration may be, as in
+# exp/lightning_logs/version_0/checkpoints/last.ckpt/checkpoint/mp_rank_00_model_states.pt.
+LEVELS = 6
 SECONDS_TO_ANSWER = 30.0
 
 
@@ -157,7 +158,7 @@ class Files:
 
         Args:
             checkpoint (`str`): Name of the checkpoint.
-            levels (`int`, *optional*, defaults to 4): Number of folders to look into, upwards from the checkpoint's.
+            levels (`int`, *optional*, defaults to 6): Number of folders to look into, upwards from the checkpoint's.
 
         Raises:
             ValueError: If the file is damaged, or `meta.yaml` names a missing one.
@@ -216,13 +217,14 @@ def hub_files(repo_id: str, revision: str | None = None) -> Files:
         ConnectionError: If the Hub is unreachable, and the cache does not contain the model.
         ValueError: If there is no such model or revision, or access to it is restricted.
     """
+    wanted = repo_id if revision is None else f"{repo_id}, revision {revision},"
 
     def ask(request: Callable[[], Any]) -> Any:
         try:
             return request()
         except OfflineModeIsEnabled:
             raise ConnectionError(
-                f"{repo_id} is neither a local path nor in the local cache, and HF_HUB_OFFLINE forbids downloading it "
+                f"{wanted} is neither a local path nor in the local cache, and HF_HUB_OFFLINE forbids downloading it "
                 "from the Hub: unset it, or download the model elsewhere and give its folder."
             ) from None
         except GatedRepoError:
@@ -240,7 +242,7 @@ def hub_files(repo_id: str, revision: str | None = None) -> Files:
         except (OSError, HTTPError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
             raise ConnectionError(
-                f"{repo_id} could not be downloaded from the Hub ({reason}): check the connection, or download the "
+                f"{wanted} could not be downloaded from the Hub ({reason}): check the connection, or download the "
                 "model elsewhere and give its folder."
             ) from None
 

@@ -181,6 +181,8 @@ def split_state_dict(state_dict: dict[str, Any], path: Path) -> tuple[dict[str, 
     The names of an encoder alone are not changed: its Transformer is called `encoder` too.
     """
     outer, inner = "encoder.", "patch_embedding.weight"
+    if any(str(key).endswith("embeddings.convolution.weight") for key in state_dict):
+        raise ValueError(f"{path} has the weights of a converted model: use its folder as it is.")
     has_outer = any(f".{key}".replace("_orig_mod.", "").endswith(f".{outer}{inner}") for key in state_dict)
     try:
         weights = remove_prefix(state_dict, outer + inner if has_outer else inner)

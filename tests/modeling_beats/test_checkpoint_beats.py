@@ -117,9 +117,10 @@ class TestCheckpoint:
 
 
 class TestConfiguration:
-    def test_nearest(self, tmp_path):
+    @pytest.mark.parametrize("name", ["last.ckpt", "last.ckpt/checkpoint/mp_rank_00_model_states.pt"])
+    def test_nearest(self, tmp_path, name):
         """The folders of Lightning and DeepSpeed are below that of the configuration."""
-        checkpoint = "exp/cls/lightning_logs/version_0/checkpoints/last.ckpt"
+        checkpoint = f"exp/cls/lightning_logs/version_0/checkpoints/{name}"
         write(tmp_path, checkpoint)
         write(tmp_path, "exp/config.yaml", content=yaml.safe_dump({"encoder_conf": {"number": 1}}))
         write(tmp_path, "exp/cls/config.yaml", content=yaml.safe_dump({"encoder_conf": {"number": 2}}))
@@ -162,9 +163,9 @@ class TestSource:
     def test_offline(self, tmp_path, capsys):
         """This process is offline, see `conftest.py`."""
         with pytest.raises(SystemExit):
-            main(["espnet/OpenBEATS-Base-i2-tiny", str(tmp_path / "out")])
+            main(["espnet/OpenBEATS-Base-i2-tiny", str(tmp_path / "out"), "--revision", "v1"])
         assert re.search(
-            r"error: espnet/\S+ is neither a local path nor in the local cache, and HF_HUB_OFFLINE .*\.\n$",
+            r"error: espnet/\S+ revision v1, is neither a local path nor in the local cache, and HF_HUB.*\.\n$",
             capsys.readouterr().err,
         )
 

@@ -455,6 +455,12 @@ class TestRefused:
     def test_values_of_cfg(self, refuse, encoder, cfg, change):
         refuse(r"in/model\.pth cannot be converted: .* must be", {"model": encoder, "cfg": cfg | change})
 
+    def test_converted_model(self, run, encoder, cfg, tmp_path, capsys):
+        folder, _ = run({"model": encoder, "cfg": cfg})
+        with pytest.raises(SystemExit):
+            main([str(folder), str(tmp_path / "again")])
+        assert "model.safetensors has the weights of a converted model: use" in capsys.readouterr().err
+
     def test_truncated(self, tmp_path, capsys):
         whole = (OPENBEATS / "finetuned_multiclass" / FINETUNED).read_bytes()
         (tmp_path / "cut.pth").write_bytes(whole[:-1000])

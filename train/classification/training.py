@@ -230,8 +230,8 @@ def check_augmentations(
     for name in ("freq_mixstyle_p", "spec_augment_size"):
         if getattr(args, name):
             raise InputError(
-                f"{name} is {getattr(args, name)}, but a {model.config.model_type} model takes waveforms, not "
-                "spectrograms: set it to 0, or use the recipe wav2vec2."
+                f"{name} is {getattr(args, name)}, but a model of the type {model.config.model_type} takes waveforms, "
+                "not spectrograms: set it to 0, or use the recipe wav2vec2."
             )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -284,6 +285,11 @@ def load_config(model_name_or_path: str, trust_remote_code: bool = False) -> Pre
                 f"{model_name_or_path} is a file: give a model folder, or a logits dataset written by "
                 "dataset_script.write_logits."
             ) from None
+        if isinstance(error.__cause__, RepositoryNotFoundError):
+            raise FileNotFoundError(
+                f"{model_name_or_path} is neither a local folder nor a model on the Hub that you have access to: "
+                "check its spelling, or run `hf auth login`."
+            ) from None
         raise FileNotFoundError(
             f"{model_name_or_path} is not a model that can be loaded ({_reason(error)}): run the command that creates "
             "it first, or choose another model folder or Hub id."
@@ -307,7 +313,7 @@ def load_beats_config(model_name_or_path: str) -> modeling_beats.BeatsConfig:
         )
     config = load_config(model_name_or_path)
     if not isinstance(config, modeling_beats.BeatsConfig):
-        raise InputError(f"{model_name_or_path} is a {config.model_type} model: choose a BEATs model.")
+        raise InputError(f"{model_name_or_path} is a model of the type {config.model_type}: choose a BEATs model.")
     return config
 
 

@@ -84,8 +84,8 @@ def _check_family(config: PreTrainedConfig, model_name_or_path: str) -> None:
     """Raise `InputError` if a model is not one that can become a teacher."""
     if isinstance(config, TFSepNetConfig) or type(config) not in MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING:
         raise InputError(
-            f"{model_name_or_path} is a {config.model_type} model: choose a BEATs model, or one of the types "
-            f"{', '.join(MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES)}."
+            f"{model_name_or_path} is a model of the type {config.model_type}: choose a BEATs model, or one of the "
+            f"types {', '.join(MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES)}."
         )
 
 

@@ -210,7 +210,9 @@ class TestWaveforms:
     def test_augmentations_of_spectrograms_are_refused(self, name, tmp_path):
         model, extractor = load_teacher(SCENES, save_model("wav2vec2", tmp_path))
         args = SceneTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **{name: 0.2})
-        with pytest.raises(ValueError, match=rf"{name} is 0.2, but a wav2vec2 model takes waveforms.*set it to 0"):
+        with pytest.raises(
+            ValueError, match=rf"{name} is 0.2, but a model of the type wav2vec2 takes waveforms.*set it to 0"
+        ):
             check_augmentations(model, extractor, args)
 
     def test_attention_mask_reaches_the_network(self, tmp_path):

@@ -1,10 +1,13 @@
 """Models that are missing: named at once, with the command that creates them."""
 
+import subprocess
+import sys
 import time
 
 import huggingface_hub
 import pytest
 
+from tests.hub_server import hub_environment, hub_server
 from train.common import availability
 from train.common.availability import check_available, is_path
 from train.distill import main as distill
@@ -111,6 +114,16 @@ class TestHub:
         finally:
             huggingface_hub.close_session()
         assert time.monotonic() - start < 5, "it should not try again and again"
+
+    def test_no_such_model(self, tmp_path):
+        code = f"from train.common.models import load_config; load_config({self.NAME!r})"
+        with hub_server() as hub:
+            environment = hub_environment(hub, tmp_path)
+            result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        assert result.stderr.splitlines()[-1] == (
+            f"FileNotFoundError: {self.NAME} is neither a local folder nor a model on the Hub that you have access "
+            "to: check its spelling, or run `hf auth login`."
+        )
 
     def test_cached_model_needs_no_network(self, monkeypatch):
         monkeypatch.setattr(availability, "try_to_load_from_cache", lambda *_: "/cache/config.json")

@@ -88,7 +88,7 @@ class TestTeacher:
         model, extractor = new_student(SCENES, "base_channels=8")
         model.save_pretrained(tmp_path)
         extractor.save_pretrained(tmp_path)
-        with pytest.raises(ValueError, match="tfsepnet model: choose a BEATs model"):
+        with pytest.raises(ValueError, match="model of the type tfsepnet: choose a BEATs model"):
             new_teacher(SCENES, str(tmp_path))
 
 

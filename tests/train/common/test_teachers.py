@@ -61,7 +61,7 @@ def test_other_models_are_refused(tmp_path):
     BertModel(BertConfig(**sizes)).save_pretrained(tmp_path / "bert")
     make_model().save_pretrained(tmp_path / "student")
     for name, kind in (("bert", "bert"), ("student", "tfsepnet")):
-        with pytest.raises(ValueError, match=f"is a {kind} model: choose a BEATs model, or .*whisper"):
+        with pytest.raises(ValueError, match=f"is a model of the type {kind}: choose a BEATs model, or .*whisper"):
             load_teacher(SCENES, str(tmp_path / name))
 
 
