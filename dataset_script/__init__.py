@@ -1,5 +1,13 @@
 """TAU Urban Acoustic Scenes 2022 Mobile as a `datasets` builder, with checks, teacher logits and a demo corpus."""
 
+from dataset_script.packages import require_packages
+
+
+require_packages(
+    {"datasets": "datasets", "pandas": "pandas", "pyarrow": "pyarrow", "soundfile": "soundfile", "soxr": "soxr"}
+)
+
+# isort: split
 from dataset_script.clips import decode_clip
 from dataset_script.export import push_audio, save_parquet
 from dataset_script.loading import load_scenes

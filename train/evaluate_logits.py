@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from accelerate import PartialState
 
+import train  # noqa: F401 - first, for it checks the packages
 from dataset_script import is_synthetic, load_scenes, read_logits
 from dataset_script.logits import join_logits
 from model_cards.tables import results_table

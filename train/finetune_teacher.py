@@ -15,6 +15,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+import train  # noqa: F401 - first, for it checks the packages
 from model_cards.tables import results_table
 from train.classification.arguments import DataArguments, SceneTrainingArguments, TeacherArguments
 from train.classification.training import finetune_teacher

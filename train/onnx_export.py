@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import train  # noqa: F401 - first, for it checks the packages
 from dataset_script.errors import InputError
 from train.common.arguments import CommandParser
 from train.common.models import load_classifier

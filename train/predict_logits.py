@@ -10,6 +10,7 @@ clips over processes; the logits do not depend on their number. Run the same com
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import train  # noqa: F401 - first, for it checks the packages
 from train.common.arguments import CommandParser, HubArguments, InferenceArguments
 from train.common.hub import check_repository, push_predictions
 from train.common.process import configure_logging, run_command

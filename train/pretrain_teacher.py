@@ -25,6 +25,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+import train  # noqa: F401 - first, for it checks the packages
 from dataset_script.errors import InputError
 from train.common.hub import take_over_push
 from train.common.process import configure_logging, run_command

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import train  # noqa: F401 - first, for it checks the packages
 from model_cards.complexity import check_limits, measure_model
 from model_cards.tables import quantization_table
 from train.common.arguments import CommandParser

@@ -16,6 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
+import train  # noqa: F401 - first, for it checks the packages
 from dataset_script import load_scenes
 from dataset_script.errors import InputError
 from model_cards.report_tables import SUBSETS, plot_accuracy_by_fraction, report_table

@@ -16,6 +16,7 @@ from typing import Any
 
 from accelerate import PartialState
 
+import train  # noqa: F401 - first, for it checks the packages
 from dataset_script import cache_waveforms, is_synthetic
 from dataset_script.errors import InputError
 from model_cards.complexity import measure_model

@@ -14,6 +14,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import train  # noqa: F401 - first, for it checks the packages
 from dataset_script import load_scenes
 from dataset_script.errors import InputError
 from train.common.arguments import CommandParser

@@ -1,5 +1,6 @@
 """What is refused among arguments: secrets, and what cannot work on this machine."""
 
+import os
 import subprocess
 import sys
 
@@ -58,16 +59,30 @@ def run(code):
     return subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
 
 
-def test_missing_packages_are_named_with_the_extra(tmp_path):
+@pytest.mark.parametrize(
+    ("package", "command"),
+    [
+        ("datasets", ["train/distill.py"]),
+        ("accelerate", ["train/quantize.py"]),
+        ("soundfile", ["-m", "dataset_script.check"]),
+        ("matplotlib", ["-m", "model_cards.push"]),
+    ],
+)
+def test_missing_packages_are_named_with_the_extra(tmp_path, package, command):
     """A command without its packages ends with one line, a program that imports the library with an ImportError."""
-    code = "import sys; sys.modules['accelerate'] = None; import importlib.util; spec = importlib.util.find_spec\n"
-    code += "importlib.util.find_spec = lambda name, *a: None if name == 'accelerate' else spec(name, *a)\n"
-    command = f"{code}sys.argv[0] = {str(REPOSITORY / 'train' / 'distill.py')!r}\nimport train"
-    as_command = run(command)
-    assert as_command.returncode == 1
-    assert as_command.stderr == "Error: The package accelerate is missing: pip install -e '.[train]'\n"
-    as_library = run(f"{code}import train")
-    assert "ImportError: The package accelerate is missing" in as_library.stderr
+    hide = "import importlib.util, sys; spec = importlib.util.find_spec; sys.modules[{0!r}] = None\n"
+    hide += "importlib.util.find_spec = lambda name, *a: None if name == {0!r} else spec(name, *a)\n"
+    (tmp_path / "sitecustomize.py").write_text(hide.format(package))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(REPOSITORY)])}
+    missing = f"The package {package} is missing: pip install -e '.[train]'"
+    for arguments in ([*command, "--help"], ["-c", "import train, model_cards"]):
+        result = subprocess.run(
+            [sys.executable, *arguments], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
+        )
+        assert result.returncode == 1
+        expected = f"ImportError: {missing}" if "-c" in arguments else f"Error: {missing}"
+        assert result.stderr.splitlines()[-1] == expected
+        assert ("Traceback" in result.stderr) == ("-c" in arguments)
 
 
 def test_another_clone_is_noticed(tmp_path):
