@@ -28,8 +28,8 @@ from train.common.sources import EncodedAudio, encoded_audio, is_local_audio, lo
 
 logger = logging.getLogger(__name__)
 
-CLIPS_PER_SHARD = 4096
-"""Clips after which a shard ends: 262 MB at 32 kHz."""
+CLIPS_PER_SHARD = 2048
+"""Clips after which a shard ends: 131 MB at 32 kHz."""
 
 SECONDS_PER_PIECE = 60
 """Clips of a recording that are decoded at a time."""
