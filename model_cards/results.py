@@ -94,6 +94,11 @@ class RunResults:
         return list(self.content.get("teachers", []))
 
     @property
+    def teacher_names(self) -> list[str]:
+        """What the teachers of a student are called in their logits, or else where they are."""
+        return [teacher["teacher"] for teacher in self.content.get("teacher_quality", [])] or self.teachers
+
+    @property
     def unlabelled(self) -> dict[str, Any] | None:
         """Sound without labels that a student learned from: its sources and numbers of clips."""
         return self.content.get("unlabelled")

@@ -26,6 +26,7 @@ NOT_HYPERPARAMETERS = {
     "dataset",
     "impulse_responses",
     "recipe",
+    "teacher_revisions",
     "teachers",
     "unlabelled",
     "unlabelled_sound",

@@ -1,15 +1,17 @@
 """Demo of acoustic scene classifiers: the probabilities of the scenes in a recording over time.
 
+    python model_cards/space/app.py
     python model_cards/space/app.py outputs/demo float=outputs/s2 INT8=outputs/s2-int8/model
 
 Takes model folders or Hub ids, each optionally with a name, as arguments or, separated by spaces, in the environment
-variable `SCENE_MODELS`. On the Hub this folder is a Space of its own, so it imports nothing of this project. It needs
-Gradio: pip install gradio.
+variable `SCENE_MODELS`; without any, the model of ten kinds of sound that comes with the project. On the Hub this
+folder is a Space of its own, so it imports nothing of this project. It needs Gradio: pip install gradio.
 """
 
 import argparse
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +19,9 @@ import torch
 from matplotlib.figure import Figure
 from transformers import pipeline
 
+
+SHIPPED_MODEL = Path(__file__).resolve().parents[1] / "esc10"
+"""A model for ten kinds of sound, used if no other is named; it is not part of a Space."""
 
 LONGEST = 60.0
 """Seconds of a recording that are used."""
@@ -41,11 +46,13 @@ def load_models(sources: Sequence[str]) -> dict[str, SceneClassifier]:
     """Load models by name from sources such as `"name=folder or id"`, or a folder or id alone.
 
     Args:
-        sources (`Sequence[str]`): The models.
+        sources (`Sequence[str]`): The models; without any, the one that is beside this folder.
 
     Raises:
         ValueError: If there is no model, two have the same name, or one cannot be loaded or is not a TF-SepNet.
     """
+    if not sources and SHIPPED_MODEL.is_dir():
+        sources = [str(SHIPPED_MODEL)]
     if not sources:
         raise ValueError("There is no model: give a model folder or Hub id, such as outputs/demo.")
     models: dict[str, SceneClassifier] = {}

@@ -118,7 +118,8 @@ def test_a_teacher_is_refused(tmp_path):
         app.load_models([str(make_teacher(tmp_path / "teacher"))])
 
 
-def test_no_model():
+def test_no_model(monkeypatch, tmp_path):
+    monkeypatch.setattr(app, "SHIPPED_MODEL", tmp_path / "missing")
     with pytest.raises(ValueError, match="There is no model"):
         app.load_models([])
 
