@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from dataset_script.errors import InputError
 from dataset_script.waveforms import FULL_SCALE
-from train.classification.data import Waveforms
+from train.common.waveforms import Waveforms
 
 
 RATE = 16_000

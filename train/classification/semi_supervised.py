@@ -12,11 +12,12 @@ from dataset_script import is_synthetic, read_logits
 from dataset_script.errors import InputError
 from dataset_script.logits import TAU_FILENAME, join_logits
 from train.classification.arguments import DataArguments, DistillationArguments
-from train.classification.data import Resampled, RowSelection, UnlabelledBatches
+from train.classification.data import UnlabelledBatches
 from train.classification.unlabelled import UnlabelledClips, UnlabelledSound, find_unlabelled
 from train.common.augmentations import DEVICE_A
 from train.common.features import AnyFeatureExtractor, input_rate
 from train.common.sources import is_scenes
+from train.common.waveforms import Resampled, RowSelection
 from train.evaluation.inference import predict_clips
 
 

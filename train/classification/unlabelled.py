@@ -21,9 +21,9 @@ from dataset_script.errors import InputError
 from dataset_script.files import atomic_path, locked, write_json
 from dataset_script.recording_sources import split_configuration
 from dataset_script.waveforms import to_int16
-from train.classification.data import Shards
 from train.common.process import main_process_first
 from train.common.sources import EncodedAudio, encoded_audio, is_local_audio, load_unlabelled
+from train.common.waveforms import Shards
 
 
 logger = logging.getLogger(__name__)

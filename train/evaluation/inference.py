@@ -24,12 +24,12 @@ from dataset_script.errors import InputError
 from dataset_script.files import atomic_path
 from dataset_script.waveforms import FULL_SCALE
 from model_cards.results import portable
-from train.classification.data import RowSelection, Waveforms
 from train.common.arguments import InferenceArguments
 from train.common.features import AnyFeatureExtractor, input_rate, model_inputs
 from train.common.models import load_classifier, load_config
 from train.common.process import main_process_first
 from train.common.runs import hold_output_folder
+from train.common.waveforms import RowSelection, Waveforms
 
 
 logger = logging.getLogger(__name__)

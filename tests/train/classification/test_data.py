@@ -35,7 +35,7 @@ class TestSceneDataset:
         assert set(dataset.subset([1], with_teachers=False).__getitems__([0])) == {"waveform", "labels", "device"}
 
     def test_moved_waveforms_are_the_same(self, monkeypatch):
-        monkeypatch.setattr("train.classification.data.ROWS_PER_COPY", 4)
+        monkeypatch.setattr("train.common.waveforms.ROWS_PER_COPY", 4)
         subset = make_dataset(13).subset([12, *range(10)])
         expected = subset.__getitems__([0, 10, 3])
         subset.move_waveforms(torch.device("cpu"))

@@ -11,12 +11,13 @@ from torch.nn import functional as F
 from dataset_script import load_scenes, write_logits
 from dataset_script.errors import InputError
 from train.classification.arguments import DataArguments, DistillationArguments
-from train.classification.data import NO_LABEL, MixedDataset, Resampled, SceneDataset, Shards, UnlabelledBatches
+from train.classification.data import NO_LABEL, MixedDataset, SceneDataset, UnlabelledBatches
 from train.classification.losses import DistillationLoss
 from train.classification.semi_supervised import find_sound, unlabelled_batches
 from train.classification.unlabelled import UnlabelledClips
 from train.common.augmentations import Mix
 from train.common.seeds import MixedShuffle
+from train.common.waveforms import Resampled, Shards
 from train.distill import main as distill
 
 

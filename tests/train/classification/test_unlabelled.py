@@ -11,8 +11,8 @@ import soxr
 
 from dataset_script.errors import InputError
 from train.classification import unlabelled
-from train.classification.data import Shards
 from train.classification.unlabelled import cache_unlabelled, find_unlabelled
+from train.common.waveforms import Shards
 
 
 RATE = 8000
