@@ -28,6 +28,9 @@ DATA_SUFFIXES = {".parquet", ".csv", ".jsonl"}
 SAVED_MARKERS = ("dataset_dict.json", "state.json")
 """Files in a folder made by `save_to_disk`."""
 
+JOINERS = {"\u200c", "\u200d"}
+"""Invisible characters that names in some scripts, and of some emoji, need."""
+
 STRINGS = {"string", "large_string"}
 BINARIES = {"binary", "large_binary"}
 INTEGERS = {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
@@ -90,10 +93,37 @@ def find_recordings(source: str, cache_dir: str) -> dict[str, list[Recording]]:
             dataset = _load_split(str(folder) if folder.is_dir() else name, configuration, split, cache_dir)
             splits[split] = _read_rows(dataset, f"{source}, split {split!r}", folder)
         _make_unique(splits, source)
-    for label in {recording.label for recordings in splits.values() for recording in recordings}:
-        if any(unicodedata.category(character) in ("Cc", "Cs") for character in label):
-            raise InputError(f"The class name {label!a} has control characters or is not UTF-8: rename it.")
+    names = {recording.label for recordings in splits.values() for recording in recordings}
+    labels = {name: _clean_label(name) for name in names}
+    for recordings in splits.values():
+        for recording in recordings:
+            recording.label = labels[recording.label]
+    _warn_of_similar_labels(labels)
     return splits
+
+
+def _clean_label(name: str) -> str:
+    """Return the name of a class without spaces around it and in one Unicode form, as other systems may write it."""
+    label = unicodedata.normalize("NFC", name).strip()
+    invisible = [character for character in label if unicodedata.category(character) in ("Cc", "Cf", "Cs")]
+    if set(invisible) - JOINERS:
+        raise InputError(f"The class name {name!a} has control characters or is not UTF-8: rename it.")
+    if not label:
+        raise InputError(f"The class name {name!r} is empty: rename it.")
+    return label
+
+
+def _warn_of_similar_labels(labels: dict[str, str]) -> None:
+    """Warn of class names that were written in several ways, or that differ only in case."""
+    for label in sorted(set(labels.values())):
+        written = sorted(name for name, clean in labels.items() if clean == label)
+        if len(written) > 1:
+            logger.warning("The class names %s are taken as one.", " and ".join(map(ascii, written)))
+        other = next(
+            (item for item in sorted(set(labels.values())) if item > label and item.lower() == label.lower()), None
+        )
+        if other is not None:
+            logger.warning("The classes %r and %r differ only in case: rename one if they are the same.", label, other)
 
 
 def _has_class_folders(folder: Path) -> bool:

@@ -120,6 +120,31 @@ def test_names_that_are_not_utf8(folder, load, name):
     refused(load, folder, r"caf\\udce9.* is not UTF-8: rename it")
 
 
+def test_class_names_of_other_systems_are_one(folder, load, caplog):
+    """Unicode has two forms of accented letters, and systems prefer different ones; spaces are typed by mistake."""
+    for split, name in (("train", "cafe\u0301"), ("train", "caf\u00e9 "), ("test", "caf\u00e9")):
+        (folder / split / name).mkdir()
+        shutil.copy(folder / "train/indoor/a.wav", folder / split / name / f"{len(name)}.wav")
+    scenes = load(folder)
+    assert "caf\u00e9" in scenes["train"].features["label"].names
+    labels = scenes["train"]["label"][:]
+    assert labels.count(scenes["train"].features["label"].str2int("caf\u00e9")) == 2
+    assert "are taken as one" in caplog.text
+
+
+def test_class_names_that_differ_in_case(folder, load, caplog):
+    for split in ("train", "test"):
+        shutil.copytree(folder / split / "indoor", folder / split / "Indoor")
+    assert {"indoor", "Indoor"} <= set(load(folder)["train"].features["label"].names)
+    assert "The classes 'Indoor' and 'indoor' differ only in case" in caplog.text
+
+
+@pytest.mark.parametrize(("name", "problem"), [("a\u202eb", "has control characters"), ("  ", "is empty")])
+def test_class_names_that_cannot_be_seen(folder, load, name, problem):
+    shutil.copytree(folder / "train" / "indoor", folder / "train" / name)
+    refused(load, folder, rf"The class name .* {problem}.*: rename it")
+
+
 def test_class_names_with_control_characters(folder, load):
     (folder / "train" / "indoor").rename(folder / "train" / "in\ndoor")
     refused(load, folder, r"The class name 'in\\ndoor' has control characters")
