@@ -427,6 +427,7 @@ class TestWrongInput:
 
     def test_students_recipe_for_a_teacher(self, student, tmp_path):
         self.refuse([*student, "--teachers", "s1"], "'s1' sets teachers, which this command does not have", tmp_path)
+        self.refuse([*student, "--teachers", "vanilla"], "'vanilla' is not one of a teacher", tmp_path)
 
     def test_batch_of_one(self, student, tmp_path):
         self.refuse([*student, "--batch_size", "1"], "batch_size is 1", tmp_path)

@@ -13,7 +13,7 @@ import numpy as np
 from transformers import set_seed
 
 from dataset_script import read_logits
-from dataset_script.errors import input_errors
+from dataset_script.errors import InputError, input_errors
 from model_cards.results import find_results
 from train.classification.arguments import (
     DataArguments,
@@ -145,7 +145,13 @@ def check_teachers_exist(teachers: Sequence[Teacher], data_args: DataArguments, 
         if teacher.kind == "model":
             check_available(teacher.source)
         elif teacher.kind == "recipe":
-            start = teacher_arguments(teacher, args.output_dir, data_args, args)[0].model_name_or_path
+            model_args = teacher_arguments(teacher, args.output_dir, data_args, args)[0]
+            start = model_args.model_name_or_path
+            if start is None and model_args.config_overrides is None:
+                raise InputError(
+                    f"The recipe {teacher.source!r} is not one of a teacher, as it names no pretrained model: choose "
+                    "another recipe for --teachers."
+                )
             if start is None:
                 continue
             try:
