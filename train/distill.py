@@ -13,10 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import train  # noqa: F401 - first, for it checks the packages
-from model_cards.tables import results_table
 from train.classification.arguments import DataArguments, DistillationArguments, SceneTrainingArguments
-from train.classification.distillation import distill
-from train.common.hub import take_over_push
 from train.common.process import configure_logging, run_command
 from train.common.recipes import parse_arguments
 
@@ -46,6 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     recipe, (distillation_args, data_args, args) = parse_arguments(
         (DistillationArguments, DataArguments, SceneTrainingArguments), DEFAULT_RECIPE, arguments
     )
+    # These take seconds to import, and a wrong argument is reported before.
+    from model_cards.tables import results_table
+    from train.classification.distillation import distill
+    from train.common.hub import take_over_push
+
     configure_logging(args.log_level, args.disable_tqdm)
     push = take_over_push(args)
     results = distill(recipe, distillation_args, data_args, args)

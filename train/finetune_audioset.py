@@ -22,11 +22,9 @@ from typing import Any
 
 import train  # noqa: F401 - first, for it checks the packages
 from train.common.arguments import ModelArguments
-from train.common.hub import take_over_push
 from train.common.process import configure_logging, run_command
 from train.common.recipes import parse_arguments
 from train.pretraining.arguments import TaggedDataArguments, TaggingArguments
-from train.pretraining.audioset import finetune_tagger
 
 
 logger = logging.getLogger(__name__)
@@ -47,6 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     recipe, (start, data, args) = parse_arguments(
         (ModelArguments, TaggedDataArguments, TaggingArguments), DEFAULT_RECIPE, arguments
     )
+    # These take seconds to import, and a wrong argument is reported before.
+    from train.common.hub import take_over_push
+    from train.pretraining.audioset import finetune_tagger
+
     configure_logging(args.log_level, args.disable_tqdm)
     push = take_over_push(args)
     results = finetune_tagger(recipe, start, data, args)

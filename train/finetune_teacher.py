@@ -16,10 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import train  # noqa: F401 - first, for it checks the packages
-from model_cards.tables import results_table
 from train.classification.arguments import DataArguments, SceneTrainingArguments, TeacherArguments
-from train.classification.training import finetune_teacher
-from train.common.hub import take_over_push
 from train.common.process import configure_logging, run_command
 from train.common.recipes import parse_arguments
 
@@ -42,6 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     recipe, (teacher_args, data_args, args) = parse_arguments(
         (TeacherArguments, DataArguments, SceneTrainingArguments), DEFAULT_RECIPE, arguments
     )
+    # These take seconds to import, and a wrong argument is reported before.
+    from model_cards.tables import results_table
+    from train.classification.training import finetune_teacher
+    from train.common.hub import take_over_push
+
     configure_logging(args.log_level, args.disable_tqdm)
     push = take_over_push(args)
     results = finetune_teacher(recipe, teacher_args, data_args, args)

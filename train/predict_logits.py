@@ -12,9 +12,7 @@ from dataclasses import dataclass, field
 
 import train  # noqa: F401 - first, for it checks the packages
 from train.common.arguments import CommandParser, HubArguments, InferenceArguments
-from train.common.hub import check_repository, push_predictions
 from train.common.process import configure_logging, run_command
-from train.evaluation.inference import load_clips, predict_split
 
 
 @dataclass
@@ -35,6 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         FileNotFoundError, InputError: If an argument, the corpus or the model is invalid.
     """
     (args,) = CommandParser(PredictionArguments).parse(arguments)
+    # These take seconds to import, and a wrong argument is reported before.
+    from train.common.hub import check_repository, push_predictions
+    from train.evaluation.inference import load_clips, predict_split
+
     configure_logging()
     check_repository(args.push_to_hub, args.hub_model_id)
     scenes, model, feature_extractor = load_clips(args)

@@ -27,11 +27,9 @@ from typing import Any
 
 import train  # noqa: F401 - first, for it checks the packages
 from dataset_script.errors import InputError
-from train.common.hub import take_over_push
 from train.common.process import configure_logging, run_command
 from train.common.recipes import parse_arguments
 from train.pretraining.arguments import AudioArguments, PretrainingArguments, StageArguments
-from train.pretraining.stages import measure_stage, run_stage
 
 
 logger = logging.getLogger(__name__)
@@ -52,6 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     recipe, (stage, audio, args) = parse_arguments(
         (StageArguments, AudioArguments, PretrainingArguments), DEFAULT_RECIPE, arguments
     )
+    # These take seconds to import, and a wrong argument is reported before.
+    from train.common.hub import take_over_push
+    from train.pretraining.stages import measure_stage, run_stage
+
     configure_logging(args.log_level, args.disable_tqdm)
     push = take_over_push(args)
     if args.dry_run:

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, NoReturn
 
 import torch
-from transformers import HfArgumentParser, Trainer, TrainingArguments
-from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+from transformers import HfArgumentParser, TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from dataset_script.errors import InputError, input_errors
@@ -40,16 +39,14 @@ class CommandParser(HfArgumentParser):
         Raises:
             InputError: If an argument is unknown or missing, or its value is invalid.
         """
-        with input_errors():
-            *instances, unknown = self.parse_args_into_dataclasses(
-                list(arguments) if arguments is not None else None,
-                return_remaining_strings=True,
-                look_for_args_file=False,
-            )
+        given = list(arguments) if arguments is not None else None
+        _, unknown = self.parse_known_args(given)
         if unknown:
             option = unknown[0].split("=")[0]
             close = difflib.get_close_matches(option, self._option_string_actions, n=1, cutoff=0.75)
             raise InputError(f"Unknown argument {option}: {f'use {close[0]}' if close else 'see --help'}.")
+        with input_errors():
+            instances = list(self.parse_args_into_dataclasses(given, look_for_args_file=False))
         return instances
 
     def error(self, message: str) -> NoReturn:
@@ -198,11 +195,16 @@ class ResumableTrainingArguments(TrainingArguments):
 
     def _check_integrations(self) -> None:
         services = [self.report_to] if isinstance(self.report_to, str) else list(self.report_to or [])
+        services = [service for service in services if service not in ("all", "none")]
+        if not services:
+            return
+        from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+
         known = set(INTEGRATION_TO_CALLBACK)
         for service in services:
-            if service not in ("all", "none") and service not in known:
+            if service not in known:
                 raise InputError(f"report_to is {service!r}: choose from {', '.join(sorted(known))}, all or none.")
-            if service in known and service not in get_available_reporting_integrations():
+            if service not in get_available_reporting_integrations():
                 raise InputError(f"report_to is {service!r}, whose package is missing: pip install {service}")
 
     def _check_support(self) -> None:
@@ -213,6 +215,8 @@ class ResumableTrainingArguments(TrainingArguments):
 
     def _check_optimizer(self) -> None:
         """Raise `InputError` if the optimizer cannot be created with its arguments."""
+        from transformers import Trainer  # takes seconds, after which a typing error would be reported late
+
         try:
             optimizer_class, settings = Trainer.get_optimizer_cls_and_kwargs(self)
             optimizer_class([torch.nn.Parameter(torch.zeros(1))], **settings)

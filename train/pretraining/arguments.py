@@ -1,11 +1,10 @@
 """Arguments of pre-training and of fine-tuning on AudioSet."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
-import modeling_beats
 from dataset_script.errors import InputError
 from train.common.arguments import (
     UNSUPPORTED_ARGUMENTS,
@@ -14,6 +13,10 @@ from train.common.arguments import (
     ResumableTrainingArguments,
 )
 from train.common.augmentations import SoftMixup, SpecAugment
+
+
+if TYPE_CHECKING:
+    import modeling_beats  # takes seconds, after which a wrong argument would be reported late
 
 
 @dataclass
@@ -98,7 +101,7 @@ class PretrainingArguments(ResumableTrainingArguments):
         if self.batch_size < self.world_size:
             raise InputError(f"batch_size is {self.batch_size}: choose at least one crop for each process.")
 
-    def max_patches(self, config: modeling_beats.BeatsConfig) -> int:
+    def max_patches(self, config: "modeling_beats.BeatsConfig") -> int:
         """Return a number of patches that no crop exceeds."""
         frames = round(self.segment_seconds * 100)
         return max(1, frames // config.patch_size) * (config.num_mel_bins // config.patch_size)

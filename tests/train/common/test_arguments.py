@@ -94,3 +94,12 @@ def test_another_clone_is_noticed(tmp_path):
     result = subprocess.run(command, env={"PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert "pip install -e" in result.stderr and str(REPOSITORY / "train") in result.stderr
+
+
+def test_commands_know_their_arguments_before_they_import_their_library():
+    """Importing models and the trainer of transformers takes seconds, which a typing error should not cost."""
+    code = "import sys, train.distill, train.finetune_teacher, train.pretrain_teacher, train.finetune_audioset\n"
+    code += "import train.predict_logits\n"
+    code += "print(sorted({'transformers.trainer', 'transformers.modeling_utils', 'matplotlib'} & set(sys.modules)))"
+    result = run(code)
+    assert result.stdout == "[]\n", result.stderr
