@@ -14,6 +14,7 @@ from benchmarks.yamnet import RATE, embed, head_logits, load_yamnet
 from dataset_script import cache_waveforms, load_scenes, read_logits, write_logits
 from dataset_script.errors import InputError
 from dataset_script.files import atomic_path
+from train.classification.teacher_quality import highest_probability
 from train.classification.unlabelled import cache_unlabelled, find_unlabelled
 from train.common.models import load_classifier
 from train.evaluation.inference import model_revision, predict_split
@@ -125,8 +126,7 @@ def cross_fitted(
 
 def mean_confidence(logits: np.ndarray, temperature: float = TEMPERATURE) -> float:
     """Return the mean over clips of the largest probability at a temperature."""
-    scaled = logits.astype(np.float64) / temperature
-    return float(np.exp(scaled.max(axis=1) - np.logaddexp.reduce(scaled, axis=1)).mean())
+    return float(highest_probability(logits.astype(np.float64), temperature).mean())
 
 
 def smoothed_logits(

@@ -1,9 +1,9 @@
 """TAU Urban Acoustic Scenes 2022 Mobile as a `datasets` builder, with checks, teacher logits and a demo corpus."""
 
-from dataset_script.packages import require_packages
+from dataset_script.packages import check_packages
 
 
-require_packages(
+check_packages(
     {"datasets": "datasets", "pandas": "pandas", "pyarrow": "pyarrow", "soundfile": "soundfile", "soxr": "soxr"}
 )
 

@@ -10,7 +10,7 @@ COMMANDS = Path(__file__).resolve().parents[1] / "train"
 """Folder of the scripts."""
 
 
-def require_packages(packages: Mapping[str, str]) -> None:
+def check_packages(packages: Mapping[str, str]) -> None:
     """Name the first package that is missing.
 
     A command ends with this one line, without the traceback of an import; a program that imports the project gets an

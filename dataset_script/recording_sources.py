@@ -6,6 +6,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -115,14 +116,13 @@ def _clean_label(name: str) -> str:
 
 def _warn_of_similar_labels(labels: dict[str, str]) -> None:
     """Warn of class names that were written in several ways, or that differ only in case."""
-    for label in sorted(set(labels.values())):
+    distinct = sorted(set(labels.values()), key=lambda label: (label.lower(), label))
+    for label in distinct:
         written = sorted(name for name, clean in labels.items() if clean == label)
         if len(written) > 1:
             logger.warning("The class names %s are taken as one.", " and ".join(map(ascii, written)))
-        other = next(
-            (item for item in sorted(set(labels.values())) if item > label and item.lower() == label.lower()), None
-        )
-        if other is not None:
+    for label, other in pairwise(distinct):
+        if label.lower() == other.lower():
             logger.warning("The classes %r and %r differ only in case: rename one if they are the same.", label, other)
 
 

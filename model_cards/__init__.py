@@ -1,6 +1,6 @@
 """Model cards from results files, and pushing models with them to the Hub."""
 
-from dataset_script.packages import require_packages
+from dataset_script.packages import check_packages
 
 
-require_packages({"matplotlib": "matplotlib", "yaml": "pyyaml"})
+check_packages({"matplotlib": "matplotlib", "yaml": "pyyaml"})

@@ -4,14 +4,14 @@ import logging
 import sys
 from pathlib import Path
 
-from dataset_script.packages import COMMANDS, require_packages
+from dataset_script.packages import COMMANDS, check_packages
 
 
 # transformers imports torchao if it is installed, which warns about kernels for absent hardware.
 logging.getLogger("torchao").setLevel(logging.ERROR)
 logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
 
-require_packages(
+check_packages(
     {
         "accelerate": "accelerate",
         "evaluate": "evaluate",

@@ -21,7 +21,7 @@ from model_cards.tables import results_table
 from train.classification.data import check_splits
 from train.common.arguments import CommandParser, CorpusArguments, check_bootstrap
 from train.common.process import configure_logging, run_command
-from train.common.runs import check_identity, hold_output_folder
+from train.common.runs import hold_output_folder
 from train.evaluation.scoring import score_logits, unseen_devices, write_results
 
 
@@ -68,18 +68,17 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     ]
     described = [{"teacher": member.teacher, "revision": member.revision} for member in members]
     run = {"members": described, "dataset": args.dataset}
-    check_identity(args.output_dir, run)
-    unseen = unseen_devices(scenes["train"], test)
-    metrics = score_logits(np.mean(columns, axis=0), test, unseen, args.bootstrap)
-    results = {
-        **run,
-        "split": "test",
-        "synthetic": is_synthetic(test),
-        "metrics": metrics,
-        "unseen_devices": unseen,
-        "complexity": {},
-    }
     with hold_output_folder(args.output_dir, run):
+        unseen = unseen_devices(scenes["train"], test)
+        metrics = score_logits(np.mean(columns, axis=0), test, unseen, args.bootstrap)
+        results = {
+            **run,
+            "split": "test",
+            "synthetic": is_synthetic(test),
+            "metrics": metrics,
+            "unseen_devices": unseen,
+            "complexity": {},
+        }
         if PartialState().is_main_process:
             write_results(args.output_dir, results)
             logger.info("%s\nResults and plots are in %s.", results_table(results), args.output_dir)

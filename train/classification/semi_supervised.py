@@ -13,6 +13,7 @@ from dataset_script.errors import InputError
 from dataset_script.logits import TAU_FILENAME, join_logits
 from train.classification.arguments import DataArguments, DistillationArguments
 from train.classification.data import UnlabelledBatches
+from train.classification.teacher_quality import highest_probability
 from train.classification.unlabelled import UnlabelledClips, UnlabelledSound, find_unlabelled
 from train.common.augmentations import DEVICE_A
 from train.common.features import AnyFeatureExtractor, input_rate
@@ -128,7 +129,7 @@ def unlabelled_batches(
         for name, folder in logits.items()
     ]
     mean = np.mean(joined, axis=0, dtype=np.float32).reshape(len(clips.filenames), len(label_names))
-    highest = np.exp(mean - np.logaddexp.reduce(mean, axis=1, keepdims=True)).max(axis=1)
+    highest = highest_probability(mean)
     kept = np.flatnonzero(highest >= distillation_args.unlabelled_confidence)
     if not len(kept):
         raise InputError(

@@ -6,8 +6,10 @@ from typing import Any
 
 import datasets
 import numpy as np
+from scipy.special import softmax
 
 from train.classification.data import LOGITS_PREFIX
+from train.evaluation.metrics import scene_metrics
 
 
 logger = logging.getLogger(__name__)
@@ -37,14 +39,13 @@ def describe_teacher(
     """
     labels, logits = np.asarray(clips["label"][:]), _logits(clips, name)
     assert logits is not None
-    probabilities = _softmax(logits)
-    right = logits.argmax(axis=1) == labels
+    metrics, right = scene_metrics(logits, labels), logits.argmax(axis=1) == labels
     description: dict[str, Any] = {
         "name": name,
-        "training_accuracy": float(right.mean()),
-        "log_loss": float(-np.log(probabilities[np.arange(len(labels)), labels].clip(1e-12)).mean()),
-        "calibration_error": calibration_error(probabilities.max(axis=1), right),
-        "confidence": float(_softmax(logits / temperature).max(axis=1).mean()),
+        "training_accuracy": metrics["accuracy"],
+        "log_loss": metrics["log_loss"],
+        "calibration_error": calibration_error(highest_probability(logits), right),
+        "confidence": float(highest_probability(logits, temperature).mean()),
         "macro_accuracy": None if test is None else _macro_accuracy(test, name),
     }
     logger.info(
@@ -90,33 +91,37 @@ def compare_with_student(teachers: Sequence[dict[str, Any]], macro_accuracy: flo
             )
 
 
-def calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
+def highest_probability(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """Return the largest probability of each clip.
+
+    Args:
+        logits (`np.ndarray` of shape `(clips, classes)`): The logits.
+        temperature (`float`, *optional*, defaults to 1.0): Their divisor.
+    """
+    return softmax(logits / temperature, axis=1).max(axis=1)
+
+
+def calibration_error(highest: np.ndarray, right: np.ndarray) -> float:
     """Compute the expected calibration error: the mean gap between confidence and accuracy over bins of confidence.
 
     Source: Guo et al., "On Calibration of Modern Neural Networks", 2017, equation 3.
 
     Args:
-        confidence (`np.ndarray` of shape `(clips,)`): Largest probability of each clip.
+        highest (`np.ndarray` of shape `(clips,)`): Largest probability of each clip.
         right (`np.ndarray` of shape `(clips,)`): Whether the class with that probability is right.
     """
-    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    gaps = np.bincount(bins, weights=right.astype(float) - confidence, minlength=BINS)
-    return float(np.abs(gaps).sum() / len(confidence))
+    bins = np.minimum((highest * BINS).astype(int), BINS - 1)
+    gaps = np.bincount(bins, weights=right.astype(float) - highest, minlength=BINS)
+    return float(np.abs(gaps).sum() / len(highest))
 
 
 def _macro_accuracy(clips: datasets.Dataset, name: str) -> float | None:
     logits = _logits(clips, name)
     if logits is None:
         return None
-    labels = np.asarray(clips["label"][:])
-    right = logits.argmax(axis=1) == labels
-    return float(np.mean([right[labels == label].mean() for label in np.unique(labels)]))
+    return scene_metrics(logits, clips["label"][:])["macro_accuracy"]
 
 
 def _logits(clips: datasets.Dataset, name: str) -> np.ndarray | None:
     column = clips.with_format(None)[LOGITS_PREFIX + name][:]
     return None if column[0] is None else np.asarray(column, dtype=np.float64)
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    return np.exp(logits - np.logaddexp.reduce(logits, axis=1)[:, None])

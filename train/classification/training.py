@@ -179,11 +179,12 @@ def run_training(
     mixed = train if unlabelled is None else MixedDataset(train, unlabelled)
     trainer = DistillationTrainer(model, args, feature_extractor, mixed, validation, layer_decay)
     if unlabelled is not None:
+        clips = len(mixed.sampler(args.batch_size, args.seed))
         logger.info(
             "An epoch is %d batches: all %d labelled clips once, with %d of %d clips without labels.",
-            len(trainer.get_train_dataloader()),
+            math.ceil(clips / args.batch_size),
             len(train),
-            len(mixed.sampler(args.batch_size, args.seed)) - len(train),
+            clips - len(train),
             len(unlabelled.waveforms),
         )
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(args.output_dir))

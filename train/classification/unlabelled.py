@@ -11,7 +11,6 @@ from typing import TypeAlias
 
 import datasets
 import numpy as np
-import soxr
 from datasets.utils import tqdm
 
 from dataset_script.audio import AudioReader, audio_info
@@ -22,7 +21,14 @@ from dataset_script.files import atomic_path, locked, write_json
 from dataset_script.recording_sources import split_configuration
 from dataset_script.waveforms import to_int16
 from train.common.process import main_process_first
-from train.common.sources import EncodedAudio, encoded_audio, is_local_audio, load_unlabelled
+from train.common.sources import (
+    EncodedAudio,
+    audio_source,
+    encoded_audio,
+    is_local_audio,
+    load_unlabelled,
+    read_part,
+)
 from train.common.waveforms import Shards
 
 
@@ -313,12 +319,8 @@ def _measure(source: UnlabelledSource, rows: Sequence[int], faults: list[str]) -
 
 def _count_clips(audio: EncodedAudio, name: str) -> int | str:
     """Return the number of clips of a recording, or what is wrong with it."""
-    content = audio.get("bytes")
-    source = audio.get("path") if content is None else content
-    if source is None:
-        return f"{name} has no audio."
     try:
-        return max(1, int(audio_info(source, name=name).seconds + 1e-6))
+        return max(1, int(audio_info(audio_source(audio, name), name=name).seconds + 1e-6))
     except (InputError, OSError) as error:
         return str(error)
 
@@ -365,15 +367,8 @@ def _cut(pieces: Sequence[Piece], sampling_rate: int) -> tuple[list[str], np.nda
 
 def _read_piece(piece: Piece, sampling_rate: int) -> np.ndarray:
     """Decode and resample the clips of a piece: int16 of shape (clips, sampling_rate)."""
-    content = piece.audio.get("bytes")
-    source = piece.audio.get("path") if content is None else content
-    assert source is not None
-    with AudioReader(source, name=piece.name) as reader:
-        blocks = reader.blocks(offset_seconds=piece.first, seconds=piece.count)
-        samples = np.concatenate([block.mean(axis=1) for block in blocks])
-        rate = reader.sampling_rate
-    if rate != sampling_rate:
-        samples = soxr.resample(samples, rate, sampling_rate, quality="HQ")
+    with AudioReader(audio_source(piece.audio, piece.name), name=piece.name) as reader:
+        samples = read_part(reader, piece.first, piece.count, sampling_rate)
     wanted = piece.count * sampling_rate
     # Recordings of less than a second are repeated, and a sample that rounding took away is, too.
     samples = (

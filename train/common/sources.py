@@ -124,6 +124,42 @@ def encoded_audio(source: list[Path] | datasets.Dataset, index: int) -> EncodedA
     return source[index]["audio"]
 
 
+def audio_source(audio: EncodedAudio, name: str = "An entry of the dataset") -> str | bytes:
+    """Return the content of a recording, or else its path, as [`~dataset_script.audio.AudioReader`] takes it.
+
+    Args:
+        audio (`EncodedAudio`): The recording.
+        name (`str`, *optional*, defaults to `"An entry of the dataset"`): Its name in the error message.
+
+    Raises:
+        InputError: If it has neither.
+    """
+    content = audio.get("bytes")
+    source = audio.get("path") if content is None else content
+    if source is None:
+        raise InputError(f"{name} has no audio: remove it.")
+    return source
+
+
+def read_part(reader: AudioReader, offset_seconds: float, seconds: float, sampling_rate: int) -> np.ndarray:
+    """Decode a part of a recording, average its channels and resample it (soxr, quality HQ).
+
+    Args:
+        reader (`AudioReader`): The open recording.
+        offset_seconds (`float`): Start of the part.
+        seconds (`float`): Length of the part, which ends earlier if the recording does.
+        sampling_rate (`int`): Rate of the result in Hz.
+
+    Returns:
+        `np.ndarray` of shape `(samples,)`: The samples.
+    """
+    blocks = reader.blocks(offset_seconds=offset_seconds, seconds=seconds)
+    samples = np.concatenate([block.mean(axis=1) for block in blocks])
+    if reader.sampling_rate == sampling_rate:
+        return samples
+    return soxr.resample(samples, reader.sampling_rate, sampling_rate, quality="HQ")
+
+
 def read_crop(audio: EncodedAudio, seconds: float, sampling_rate: int, position: float) -> np.ndarray:
     """Read and decode only a crop of an audio file.
 
@@ -139,19 +175,13 @@ def read_crop(audio: EncodedAudio, seconds: float, sampling_rate: int, position:
     Raises:
         InputError: If the file cannot be decoded or is empty, or samples are NaN, infinite or far out of [-1, 1].
     """
-    content = audio.get("bytes")
-    source = audio.get("path") if content is None else content
-    if source is None:
-        raise InputError("An entry of the dataset has no audio: remove it.")
+    source = audio_source(audio)
     with AudioReader(source, name=audio.get("path")) as reader:
         rate, frames = reader.sampling_rate, reader.claimed_frames
         if not frames or frames > MAX_SECONDS * rate or not reader.has_frame(frames - 1):
             frames = audio_info(source, name=audio.get("path")).frames
         start = int(position * max(frames - round(seconds * rate), 0))
-        blocks = reader.blocks(offset_seconds=start / rate, seconds=seconds)
-        samples = np.concatenate([block.mean(axis=1) for block in blocks])
-    if rate != sampling_rate:
-        samples = soxr.resample(samples, rate, sampling_rate, quality="HQ")
+        samples = read_part(reader, start / rate, seconds, sampling_rate)
     return to_int16(samples[: round(seconds * sampling_rate)])
 
 
