@@ -38,6 +38,7 @@ from train.common.availability import check_available
 from train.common.models import load_classifier, load_config, new_student, student_config
 from train.common.recipes import is_recipe, recipe_arguments
 from train.common.runs import describe_run, run_or_load
+from train.common.sources import is_scenes
 from train.evaluation.inference import model_revision, predict_split
 
 
@@ -280,16 +281,17 @@ def describe_teachers(
         folder = teacher_folder(teacher, args.output_dir) if teacher.kind == "recipe" else teacher.source
         if measures["macro_accuracy"] is None and teacher.kind != "logits":
             results = find_results(folder) if Path(folder).is_dir() else None
-            if results is not None and _family(results.dataset) == _family(dataset):
+            if results is not None and _have_one_test_split(results.dataset, dataset):
                 measures["macro_accuracy"] = results.metrics["macro_accuracy"]
         identity = {"source": teacher.source, "teacher": logits.teacher, "revision": logits.revision}
         described.append(measures | identity)
     return described
 
 
-def _family(dataset: str) -> str:
-    """Return what subsets with the same test split have in common in their names."""
-    return dataset.rstrip("0123456789")
+def _have_one_test_split(dataset: str, other: str) -> bool:
+    """Return whether two corpora have the same test split: the same corpus, or subsets of the same scenes."""
+    names = {name.rstrip("0123456789") if is_scenes(name) else name for name in (dataset, other)}
+    return len(names) == 1
 
 
 def teacher_folder(teacher: Teacher, output_dir: str) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.train.helpers import make_scenes
+from train.classification.distillation import _have_one_test_split
 from train.classification.teacher_quality import calibration_error, compare_with_student, describe_teacher
 
 
@@ -56,3 +57,17 @@ def test_a_student_that_is_better_than_its_teacher(caplog):
     caplog.clear()
     compare_with_student([{"name": "a", "macro_accuracy": 0.857}], 0.711)
     assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("dataset", "other", "same"),
+    [
+        ("split5", "split100", True),
+        ("demo", "demo10", True),
+        ("split25", "demo25", False),
+        ("rec1", "rec2", False),  # recordings of somebody
+        ("rec1", "rec1", True),
+    ],
+)
+def test_teachers_of_another_subset_have_the_same_test_split(dataset, other, same):
+    assert _have_one_test_split(dataset, other) == same
