@@ -1,3 +1,4 @@
+import logging
 import os
 from pathlib import Path
 
@@ -34,3 +35,10 @@ def demo_corpus(tmp_path_factory) -> Path:
 def demo_cache(tmp_path_factory) -> Path:
     """Cache folder of the demo corpus."""
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def fresh_log_levels() -> None:
+    """Undo what commands of earlier tests set, so that a test sees the same messages in any order."""
+    for name in ("train", "dataset_script", "model_cards", "__main__"):
+        logging.getLogger(name).setLevel(logging.NOTSET)

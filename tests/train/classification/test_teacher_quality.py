@@ -25,7 +25,7 @@ def scenes():
 
 
 def test_teachers_are_looked_at_before_they_teach(scenes, caplog):
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, "train"):
         right, wrong = (describe_teacher(name, scenes, 2.0, scenes) for name in ("t0", "t1"))
     confidence = np.exp(2) / (np.exp(2) + 2)
     assert f"Teacher t0: 100.0 % of the training clips right, mean confidence {confidence:.2f}" in caplog.text
