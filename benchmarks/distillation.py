@@ -346,7 +346,7 @@ def collect(
             "rows": rows,
             "refused": {ROWS[row]: reason for row, reason in refused[subset].items()},
         }
-    processor = platform.processor() or platform.machine()
+    processor = f"{platform.processor() or platform.machine()} with {torch.get_num_threads()} threads"
     return {
         "data": Path(args.data_dir).resolve().name,
         "training_clips": len(corpus.train),
@@ -356,7 +356,7 @@ def collect(
         "settings": settings(args),
         "subsets": content,
         "date": datetime.date.today().isoformat(),
-        "machine": f"{processor} with {torch.get_num_threads()} threads",
+        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else processor,
         **provenance(),
     }
 
