@@ -1,23 +1,36 @@
-"""Demo of acoustic scene classifiers: the probabilities of the scenes in a recording over time.
+"""Page that shows acoustic scene classifiers at work: on recordings, and live on a microphone.
 
     python model_cards/space/app.py
     python model_cards/space/app.py outputs/demo float=outputs/s2 INT8=outputs/s2-int8/model
 
 Takes model folders or Hub ids, each optionally with a name, as arguments or, separated by spaces, in the environment
-variable `SCENE_MODELS`; without any, the model of ten kinds of sound that comes with the project. On the Hub this
-folder is a Space of its own, so it imports nothing of this project. It needs Gradio: pip install gradio.
+variable `SCENE_MODELS`; without any, the model of ten kinds of sound that comes with the project, in float and INT8.
+All models answer side by side. On the Hub this folder is a Space of its own, so it needs nothing of this project but
+the files beside it. It needs Gradio: pip install gradio.
 """
 
 import argparse
+import itertools
 import os
+import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
+from huggingface_hub import ModelCard
 from transformers import pipeline
+from transformers.utils import cached_file
+
+
+try:
+    from model_cards.space.examples import write_examples
+    from model_cards.space.timeline import Answer, scores_html, timeline_html
+except ImportError:  # on the Hub
+    from examples import write_examples  # type: ignore[import-not-found, no-redef]
+    from timeline import Answer, scores_html, timeline_html  # type: ignore[import-not-found, no-redef]
 
 
 SHIPPED_MODEL = Path(__file__).resolve().parents[1] / "esc10"
@@ -29,6 +42,14 @@ LONGEST = 60.0
 MAX_FILE_SIZE = "64mb"
 MAX_QUEUE = 20
 """Visitors who wait for their turn; one is served at a time."""
+
+TITLE = """# Acoustic scenes
+What sound is this, or where was it recorded? A network of 127,000 parameters decides once a second. It always names
+one of its classes, whatever it hears."""
+
+LIVE = "Allow the microphone: the last second is classified twice a second. Nothing is kept."
+
+PLACEHOLDER = "Record, upload or choose an example."
 
 
 class SceneClassifier(Protocol):
@@ -52,7 +73,7 @@ def load_models(sources: Sequence[str]) -> dict[str, SceneClassifier]:
         ValueError: If there is no model, two have the same name, or one cannot be loaded or is not a TF-SepNet.
     """
     if not sources and SHIPPED_MODEL.is_dir():
-        sources = [str(SHIPPED_MODEL)]
+        sources = [f"float={SHIPPED_MODEL}", f"INT8={SHIPPED_MODEL / 'int8'}"]
     if not sources:
         raise ValueError("There is no model: give a model folder or Hub id, such as outputs/demo.")
     models: dict[str, SceneClassifier] = {}
@@ -70,19 +91,19 @@ def load_models(sources: Sequence[str]) -> dict[str, SceneClassifier]:
         models[name] = loaded
         if (kind := loaded.model.config.model_type) != "tfsepnet":
             raise ValueError(f"{name} is a {kind} model: this page shows TF-SepNets.")
+        loaded({"array": np.zeros(16_000), "sampling_rate": 16_000})  # the first call is slower than others
     return models
 
 
-def classify(classifier: SceneClassifier, recording: Any) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
-    """Classify every second of a recording, and the whole of it.
+def read_start(classifier: SceneClassifier, recording: Any) -> tuple[torch.Tensor, float]:
+    """Decode the first `LONGEST` seconds of a recording.
 
     Args:
-        classifier (`SceneClassifier`): Of a TF-SepNet.
-        recording: What the pipeline takes, such as the path of a file; only its first `LONGEST` seconds are used.
+        classifier (`SceneClassifier`): Any of the models.
+        recording: What the pipeline takes, such as the path of a file.
 
     Returns:
-        The probability of each scene for the whole recording, as the pipeline gives it; those of every second, of
-        shape `(seconds, scenes)`; and the log-mel spectrogram, of shape `(bands, frames)`.
+        The mono waveform, of shape `(samples,)`, and its rate in Hz.
 
     Raises:
         OSError, ValueError: If the recording cannot be read, or is empty or not finite.
@@ -94,13 +115,58 @@ def classify(classifier: SceneClassifier, recording: Any) -> tuple[dict[str, flo
         left -= len(parts[-1])
         if left == 0:
             break
-    audio = torch.cat(parts).cpu().numpy()
-    inputs = classifier.feature_extractor([audio], sampling_rate=rate, return_tensors="pt")["input_values"]
+    return torch.cat(parts), rate
+
+
+def classify(name: str, classifier: SceneClassifier, audio: torch.Tensor, rate: float) -> Answer:
+    """Classify every window of a recording, and the whole of it as the pipeline does.
+
+    Args:
+        name (`str`): Name of the model.
+        classifier (`SceneClassifier`): Of a TF-SepNet.
+        audio (`torch.Tensor` of shape `(samples,)`): The recording.
+        rate (`float`): Its sampling rate, in Hz.
+    """
+    extractor, model = classifier.feature_extractor, classifier.model
+    inputs = extractor([audio.numpy()], sampling_rate=rate, return_tensors="pt")["input_values"]
+    windows = inputs.transpose(0, 1)  # each window as a clip of its own
+    start = time.perf_counter()
     with torch.inference_mode():
-        logits = classifier.model(input_values=inputs.transpose(0, 1)).logits  # each second as a clip of its own
+        logits = model(input_values=windows).logits.float()
+    milliseconds = 1000 * (time.perf_counter() - start) / len(windows)
     overall = logits.mean(dim=0).softmax(dim=0)
-    scores = dict(zip(scene_names(classifier.model.config.id2label), overall.tolist(), strict=True))
-    return scores, logits.softmax(dim=1).numpy(), np.concatenate(list(inputs[0].numpy()), axis=1)
+    return Answer(
+        name,
+        dict(zip(scene_names(model.config.id2label), overall.tolist(), strict=True)),
+        logits.softmax(dim=1).numpy(),
+        extractor.window_length_s,
+        milliseconds,
+        weight_bytes(model.name_or_path),
+    )
+
+
+def weight_bytes(model: str) -> int | None:
+    """Return the size of the weights of a model folder or a downloaded model; None if they are not in one file."""
+    try:
+        path = cached_file(model, "model.safetensors", local_files_only=True)
+    except OSError:
+        return None
+    return os.path.getsize(path) if path else None
+
+
+def spectrogram(classifier: SceneClassifier, audio: torch.Tensor, rate: float) -> tuple[np.ndarray, np.ndarray]:
+    """Compute the log-mel spectrogram of a whole recording, without windows.
+
+    Returns:
+        The energies, of shape `(bands, frames)`, and the centres of the bands in Hz, of shape `(bands,)`.
+    """
+    extractor = classifier.feature_extractor
+    # With a window as long as the recording, there are no seams between windows.
+    longest = max(len(audio) / rate, extractor.window_length_s)
+    whole = type(extractor)(**{**extractor.to_dict(), "window_length_s": longest})
+    energies = whole([audio.numpy()], sampling_rate=rate, return_tensors="pt")["input_values"][0, 0].numpy()
+    mel = np.arange(1, len(energies) + 1) / (len(energies) + 1) * np.log1p(extractor.sampling_rate / 2 / 700)
+    return energies, 700 * np.expm1(mel)
 
 
 def scene_names(id2label: Mapping[int, str]) -> list[str]:
@@ -112,59 +178,94 @@ def scene_names(id2label: Mapping[int, str]) -> list[str]:
     return names
 
 
-def draw(probabilities: np.ndarray, spectrogram: np.ndarray, labels: Sequence[str]) -> Figure:
-    """Plot the spectrogram, and below it the probabilities of the scenes over time.
+def note(name: str, model: str) -> str | None:
+    """Return the first note or warning in the card of a model folder or Hub id; None without one."""
+    is_folder = os.path.isdir(model)
+    try:
+        lines = iter(ModelCard.load(Path(model) / "README.md" if is_folder else model).text.splitlines())
+    except (OSError, ValueError):
+        return None
+    if not any(line.startswith("> [!") for line in lines):
+        return None
+    text = " ".join(line[1:].strip() for line in itertools.takewhile(lambda line: line.startswith(">"), lines))
+    return f"**{name if is_folder else f'[{name}](https://huggingface.co/{model})'}**: {text}"
+
+
+def respond(models: Mapping[str, SceneClassifier], recording: Any) -> tuple[str, str]:
+    """Return the scores and the timeline of a recording as HTML; nothing while there is none."""
+    if recording is None:
+        return PLACEHOLDER, ""
+    first = next(iter(models.values()))
+    audio, rate = read_start(first, recording)
+    answers = [classify(name, classifier, audio, rate) for name, classifier in models.items()]
+    return scores_html(answers), timeline_html(answers, *spectrogram(first, audio, rate), len(audio) / rate)
+
+
+def listen(
+    models: Mapping[str, SceneClassifier], heard: tuple[int, np.ndarray] | None, before: np.ndarray | None
+) -> tuple[str, np.ndarray | None]:
+    """Classify the last second of a microphone.
 
     Args:
-        probabilities (`np.ndarray` of shape `(seconds, scenes)`): As of [`classify`].
-        spectrogram (`np.ndarray` of shape `(bands, frames)`): As of [`classify`].
-        labels (`Sequence[str]`): Names of the scenes.
+        models (`Mapping[str, SceneClassifier]`): The models.
+        heard (`tuple`): Rate in Hz and new samples, of shape `(samples,)` or `(samples, channels)`.
+        before (`np.ndarray` of shape `(samples,)`, *optional*): What was heard before.
+
+    Returns:
+        The scores as HTML, and what was heard in the last second.
     """
-    seconds = len(probabilities)
-    figure = Figure(figsize=(11, 5.4), layout="constrained")
-    top, bottom = figure.subplots(2, sharex=True)
-    top.imshow(spectrogram, origin="lower", aspect="auto", extent=(0, seconds, 0, len(spectrogram)), cmap="magma")
-    top.set_ylabel("mel band")
-    image = bottom.imshow(
-        probabilities.T, aspect="auto", vmin=0, vmax=1, cmap="Blues", extent=(0, seconds, len(labels), 0)
-    )
-    # Dollar signs would start mathematical notation.
-    bottom.set_yticks(np.arange(len(labels)) + 0.5, [label.replace("$", r"\$") for label in labels])
-    bottom.set_xlabel("second")
-    figure.colorbar(image, ax=bottom, label="probability")
-    return figure
-
-
-def respond(classifier: SceneClassifier, recording: Any) -> tuple[dict[str, float] | None, Figure | None]:
-    """Return the scores and the plot of a recording, or nothing while there is none."""
-    if recording is None:
-        return None, None
-    scores, probabilities, spectrogram = classify(classifier, recording)
-    return scores, draw(probabilities, spectrogram, list(scores))
+    if heard is None:
+        return PLACEHOLDER, before
+    rate, samples = heard
+    scale = np.iinfo(samples.dtype).max if samples.dtype.kind == "i" else 1
+    mono = (samples if samples.ndim == 1 else samples.mean(axis=1)).astype(np.float32) / scale
+    recent = mono if before is None else np.concatenate([before, mono])
+    recent = recent[-rate:]
+    answers = [classify(name, classifier, torch.from_numpy(recent), rate) for name, classifier in models.items()]
+    return scores_html(answers), recent
 
 
 def build(models: Mapping[str, SceneClassifier]) -> Any:
     """Return the page, a `gradio.Blocks`."""
     import gradio as gr
 
-    def show(recording: str | None, name: str) -> tuple[dict[str, float] | None, Figure | None]:
+    def show(recording: str | None) -> tuple[str, str]:
         try:
-            return respond(models[name], recording)
+            return respond(models, recording)
         except (OSError, ValueError, TypeError) as error:
             raise gr.Error(str(error), print_exception=False) from error
         except (MemoryError, RuntimeError) as error:
             raise gr.Error("This recording cannot be processed: try another one.", print_exception=False) from error
 
+    def hear(heard: Any, before: np.ndarray | None) -> tuple[str, np.ndarray | None]:
+        return listen(models, heard, before)
+
+    notes = [text for name, model in models.items() if (text := note(name, model.model.name_or_path))]
     with gr.Blocks(title="Acoustic scenes") as page:
-        gr.Markdown("# Acoustic scenes\nWhere was this recorded? Upload a file or record a few seconds (up to 60).")
-        with gr.Row():
-            with gr.Column():
-                recording = gr.Audio(sources=["upload", "microphone"], type="filepath", label="Recording")
-                name = gr.Dropdown(list(models), value=next(iter(models)), label="Model")
-            scores = gr.Label(num_top_classes=5, label="Scene")
-        plot = gr.Plot(show_label=False)
-        for changed in (recording, name):
-            changed.change(show, [recording, name], [scores, plot])
+        gr.Markdown("\n\n".join([TITLE, *notes]))
+        with gr.Tab("Recording"):
+            with gr.Row():
+                with gr.Column():
+                    recording = gr.Audio(
+                        sources=["upload", "microphone"], type="filepath", label=f"Recording, up to {LONGEST:g} s"
+                    )
+                    examples = write_examples(tempfile.mkdtemp(prefix="scenes-"))
+                    gr.Examples([str(path) for path in examples], recording, label="Synthetic examples")
+                scores = gr.HTML(PLACEHOLDER)
+            timeline = gr.HTML()
+            recording.change(show, recording, [scores, timeline])
+        with gr.Tab("Live"):
+            gr.Markdown(LIVE)
+            microphone = gr.Audio(sources=["microphone"], type="numpy", streaming=True, label="Microphone")
+            meter, before = gr.HTML(PLACEHOLDER), gr.State()
+            microphone.stream(
+                hear,
+                [microphone, before],
+                [meter, before],
+                stream_every=0.5,
+                show_progress="hidden",
+                api_visibility="private",
+            )
     return page.queue(max_size=MAX_QUEUE, default_concurrency_limit=1)
 
 

@@ -11,6 +11,7 @@ from transformers import pipeline
 
 import modeling_tfsepnet
 from model_cards.space import app
+from model_cards.space.examples import write_examples
 
 
 FOLDER = Path(app.__file__).parents[1] / "esc10"
@@ -40,16 +41,23 @@ def test_it_knows_recordings_that_it_has_not_heard(folder, held_out):
     assert sum(right) / len(right) > low
 
 
-def test_it_answers_offline_in_a_clean_process(held_out):
+@pytest.mark.parametrize("folder", [FOLDER, FOLDER / "int8"])
+def test_it_answers_offline_in_a_clean_process(folder, held_out):
     code = "import sys; from transformers import pipeline\n"
     code += "classify = pipeline('audio-classification', model=sys.argv[1], trust_remote_code=True)\n"
     code += "print(classify(sys.argv[2])[0]['label'])"
     path = next(path for path in held_out if path.parent.name == "rain")
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", code, str(FOLDER), str(path)]
+    command = [sys.executable, "-c", code, str(folder), str(path)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert result.stdout.split()[-1] == "rain"
 
 
 def test_the_page_starts_with_it():
-    assert list(app.load_models([])) == [str(FOLDER)]
+    assert list(app.load_models([])) == ["float", "INT8"]
+
+
+def test_it_knows_the_examples_of_the_page(tmp_path):
+    classify = pipeline("audio-classification", model=str(FOLDER))
+    for path in write_examples(tmp_path):
+        assert classify(str(path))[0]["label"].replace("_", " ") == path.stem

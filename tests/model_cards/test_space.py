@@ -1,10 +1,16 @@
 """What the demo Space computes and draws; the page itself needs Gradio, and a browser."""
 
+import base64
+import io
+from pathlib import Path
+
 import numpy as np
 import pytest
 import soundfile
+import torch
+from PIL import Image
 
-from model_cards.space import app
+from model_cards.space import app, timeline
 from tests.model_cards.helpers import make_student, make_teacher
 
 
@@ -20,28 +26,57 @@ def recording(tmp_path):
     return tmp_path / "three.wav"
 
 
+def answer(classifier, recording):
+    return app.classify("float", classifier, *app.read_start(classifier, recording))
+
+
+def expected_scores(classifier, recording):
+    return {result["label"].replace("_", " "): result["score"] for result in classifier(recording, top_k=None)}
+
+
 def test_scores_are_those_of_the_pipeline(classifier, recording):
-    scores, probabilities, spectrogram = app.classify(classifier, recording)
-    expected = {result["label"].replace("_", " "): result["score"] for result in classifier(recording, top_k=None)}
-    assert scores == pytest.approx(expected, abs=1e-5)
-    assert probabilities.shape == (3, 10)
-    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
-    assert spectrogram.shape == (64, 3 * 64)
+    found = answer(classifier, recording)
+    assert found.scores == pytest.approx(expected_scores(classifier, recording), abs=1e-5)
+    assert found.timeline.shape == (3, 10)
+    np.testing.assert_allclose(found.timeline.sum(axis=1), 1, atol=1e-5)
+    weights = Path(classifier.model.name_or_path) / "model.safetensors"
+    assert found.bytes == weights.stat().st_size
 
 
 def test_every_second_is_judged_alone(classifier, recording):
     audio, rate = soundfile.read(recording)
     second = {"array": audio[rate : 2 * rate].mean(axis=1), "sampling_rate": rate}
-    _, probabilities, _ = app.classify(classifier, recording)
     alone = [result["score"] for result in sorted(classifier(second, top_k=None), key=lambda result: result["label"])]
-    np.testing.assert_allclose(probabilities[1], alone, atol=0.02)  # resampling sees other neighbours
+    # Resampling sees other neighbours.
+    np.testing.assert_allclose(answer(classifier, recording).timeline[1], alone, atol=0.02)
 
 
-def test_drawing(classifier, recording, tmp_path):
-    scores, probabilities, spectrogram = app.classify(classifier, recording)
-    figure = app.draw(probabilities, spectrogram, list(scores))
-    assert [label.get_text() for label in figure.axes[1].get_yticklabels()] == list(scores)
-    figure.savefig(tmp_path / "drawing.png")
+def test_the_spectrogram_has_no_seams_and_is_in_hertz(classifier):
+    rate, frequency = 32_000, 1_000
+    tone = torch.sin(2 * torch.pi * frequency * torch.arange(int(2.5 * rate)) / rate)
+    energies, hertz = app.spectrogram(classifier, tone, rate)
+    assert energies.shape == (64, 1 + (len(tone) - 1) // 500) and hertz.shape == (64,)
+    band = energies.mean(axis=1).argmax()
+    assert hertz[band - 1] < frequency < hertz[band + 1]
+    inner = energies[band, 5:-5]
+    assert inner.max() - inner.min() < 0.05  # at seconds 1 and 2, too
+
+
+def test_the_timeline_has_a_cell_for_every_window(classifier):
+    found = app.classify("a < b", classifier, torch.rand(int(2.5 * 32_000)) - 0.5, 32_000)
+    assert len(found.timeline) == 3
+    page = timeline.timeline_html([found], *app.spectrogram(classifier, torch.rand(80_000) - 0.5, 32_000), 2.5)
+    assert page.count('<i style="width:40.000%') == 20 and page.count('<i style="width:20.000%') == 10
+    assert "1,000 Hz" in page and "2.5 s" in page and "a &lt; b" in page and "a < b" not in page
+
+
+def test_the_picture_has_its_low_frequencies_at_the_bottom():
+    spectrogram = np.zeros((4, 6))
+    spectrogram[0] = 1  # the lowest band
+    url = timeline.spectrogram_url(spectrogram)
+    image = np.asarray(Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))))
+    assert image.shape == (4, 6, 3)
+    assert image[3].sum() > image[0].sum()
 
 
 @pytest.mark.parametrize(
@@ -50,29 +85,49 @@ def test_drawing(classifier, recording, tmp_path):
 )
 def test_any_file(classifier, tmp_path, rate, seconds, channels, subtype):
     noise = np.random.default_rng(0).normal(scale=0.1, size=(int(seconds * rate), channels))
-    soundfile.write(tmp_path / "any.wav", noise, rate, subtype=subtype)
-    scores, figure = app.respond(classifier, str(tmp_path / "any.wav"))
-    expected = classifier(str(tmp_path / "any.wav"), top_k=1)[0]
-    assert max(scores, key=scores.get) == expected["label"].replace("_", " ")
-    assert sum(scores.values()) == pytest.approx(1, abs=1e-5)
-    assert figure is not None
+    path = str(tmp_path / "any.wav")
+    soundfile.write(path, noise, rate, subtype=subtype)
+    found = answer(classifier, path)
+    assert max(found.scores, key=found.scores.get) == classifier(path, top_k=1)[0]["label"].replace("_", " ")
+    assert sum(found.scores.values()) == pytest.approx(1, abs=1e-5)
+    scores, page = app.respond({"float": classifier}, path)
+    assert scores.count('class="row"') == 5 and "data:image/png" in page
 
 
 def test_integers_are_scaled_and_channels_averaged(classifier):
     samples = np.random.default_rng(0).integers(-3000, 3000, size=(2, 48_000)).astype(np.int16)
-    as_integers = app.classify(classifier, {"array": samples, "sampling_rate": 48_000})[0]
+    as_integers = answer(classifier, {"array": samples, "sampling_rate": 48_000}).scores
     mono = samples.mean(axis=0) / 32768
-    assert as_integers == pytest.approx(
-        app.classify(classifier, {"array": mono, "sampling_rate": 48_000})[0], abs=1e-4
-    )
+    assert as_integers == pytest.approx(answer(classifier, {"array": mono, "sampling_rate": 48_000}).scores, abs=1e-4)
 
 
 def test_silence_nothing_and_too_much(classifier):
-    scores, figure = app.respond(classifier, {"array": np.zeros(44_100), "sampling_rate": 44_100})
-    assert np.isfinite(list(scores.values())).all() and figure is not None
-    assert app.respond(classifier, None) == (None, None)
+    silence = {"array": np.zeros(44_100), "sampling_rate": 44_100}
+    assert np.isfinite(list(answer(classifier, silence).scores.values())).all()
+    assert "data:image/png" in app.respond({"float": classifier}, silence)[1]
+    assert app.respond({"float": classifier}, None) == (app.PLACEHOLDER, "")
     noise = np.random.default_rng(0).normal(scale=0.1, size=70 * 8000)
-    assert app.classify(classifier, {"array": noise, "sampling_rate": 8000})[1].shape == (60, 10)
+    assert answer(classifier, {"array": noise, "sampling_rate": 8000}).timeline.shape == (60, 10)
+
+
+def test_the_microphone_is_judged_by_its_last_second(classifier):
+    rate = 16_000
+    samples = np.random.default_rng(0).integers(-3000, 3000, size=3 * rate).astype(np.int16)
+    before = None
+    for part in np.split(samples, 6):
+        html, before = app.listen({"float": classifier}, (rate, part), before)
+    last = {"array": samples[-rate:] / 32767, "sampling_rate": rate}
+    np.testing.assert_allclose(before, last["array"], atol=1e-6)
+    best = classifier(last, top_k=1)[0]
+    assert html.index(best["label"].replace("_", " ")) > 0
+    assert f"{100 * best['score']:.0f} %" in html
+    assert app.listen({"float": classifier}, None, before) == (app.PLACEHOLDER, before)
+
+
+def test_the_notes_of_cards_are_shown(tmp_path):
+    assert app.note("float", str(tmp_path)) is None
+    (tmp_path / "README.md").write_text("# model\n\n> [!WARNING]\n> Trained on **synthetic**\n> sound.\n\n> other")
+    assert app.note("float", str(tmp_path)) == "**float**: Trained on **synthetic** sound."
 
 
 def test_only_the_first_minute_is_decoded(classifier, tmp_path, monkeypatch):
@@ -89,17 +144,16 @@ def test_only_the_first_minute_is_decoded(classifier, tmp_path, monkeypatch):
         return (decoded.append(len(block)) or block for block in blocks), rate, name
 
     monkeypatch.setattr(classifier, "open_audio", counted)
-    _, probabilities, _ = app.classify(classifier, str(path))
-    assert len(probabilities) == 60
+    assert len(answer(classifier, str(path)).timeline) == 60
     assert sum(decoded) < 4_000_000  # of 86 million samples
 
 
 def test_no_audio_is_one_sentence(classifier, tmp_path):
     (tmp_path / "text.wav").write_text("no audio")
     with pytest.raises(ValueError, match="not an audio file"):
-        app.respond(classifier, str(tmp_path / "text.wav"))
+        app.respond({"float": classifier}, str(tmp_path / "text.wav"))
     with pytest.raises(FileNotFoundError, match="no audio file"):
-        app.respond(classifier, str(tmp_path / "missing.wav"))
+        app.respond({"float": classifier}, str(tmp_path / "missing.wav"))
 
 
 def test_names_of_classes_and_folders(tmp_path, recording):
@@ -107,10 +161,9 @@ def test_names_of_classes_and_folders(tmp_path, recording):
     folder = make_student(tmp_path / "lr=0.01", id2label=dict(enumerate(labels)))
     models = app.load_models([str(folder), f"mine={folder}"])
     assert list(models) == [str(folder), "mine"]
-    scores, probabilities, spectrogram = app.classify(models["mine"], recording)
-    assert list(scores) == ["rain", "rain (2)", r"$\frac{$", "a b"]
-    assert sum(scores.values()) == pytest.approx(1, abs=1e-5)
-    app.draw(probabilities, spectrogram, list(scores)).savefig(tmp_path / "plot.png")
+    found = answer(models["mine"], recording)
+    assert list(found.scores) == ["rain", "rain (2)", r"$\frac{$", "a b"]
+    assert sum(found.scores.values()) == pytest.approx(1, abs=1e-5)
 
 
 def test_a_teacher_is_refused(tmp_path):
@@ -139,22 +192,19 @@ def test_page(classifier, recording, tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     page = app.build({"float": classifier, "INT8": classifier})
-    blocks = {block["type"]: block["props"] for block in page.config["components"]}
-    assert {"audio", "dropdown", "label", "plot"} <= set(blocks)
-    assert blocks["audio"]["sources"] == ["upload", "microphone"]
+    kinds = {block["type"] for block in page.config["components"]}
+    assert {"audio", "html", "tabs", "dataset"} <= kinds
 
     _, url, _ = page.launch(prevent_thread_lock=True, quiet=True)
     try:
         client = Client(url, verbose=False)
-        scores, plot = client.predict(handle_file(str(recording)), "INT8", api_name="/show")
-        expected = classifier(str(recording), top_k=5)
-        assert scores["label"] == expected[0]["label"].replace("_", " ")
-        assert [row["confidence"] for row in scores["confidences"]] == pytest.approx(
-            [result["score"] for result in expected], abs=1e-5
-        )
-        assert plot["plot"].startswith("data:image/")
+        scores, spectrogram = client.predict(handle_file(str(recording)), api_name="/show")
+        best = classifier(str(recording), top_k=1)[0]
+        assert scores.count("<b>float</b>") == scores.count("<b>INT8</b>") == 1
+        assert scores.count(f"{100 * best['score']:.0f} %") >= 2
+        assert "data:image/png" in spectrogram
         (tmp_path / "text.wav").write_text("no audio")
         with pytest.raises(Exception, match="not an audio file"):
-            client.predict(handle_file(str(tmp_path / "text.wav")), "float", api_name="/show")
+            client.predict(handle_file(str(tmp_path / "text.wav")), api_name="/show")
     finally:
         page.close()

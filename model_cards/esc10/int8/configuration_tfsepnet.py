@@ -1,0 +1,1 @@
+../../../modeling_tfsepnet/configuration_tfsepnet.py

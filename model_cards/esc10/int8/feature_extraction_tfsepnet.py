@@ -1,0 +1,1 @@
+../../../modeling_tfsepnet/feature_extraction_tfsepnet.py

@@ -1,0 +1,1 @@
+../../../modeling_tfsepnet/modeling_tfsepnet.py

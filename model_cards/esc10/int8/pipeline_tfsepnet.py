@@ -1,0 +1,1 @@
+../../../modeling_tfsepnet/pipeline_tfsepnet.py

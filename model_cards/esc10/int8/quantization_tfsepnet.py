@@ -1,0 +1,1 @@
+../../../modeling_tfsepnet/quantization_tfsepnet.py
