@@ -23,6 +23,9 @@ BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I8": 1, "I16": 2, "I32": 4}
 
 FORMATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
+SUBMITTED_FORMATS = ("INT8", "float16")
+"""Number formats that a trained student is converted to for the challenge."""
+
 SCALES = ("weight_scale", "bias_scale", "input_scale", "input_zero_point", "smoothing")
 """Tensors of an INT8 model that say what its integers mean; the challenge does not count them as parameters."""
 
@@ -70,13 +73,13 @@ class ModelComplexity:
         """Return a sentence for every limit of the challenge that the network exceeds; none for a teacher.
 
         Args:
-            as_stored (`bool`, *optional*, defaults to `False`): Count the bytes as they are stored, rather than as
-                INT8, the format that students are submitted in.
+            as_stored (`bool`, *optional*, defaults to `False`): Count the bytes as they are stored. Otherwise a
+                network that is not in one of the `SUBMITTED_FORMATS` is counted as INT8.
         """
         if self.macs is None:
             return []
         sentences = []
-        stored = as_stored or self.number_format == "INT8"
+        stored = as_stored or self.number_format in SUBMITTED_FORMATS
         size = self.parameter_bytes if stored else self.parameters
         if size > MAX_PARAMETER_BYTES:
             number_format = self.number_format if stored else "INT8"

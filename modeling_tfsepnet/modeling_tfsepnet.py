@@ -309,8 +309,8 @@ class TFSepNetModel(TFSepNetPreTrainedModel):
 
         Args:
             input_values (`torch.Tensor` of shape `(batch, windows, mel_bins, frames)`):
-                Normalised log-mel energies of one-second windows from [`TFSepNetFeatureExtractor`]. At least 29 mel
-                bins and 29 frames (13 at depth 16), or the poolings leave nothing.
+                Normalised log-mel energies of one-second windows from [`TFSepNetFeatureExtractor`], of any floating
+                type. At least 29 mel bins and 29 frames (13 at depth 16), or the poolings leave nothing.
             attention_mask (`torch.Tensor` of shape `(batch, windows)`, *optional*):
                 1 for real windows, 0 for padding.
             output_hidden_states (`bool`, *optional*):
@@ -333,7 +333,7 @@ class TFSepNetModel(TFSepNetPreTrainedModel):
         batch_size = input_values.shape[0]
         hidden_states = [
             state.unflatten(0, (batch_size, -1))
-            for state in self.encode(input_values.flatten(0, 1), output_hidden_states)
+            for state in self.encode(input_values.flatten(0, 1).to(self.dtype), output_hidden_states)
         ]
         return BaseModelOutputWithPooling(
             last_hidden_state=hidden_states[-1],
