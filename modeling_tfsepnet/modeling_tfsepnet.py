@@ -72,7 +72,8 @@ class TFSepNetConvUnit(nn.Module):
 
     def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
         """Map (batch, in_channels, frequency, time) to (batch, out_channels, frequency / stride, time / stride)."""
-        if self.training:
+        if self.training or self.normalization._forward_hooks:
+            # Hooks, such as those of tools that count operations, have to see both layers.
             return self.normalization(self.convolution(hidden_state)).relu_()
         # With fixed statistics the normalisation is a scale and a shift per channel. Folding them into the convolution
         # costs a few thousand operations and saves a pass over its output.
