@@ -23,6 +23,9 @@ BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I8": 1, "I16": 2, "I32": 4}
 
 FORMATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
+SUBMITTED_FORMATS = ("INT8", "float16")
+"""Number formats that a trained student is converted to for the challenge."""
+
 SCALES = ("weight_scale", "bias_scale", "input_scale", "input_zero_point", "smoothing")
 """Tensors of an INT8 model that say what its integers mean; the challenge does not count them as parameters."""
 
@@ -39,9 +42,10 @@ class ModelComplexity:
     of INT8. A multiply-accumulate operation is counted as torchinfo does, see
     [`~modeling_tfsepnet.complexity.count_complexity`].
 
-    The official script sums over `model.parameters()` and sees modules only. For float models it prints the same
-    numbers; of an INT8 model, whose integers are buffers and whose convolutions are functions, it sees the weights'
-    scales and no operation. So `official_bytes` and `official_macs` stand beside the counts, which are the larger.
+    The official script sums over `model.parameters()`, and torchinfo only sees modules and their parameters. For float
+    models it prints the same numbers; of an INT8 model, whose integers are buffers, it sees the scales of the weights,
+    and counts their squared number in each layer as operations. So `official_bytes` and `official_macs` are stated
+    beside the counts, which are larger.
 
     Attributes:
         number_format (`str`): "INT8", "float32", "float16" or "bfloat16".
@@ -70,13 +74,13 @@ class ModelComplexity:
         """Return a sentence for every limit of the challenge that the network exceeds; none for a teacher.
 
         Args:
-            as_stored (`bool`, *optional*, defaults to `False`): Count the bytes as they are stored, rather than as
-                INT8, the format that students are submitted in.
+            as_stored (`bool`, *optional*, defaults to `False`): Count the bytes as they are stored. Otherwise a
+                network that is not in one of the `SUBMITTED_FORMATS` is counted as INT8.
         """
         if self.macs is None:
             return []
         sentences = []
-        stored = as_stored or self.number_format == "INT8"
+        stored = as_stored or self.number_format in SUBMITTED_FORMATS
         size = self.parameter_bytes if stored else self.parameters
         if size > MAX_PARAMETER_BYTES:
             number_format = self.number_format if stored else "INT8"
@@ -129,8 +133,9 @@ def _count(config: PreTrainedConfig, parameters: int, tensors: Iterable[tuple[st
         sizes[name.rpartition(".")[2] in SCALES] += size * BYTES.get(kind, 1)
     quantized = getattr(config, "quantization_config", None) is not None
     if quantized:
-        official = sum(size * BYTES[kind] for name, kind, size in tensors if name.endswith("weight_scale"))
-        return ModelComplexity("INT8", parameters, sizes[False], sizes[True], macs, official, 0)
+        scales = [(size, BYTES[kind]) for name, kind, size in tensors if name.endswith("weight_scale")]
+        official_bytes, official_macs = sum(size * width for size, width in scales), sum(size**2 for size, _ in scales)
+        return ModelComplexity("INT8", parameters, sizes[False], sizes[True], macs, official_bytes, official_macs)
     number_format = FORMATS[max(tensors, key=lambda tensor: tensor[2])[1]]
     return ModelComplexity(number_format, parameters, sizes[False], 0, macs, sizes[False], macs)
 

@@ -8,7 +8,15 @@ from pathlib import Path
 from dataset_script.errors import InputError
 from dataset_script.splits import subset_percentage
 from model_cards.corpora import SYNTHETIC, TAU, TAU_TEST_CLIPS, TAU_TRAINING_CLIPS, Corpus
-from model_cards.results import RESULTS_FILE, RunResults, check_results, configuration, float_results, load_results
+from model_cards.results import (
+    CONVERTED_FORMATS,
+    RESULTS_FILE,
+    RunResults,
+    check_results,
+    configuration,
+    float_results,
+    load_results,
+)
 
 
 COUNTERPART_FILE = "results/counterpart.json"
@@ -45,7 +53,7 @@ class Evidence:
 
     @property
     def training(self) -> RunResults:
-        """The results that tell how the model was trained: for an INT8 model those of its float counterpart."""
+        """The results that tell how the model was trained: for a converted model those of its float counterpart."""
         return self.own if self.own.recipe or self.counterpart is None else self.counterpart
 
     @property
@@ -66,9 +74,10 @@ def collect_evidence(
     Args:
         own (`RunResults`): Of the model.
         results (`Iterable[str | Path]`): Further runs of the same recipe.
-        counterpart (`str` or `Path`, *optional*): Results of the INT8 form of a float model, or the other way round.
-            For an INT8 model it defaults to the results of the float model that train/quantize.py was given, or else
-            to what it measured beside INT8.
+        counterpart (`str` or `Path`, *optional*): Results of the converted form of a float model, or the other way
+            round.
+            For a converted model it defaults to the results of the float model that it was made from, or else to what
+            the conversion measured beside it.
         dataset_name (`str`, *optional*): As for [`identify_corpus`].
         dataset_license (`str`, *optional*): As for [`identify_corpus`].
 
@@ -100,13 +109,14 @@ def collect_evidence(
     elif (other := float_results(own)) is not None:
         check_results(other)
         check_match(other)
-    elif own.is_int8:
-        content = {name: value for name, value in own.content.items() if name not in ("float", "int8", "complexity")}
+    elif own.converted_format is not None:
+        left_out = ("float", "complexity", *CONVERTED_FORMATS)
+        content = {name: value for name, value in own.content.items() if name not in left_out}
         other = RunResults(own.path, {**content, "metrics": own.content["float"]})
     if other is not None and other.dataset != own.dataset:
         raise InputError(
-            f"The results in {counterpart} are on {other.dataset}, those in {own.path.parent} on {own.dataset}: float "
-            "and INT8 are compared on the same data only."
+            f"The results in {counterpart} are on {other.dataset}, those in {own.path.parent} on {own.dataset}: "
+            "number formats are compared on the same data only."
         )
     if other is not None and not own.unseen_devices:
         own = replace(own, content={**own.content, "unseen_devices": other.unseen_devices})

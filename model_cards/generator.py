@@ -21,7 +21,7 @@ from dataset_script.errors import InputError
 from dataset_script.files import atomic_path, write_json
 from dataset_script.markdown import code, code_block, plain
 from dataset_script.splits import subset_percentage
-from model_cards.complexity import check_limits, measure_folder, read_config, weight_files
+from model_cards.complexity import SUBMITTED_FORMATS, check_limits, measure_folder, read_config, weight_files
 from model_cards.encoder_cards import TEMPLATES, make_encoder_card
 from model_cards.evidence import NETWORK_COUNTS, Evidence, collect_evidence
 from model_cards.plots import plot_confusion_matrix, plot_groups
@@ -42,7 +42,8 @@ def make_card(
     """Return the card of a model folder.
 
     Args:
-        model_dir (`str` or `Path`): A TF-SepNet (float or INT8), a BEATs, or an audio classifier of transformers.
+        model_dir (`str` or `Path`): A TF-SepNet in any number format, a BEATs, or an audio classifier of
+            transformers.
         evidence (`Evidence`): The results that it states.
         repo_id (`str`, *optional*): Where the model will be on the Hub; defaults to the path of the folder.
         allow_over_limit (`bool`, *optional*, defaults to `False`): Make the card of a student that exceeds a limit of
@@ -82,7 +83,7 @@ def make_card(
             "acoustic-scene-classification",
             "dcase",
             config["model_type"],
-            *(["int8"] if complexity.number_format == "INT8" else []),
+            *([complexity.number_format.lower()] if complexity.number_format in SUBMITTED_FORMATS else []),
             *(["knowledge-distillation"] if training.teachers else []),
             *(["synthetic-data"] if corpus.kind == "synthetic" else []),
         ],
@@ -122,7 +123,7 @@ def make_card(
 
 
 def run_plots(results: RunResults) -> list[Path]:
-    """Return the plots of `RUN_PLOTS` that are beside the results, which for an INT8 model is not in its folder."""
+    """Return the plots of `RUN_PLOTS` that are beside the results: outside the folder of a converted model."""
     return [path for name in RUN_PLOTS if (path := results.path.parent / name).is_file()]
 
 
@@ -213,7 +214,7 @@ def add_card_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--results", nargs="+", default=[], help="Results of the same recipe on other subsets or with other seeds."
     )
-    parser.add_argument("--counterpart", help="Results of the INT8 form of a float model, or vice versa.")
+    parser.add_argument("--counterpart", help="Results of the INT8 or float16 form of a float model, or vice versa.")
     parser.add_argument("--dataset_name", help="Name of the data, unless it is TAU or the demo corpus.")
     parser.add_argument("--dataset_license", help="Its licence, as the Hub names it, such as cc-by-4.0.")
     parser.add_argument(

@@ -26,16 +26,20 @@ SECRET = re.compile(r"\bhf_\w+")
 RUN_FILE = "run.json"
 """What identifies the run in a folder; written before its results."""
 
+CONVERTED_FORMATS = {"int8": "INT8", "float16": "float16"}
+"""Entries with the metrics of a converted model, in the results of train/quantize.py and train/half_precision.py, and
+what its number format is called."""
+
 
 @dataclass(frozen=True)
 class RunResults:
-    """The results of a run, or of the quantization of its model.
+    """The results of a run, or of the conversion of its model to another number format.
 
     Attributes:
         path (`Path`): The results file.
-        content (`dict`): Its content, without local paths, as [`portable`] makes it. The results of an INT8 model have
-            its metrics under `metrics` too.
-        float_model (`str` or `None`): The model that an INT8 model was made from, as the file has it.
+        content (`dict`): Its content, without local paths, as [`portable`] makes it. The results of a converted model
+            have its metrics under `metrics` too.
+        float_model (`str` or `None`): The model that a converted model was made from, as the file has it.
     """
 
     path: Path
@@ -43,9 +47,10 @@ class RunResults:
     float_model: str | None = None
 
     @property
-    def is_int8(self) -> bool:
-        """Whether these are results of train/quantize.py."""
-        return "int8" in self.content
+    def converted_format(self) -> str | None:
+        """Number format of a converted model, "INT8" or "float16"; None for any other model."""
+        entry = _converted_entry(self.content)
+        return None if entry is None else CONVERTED_FORMATS[entry]
 
     @property
     def is_encoder(self) -> bool:
@@ -124,7 +129,7 @@ def find_results(source: str | Path) -> RunResults | None:
 
     Args:
         source (`str` or `Path`): The file, the folder that it is in, or the folder `model` in that one, where
-            train/quantize.py puts the INT8 model.
+            train/quantize.py and train/half_precision.py put the converted model.
 
     Raises:
         InputError: If the file is damaged.
@@ -133,14 +138,14 @@ def find_results(source: str | Path) -> RunResults | None:
     path, content = source, None
     if source.is_dir():
         path, beside = source / RESULTS_FILE, source.resolve().parent / RESULTS_FILE
-        if source.resolve().name == "model" and beside.is_file() and "int8" in (found := read_json(beside)):
+        if source.resolve().name == "model" and beside.is_file() and _converted_entry(found := read_json(beside)):
             path, content = beside, found
     if content is None and not path.is_file():
         return None
     content = read_json(path) if content is None else content
     shared = portable(content)
-    if "int8" in content:
-        shared = {**shared, "metrics": shared["int8"]}
+    if (entry := _converted_entry(content)) is not None:
+        shared = {**shared, "metrics": shared[entry]}
     return RunResults(path, shared, content.get("model"))
 
 
@@ -227,9 +232,14 @@ def check_results(results: RunResults) -> None:
             )
 
 
+def _converted_entry(content: dict[str, Any]) -> str | None:
+    """Return the name of the entry with the metrics of a converted model, or None in the results of any other."""
+    return next((name for name in CONVERTED_FORMATS if name in content), None)
+
+
 def float_results(results: RunResults) -> RunResults | None:
-    """Return the results of the float model that an INT8 model was made from, on the same data, if they are here."""
-    if not results.is_int8 or results.float_model is None:
+    """Return the results of the float model that a converted one was made from, on the same data, if they are here."""
+    if results.converted_format is None or results.float_model is None:
         return None
     found = find_results(results.float_model)
     return found if found is not None and found.content.get("dataset") == results.dataset else None

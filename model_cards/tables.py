@@ -6,7 +6,7 @@ from typing import Any
 
 from dataset_script.markdown import code, markdown_table, plain
 from dataset_script.splits import subset_percentage
-from model_cards.complexity import ModelComplexity
+from model_cards.complexity import SUBMITTED_FORMATS, ModelComplexity
 from model_cards.corpora import Corpus
 from model_cards.published import PUBLISHED_ROWS, published, published_row
 from model_cards.results import RunResults
@@ -70,15 +70,7 @@ def quantization_table(results: Mapping[str, Any]) -> str:
     Args:
         results (`Mapping`): The content of `results.json` of train/quantize.py.
     """
-    before, after = results["float"], results["int8"]
-    rows = [
-        [name.replace("_", " "), accuracy_text(before, name), accuracy_text(after, name)]
-        for name in ("macro_accuracy", "accuracy")
-    ]
-    for group, title in GROUPS.items():
-        for name, scores in before.get(group, {}).items():
-            if scores:
-                rows.append([title.format(plain(name)), accuracy_text(scores), accuracy_text(after[group][name])])
+    rows = _compared_accuracies(results["float"], results["int8"])
     latency, size = results["latency_ms"], results["complexity"]
     rows += [
         ["one clip, one thread (torch)", f"{latency['float']:.1f} ms", f"{latency['int8']:.1f} ms"],
@@ -89,6 +81,35 @@ def quantization_table(results: Mapping[str, Any]) -> str:
         ["SQNR of the logits", "", f"{results['sqnr_db']:.1f} dB"],
     ]
     return markdown_table(["", "float", "INT8"], rows) + "\n"
+
+
+def half_precision_table(results: Mapping[str, Any]) -> str:
+    """Return the main results of a float16 model beside those of the float32 model, as a Markdown table.
+
+    Args:
+        results (`Mapping`): The content of `results.json` of train/half_precision.py.
+    """
+    size = results["complexity"]
+    rows = _compared_accuracies(results["float"], results["float16"])
+    rows += [
+        ["bytes of parameters", f"{4 * size['parameters']:,}", f"{size['parameter_bytes']:,}"],
+        ["equal decisions", "", f"{100 * results['agreement']:.1f} %"],
+        ["largest difference of a logit", "", f"{results['largest_difference']:.3f}"],
+    ]
+    return markdown_table(["", "float32", "float16"], rows) + "\n"
+
+
+def _compared_accuracies(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[list[str]]:
+    """Return rows with the accuracies of a float model and of its converted form, overall and by group of clips."""
+    rows = [
+        [name.replace("_", " "), accuracy_text(before, name), accuracy_text(after, name)]
+        for name in ("macro_accuracy", "accuracy")
+    ]
+    for group, title in GROUPS.items():
+        for name, scores in before.get(group, {}).items():
+            if scores:
+                rows.append([title.format(plain(name)), accuracy_text(scores), accuracy_text(after[group][name])])
+    return rows
 
 
 def confusion_table(confusion: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
@@ -173,9 +194,10 @@ def complexity_table(
         counterpart (`RunResults` or `None`): Of the same network in the other number format.
     """
     quantized = complexity.number_format == "INT8"
-    other_format = "float32" if quantized else "INT8"
+    converted = complexity.number_format in SUBMITTED_FORMATS
+    other_format = "float32" if converted else (counterpart and counterpart.converted_format) or "INT8"
     counted = counterpart.complexity if counterpart else {}
-    other_bytes = complexity.parameters * 4 if quantized else counted.get("parameter_bytes", complexity.parameters)
+    other_bytes = complexity.parameters * 4 if converted else counted.get("parameter_bytes", complexity.parameters)
     macs = complexity.macs
     byte_limit = None if macs is None else MAX_PARAMETER_BYTES
     rows = [

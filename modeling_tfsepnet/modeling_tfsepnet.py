@@ -72,7 +72,8 @@ class TFSepNetConvUnit(nn.Module):
 
     def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
         """Map (batch, in_channels, frequency, time) to (batch, out_channels, frequency / stride, time / stride)."""
-        if self.training:
+        if self.training or self.normalization._forward_hooks:
+            # Hooks, such as those of tools that count operations, have to see both layers.
             return self.normalization(self.convolution(hidden_state)).relu_()
         # With fixed statistics the normalisation is a scale and a shift per channel. Folding them into the convolution
         # costs a few thousand operations and saves a pass over its output.
@@ -309,8 +310,8 @@ class TFSepNetModel(TFSepNetPreTrainedModel):
 
         Args:
             input_values (`torch.Tensor` of shape `(batch, windows, mel_bins, frames)`):
-                Normalised log-mel energies of one-second windows from [`TFSepNetFeatureExtractor`]. At least 29 mel
-                bins and 29 frames (13 at depth 16), or the poolings leave nothing.
+                Normalised log-mel energies of one-second windows from [`TFSepNetFeatureExtractor`], of any floating
+                type. At least 29 mel bins and 29 frames (13 at depth 16), or the poolings leave nothing.
             attention_mask (`torch.Tensor` of shape `(batch, windows)`, *optional*):
                 1 for real windows, 0 for padding.
             output_hidden_states (`bool`, *optional*):
@@ -333,7 +334,7 @@ class TFSepNetModel(TFSepNetPreTrainedModel):
         batch_size = input_values.shape[0]
         hidden_states = [
             state.unflatten(0, (batch_size, -1))
-            for state in self.encode(input_values.flatten(0, 1), output_hidden_states)
+            for state in self.encode(input_values.flatten(0, 1).to(self.dtype), output_hidden_states)
         ]
         return BaseModelOutputWithPooling(
             last_hidden_state=hidden_states[-1],

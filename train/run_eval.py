@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 
 import train  # noqa: F401 - first, for it checks the packages
@@ -25,6 +26,7 @@ from model_cards.tables import results_table
 from train.common.arguments import CommandParser, HubArguments, InferenceArguments, check_bootstrap
 from train.common.features import input_rate
 from train.common.hub import check_repository, push_folder
+from train.common.models import load_config
 from train.common.process import configure_logging, run_command
 from train.common.runs import hold_output_folder
 from train.evaluation.inference import load_clips, model_revision
@@ -91,6 +93,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         metrics = evaluate_classifier(
             model, feature_extractor, clips, waveforms, unseen, args.batch_size, args.bootstrap
         )
+        stored_half = load_config(args.model_name_or_path, args.trust_remote_code).dtype == torch.float16
+        if stored_half and args.dtype == "float32":
+            model = model.half()  # to count its bytes: it was evaluated in float32 with its float16 values
         results = {
             **run,
             "synthetic": is_synthetic(clips),

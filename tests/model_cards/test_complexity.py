@@ -1,5 +1,7 @@
 """One count of size and cost, wherever it is stated."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -30,6 +32,15 @@ def test_memory_and_folder_agree(tmp_path, dtype):
     assert complexity == measure_model(model)
     assert complexity.number_format == str(dtype).removeprefix("torch.")
     assert complexity.parameter_bytes == complexity.parameters * dtype.itemsize
+
+
+def test_half_precision_is_counted_as_stored():
+    """61,148 parameters fit in float16, the 126,858 of TF-SepNet-64 do not."""
+    half = measure_model(TFSepNetForAudioClassification(TFSepNetConfig()).half())
+    assert half.parameter_bytes == half.official_bytes == 253_716
+    with pytest.raises(InputError, match="As float16 its parameters take 253,716 bytes, over the limit of 128,000"):
+        check_limits(half, "student")
+    check_limits(replace(half, parameters=61_148, parameter_bytes=122_296), "student")
 
 
 def test_official_rule_in_full():

@@ -352,6 +352,29 @@ class TestCompilers:
         assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
+def test_layers_with_hooks_run_as_layers(model, inputs):
+    """Tools that count operations see every convolution and norm, and change nothing."""
+    with torch.no_grad():
+        expected = model(inputs).logits
+    layers = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.BatchNorm2d))]
+    seen = set()
+    for layer in layers:
+        layer.register_forward_hook(lambda module, inputs, output: seen.add(module))
+    with torch.no_grad():
+        logits = model(inputs).logits
+    assert seen == set(layers)
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)  # float32 rounding of the folded norms
+
+
+def test_input_of_any_type(model, inputs):
+    """Features are float32 whatever the type of the weights."""
+    half = copy.deepcopy(model).half()
+    with torch.no_grad():
+        expected, logits = model(inputs).logits, half(inputs).logits
+    assert logits.dtype == torch.float16
+    torch.testing.assert_close(logits.float(), expected, atol=0.02, rtol=0)
+
+
 def test_pickled_weights_are_not_opened(tmp_path):
     model = TFSepNetForAudioClassification(TFSepNetConfig(base_channels=4, num_mel_bins=32))
     model.save_pretrained(tmp_path)

@@ -1,36 +1,29 @@
-"""Submission files for DCASE 2024 Task 1."""
+"""What submissions to DCASE Task 1 have in common in all editions: models, limits and metadata."""
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
-import numpy as np
-import pandas as pd
-import torch
 import yaml
 
-from dataset_script import SCENES, cache_waveforms
 from dataset_script.errors import InputError
 from dataset_script.files import atomic_path
-from dataset_script.splits import subset_percentage
-from model_cards.complexity import check_limits, measure_folder
+from model_cards.complexity import ModelComplexity, check_limits, measure_folder
 from model_cards.results import RunResults, float_results, load_results
-from train.common.features import input_rate
-from train.common.models import load_classifier
-from train.deployment.checks import check_writable
-from train.evaluation.inference import compute_logits
+from train.deployment.external_data import TODO, external_resources, usage
 
 
-logger = logging.getLogger(__name__)
+AUGMENTATIONS = {
+    "mixup_alpha": "mixup",
+    "freq_mixstyle_p": "freq-mixstyle",
+    "impulse_response_p": "device impulse response",
+    "spec_augment_size": "SpecAugment",
+}
+"""Arguments of a training run that are not zero if it used an augmentation, and what the metadata calls it."""
 
-EVALUATION_CLIPS = 135_730
-"""Number of clips in the evaluation set of DCASE 2024 Task 1."""
-
-TODO = "TODO"
-"""Marks the values of the metadata that have to be filled in by hand."""
+ADVICE = "submit its INT8 form, made with train/quantize.py, or a smaller network"
+"""How to fix a model that exceeds a limit."""
 
 
 @dataclass(frozen=True)
@@ -40,39 +33,30 @@ class SubmittedModel:
     Attributes:
         folder (`str`): Model folder.
         results (`RunResults`): Results of the submitted model.
-        training (`RunResults`): Results of the run that trained it: for an INT8 model, those of its float model.
+        training (`RunResults`): Results of the run that trained it: for a converted model, those of its float model.
+        complexity ([`~model_cards.complexity.ModelComplexity`]): Size and cost, as stored.
     """
 
     folder: str
     results: RunResults
     training: RunResults
+    complexity: ModelComplexity
 
 
-def read_models(folders: Sequence[str]) -> dict[int, SubmittedModel]:
-    """Read the results of the models of a submission, and check that they may be submitted.
+def read_model(folder: str) -> SubmittedModel:
+    """Read the results of a model, and check that it may be submitted.
 
     Args:
-        folders (`Sequence[str]`): Model folders with results.
-
-    Returns:
-        `dict[int, SubmittedModel]`: The models by the percentage of the training clips, smallest first.
+        folder (`str`): Model folder with results.
 
     Raises:
-        FileNotFoundError: If a folder is incomplete.
-        InputError: If a model exceeds a limit of the challenge, or two models are of the same subset.
+        FileNotFoundError: If the folder is incomplete.
+        InputError: If the model exceeds a limit of the challenge, or its results are invalid.
     """
-    models: dict[int, SubmittedModel] = {}
-    for folder in folders:
-        advice = "submit its INT8 form, made with train/quantize.py, or a smaller network"
-        check_limits(measure_folder(folder), folder, as_stored=True, advice=advice)
-        results = load_results(folder)
-        subset = subset_percentage(results.dataset)
-        if subset in models:
-            raise InputError(
-                f"{models[subset].folder} and {folder} both use {subset} %: choose one model for each subset."
-            )
-        models[subset] = SubmittedModel(folder, results, float_results(results) or results)
-    return dict(sorted(models.items()))
+    complexity = measure_folder(folder)
+    check_limits(complexity, folder, as_stored=True, advice=ADVICE)
+    results = load_results(folder)
+    return SubmittedModel(folder, results, float_results(results) or results, complexity)
 
 
 def read_about(path: str | None) -> dict[str, Any]:
@@ -101,98 +85,115 @@ def read_about(path: str | None) -> dict[str, Any]:
     return about
 
 
-def write_predictions(path: Path, filenames: list[str], logits: np.ndarray) -> None:
-    """Write predictions in the challenge's format: tab-separated rows of file name, label and all probabilities.
-
-    Args:
-        path (`Path`): CSV file to write.
-        filenames (`list[str]`): Files of the clips; their folders are omitted.
-        logits (`np.ndarray` of shape `(clips, 10)`): Logits in the official order of the scenes.
-    """
-    probabilities = torch.from_numpy(logits).double().softmax(dim=1).numpy()
-    table = pd.DataFrame(probabilities, columns=list(SCENES))
-    table.insert(0, "filename", [Path(name).name for name in filenames])
-    table.insert(1, "scene_label", [SCENES[index] for index in logits.argmax(axis=1)])
-    with atomic_path(path) as part:
-        table.to_csv(part, sep="\t", index=False, float_format="%.8f")
-
-
-def metadata(
-    label: str, models: Mapping[int, SubmittedModel], about: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """Build the content of the metadata file from the results of the models.
+def submission_block(label: str) -> dict[str, Any]:
+    """Return the block `submission` of the metadata.
 
     Args:
         label (`str`): Label of the submission.
-        models (`Mapping[int, SubmittedModel]`): Models from [`read_models`].
-        about (`Mapping`, *optional*): Values that are added to the content or replace those there.
+    """
+    author = label.split("_")[0]
+    return {
+        "label": label,
+        "name": TODO,
+        "abbreviation": author[:10],
+        "authors": [
+            {
+                "lastname": author,
+                "firstname": TODO,
+                "email": TODO,
+                "corresponding": True,
+                "affiliation": {"institute": TODO, "location": TODO},
+            }
+        ],
+    }
+
+
+def system_block(models: Iterable[SubmittedModel]) -> dict[str, Any]:
+    """Return the block `system` of the metadata.
+
+    Args:
+        models (`Iterable[SubmittedModel]`): The models; the first one is described, the external data is that of all.
 
     Returns:
-        `dict[str, Any]`: The content; missing values are `TODO`.
+        `dict[str, Any]`: `description`, without what differs between editions; `complexity`, with what the challenge's
+        script prints if that is something else; `external_datasets` and `source_code`.
     """
-    smallest = next(iter(models.values()))
-    complexity = measure_folder(smallest.folder)
-    arguments = smallest.training.arguments
-    augmentation = {
-        "mixup_alpha": "mixup",
-        "freq_mixstyle_p": "freq-mixstyle",
-        "impulse_response_p": "device impulse response",
+    models = list(models)
+    first, runs = models[0], [model.training for model in models]
+    augmentations = [name for argument, name in AUGMENTATIONS.items() if first.training.arguments.get(argument)]
+    precision = {"INT8": "precision_8 quantization", "float16": "precision_16"}.get(first.complexity.number_format)
+    reduction = [*(["knowledge distillation"] if first.training.teachers else []), *([precision] if precision else [])]
+    steps = ["training with teachers' logits" if first.training.teachers else "training"]
+    steps += ["quantization"] if first.complexity.number_format == "INT8" else []
+    return {
+        "description": {
+            "input_sampling_rate": "32kHz",
+            "acoustic_features": "log-mel energies",
+            "data_augmentation": ", ".join(augmentations) or "None",
+            "machine_learning_method": "CNN",
+            "external_data_usage": usage(runs),
+            "complexity_management": ", ".join(reduction) or "None",
+            "pipeline": ", ".join(steps),
+            "framework": "pytorch",
+        },
+        "complexity": complexity_block(max((model.complexity for model in models), key=lambda c: c.parameter_bytes)),
+        "external_datasets": external_resources(runs) or None,
+        "source_code": None,
     }
-    used = [name for argument, name in augmentation.items() if arguments.get(argument)]
-    teachers = smallest.training.teachers
-    reduction = [
-        *(["knowledge distillation"] if teachers else []),
-        *(["precision_8 quantization"] if complexity.number_format == "INT8" else []),
-    ]
-    content = {
-        "submission": {
-            "label": label,
-            "name": TODO,
-            "abbreviation": label.split("_")[0][:10],
-            "authors": [
-                {
-                    "lastname": label.split("_")[0],
-                    "firstname": TODO,
-                    "email": TODO,
-                    "corresponding": True,
-                    "affiliation": {"institute": TODO, "location": TODO},
-                }
-            ],
-        },
-        "system": {
-            "description": {
-                "input_sampling_rate": "32kHz",
-                "acoustic_features": "log-mel energies",
-                "data_augmentation": ", ".join(used) or TODO,
-                "machine_learning_method": "CNN",
-                "external_data_usage": "pre-trained model" if teachers else TODO,
-                "complexity_management": ", ".join(reduction) or TODO,
-                "pipeline": "training with teachers' logits, quantization" if teachers else TODO,
-                "framework": "pytorch",
-                "split_adaptations": "learning rate",
-                "system_adaptations": "None",
-            },
-            "complexity": {
-                "total_model_size": complexity.parameter_bytes,
-                "total_parameters": complexity.parameters,
-                "macs": complexity.macs,
-            },
-            "external_datasets": {"BEATs": {"url": "https://github.com/microsoft/unilm/tree/master/beats"}}
-            if teachers
-            else None,
-            "source_code": TODO,
-        },
-        "results": {
-            "development_dataset": {
-                f"split_{subset}": _development_results(model.results.metrics) for subset, model in models.items()
-            }
-        },
-    }
-    return _merge(content, about or {})
 
 
-def _development_results(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the results of a subset for the metadata: accuracies in percent, and log losses."""
+def complexity_block(complexity: ModelComplexity) -> dict[str, Any]:
+    """Return the complexity of a model for the metadata.
+
+    Args:
+        complexity ([`~model_cards.complexity.ModelComplexity`]): Of the model.
+    """
+    block: dict[str, Any] = {
+        "total_model_size": complexity.parameter_bytes,
+        "total_parameters": complexity.parameters,
+        "macs": complexity.macs,
+    }
+    if reason := difference_reason(complexity):
+        block["printed_by_official_script"] = {
+            "bytes": complexity.official_bytes,
+            "macs": complexity.official_macs,
+            "reason": reason,
+        }
+    return block
+
+
+def difference_reason(complexity: ModelComplexity) -> str | None:
+    """Return why the challenge's script prints other numbers than those of a model, or None if it does not."""
+    if (complexity.official_bytes, complexity.official_macs) == (complexity.parameter_bytes, complexity.macs):
+        return None
+    return (
+        "The script only sees modules and model.parameters(), which in an INT8 model are the scales of the weights. "
+        "Its integers are buffers."
+    )
+
+
+def complexity_sentence(complexity: ModelComplexity) -> str:
+    """Return what is stored and executed, and what the challenge's script prints.
+
+    Args:
+        complexity ([`~model_cards.complexity.ModelComplexity`]): Of the model.
+    """
+    counts = f"{complexity.parameter_bytes:,} bytes of parameters and {complexity.macs:,} MACs"
+    reason = difference_reason(complexity)
+    if reason is None:
+        return f"{counts}, as the challenge's script prints."
+    return (
+        f"{counts}. The challenge's script prints {complexity.official_bytes:,} bytes and "
+        f"{complexity.official_macs:,} MACs: {reason[0].lower()}{reason[1:]}"
+    )
+
+
+def development_results(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return results on the development dataset for the metadata: accuracies in percent, and log losses.
+
+    Args:
+        metrics (`Mapping`): As of [`~train.evaluation.metrics.scene_metrics`].
+    """
 
     def scores(group: Mapping[str, Any], accuracy: str = "accuracy") -> dict[str, float]:
         return {"accuracy": round(100 * group[accuracy], 2), "logloss": round(group["log_loss"], 3)}
@@ -204,12 +205,12 @@ def _development_results(metrics: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _merge(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def merge(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return `content` with `changes`; mappings are merged, other values replaced."""
     result = dict(content)
     for name, value in changes.items():
         both = isinstance(value, Mapping) and isinstance(result.get(name), Mapping)
-        result[name] = _merge(result[name], value) if both else value
+        result[name] = merge(result[name], value) if both else value
     return result
 
 
@@ -222,51 +223,39 @@ def find_todos(content: Any, path: str = "") -> list[str]:
     return [path] if content == TODO else []
 
 
-def write_submission(
-    output_dir: str | Path,
-    label: str,
-    models: Mapping[int, SubmittedModel],
-    about: Mapping[str, Any],
-    clips: datasets.Dataset,
-    cache_dir: str | None = None,
-    batch_size: int = 256,
-    trust_remote_code: bool = False,
-) -> None:
-    """Predict the evaluation set with every model, and write the predictions and the metadata.
+def check_finished(content: Mapping[str, Any]) -> None:
+    """Raise `InputError` if a value of the metadata is missing."""
+    if todos := find_todos(content):
+        raise InputError(
+            f"The metadata lacks {', '.join(todos)}: write a file with --write_about FILE, fill it in, and pass it to "
+            "--about."
+        )
+
+
+def write_template(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Write a YAML file with the values of the metadata that have to be filled in, for `--about`.
 
     Args:
-        output_dir (`str` or `Path`): Output folder.
-        label (`str`): Label of the submission.
-        models (`Mapping[int, SubmittedModel]`): Models from [`read_models`].
-        about (`Mapping`): Metadata from [`read_about`].
-        clips (`datasets.Dataset`): The evaluation set.
-        cache_dir (`str`, *optional*): Folder of resampled clips.
-        batch_size (`int`, *optional*, defaults to 256): Clips per forward pass.
-        trust_remote_code (`bool`, *optional*, defaults to `False`): Whether to run the models' own code.
+        path (`str` or `Path`): The file.
+        content (`Mapping`): The metadata. A list is written as a whole.
 
     Raises:
-        FileNotFoundError, InputError: If a model cannot be loaded, or has other classes.
-        OSError: If the output folder is not writable.
+        FileExistsError: If the file exists.
     """
-    if len(clips) != EVALUATION_CLIPS:
-        logger.warning(
-            "The evaluation set has %s clips, but this folder has %s: the challenge would reject the predictions.",
-            f"{EVALUATION_CLIPS:,}",
-            f"{len(clips):,}",
-        )
-    if any(model.results.synthetic for model in models.values()):
-        logger.warning("The models were trained and tested on synthetic clips: their results are not results on TAU.")
-    folder = Path(output_dir)
-    check_writable(folder, "--output_dir")
-    for subset, submitted in models.items():
-        path = folder / f"{label}.output.split_{subset}.csv"
-        model, feature_extractor = load_classifier(submitted.folder, SCENES, trust_remote_code)
-        waveforms = cache_waveforms(clips, input_rate(feature_extractor), cache_dir)
-        logits = compute_logits(model, feature_extractor, waveforms, batch_size)
-        write_predictions(path, list(clips["filename"]), logits)
-        logger.info("Wrote %s.", path)
-    content = metadata(label, models, about)
-    path = folder / f"{label}.meta.yaml"
+    if Path(path).exists():
+        raise FileExistsError(f"{path} exists: pass it to --about, or choose another file.")
+
+    def unfinished(block: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            name: unfinished(value) if isinstance(value, Mapping) else value
+            for name, value in block.items()
+            if find_todos(value)
+        }
+
+    write_yaml(Path(path), unfinished(content))
+
+
+def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a YAML file."""
     with atomic_path(path) as part:
-        part.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    logger.info("Wrote %s; fill in by hand: %s.", path, ", ".join(find_todos(content)) or "nothing")
+        part.write_text(yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True), encoding="utf-8")

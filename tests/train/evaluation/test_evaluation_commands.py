@@ -34,6 +34,7 @@ def test_a_model_is_scored_on_the_split(scenes, tmp_path, monkeypatch):
         return next(waveforms[split] for split, of_split in scenes.items() if of_split is clips)
 
     monkeypatch.setattr(run_eval, "load_clips", lambda args: (scenes, model, extractor))
+    monkeypatch.setattr(run_eval, "load_config", lambda *args: model.config)
     monkeypatch.setattr(run_eval, "cache_waveforms", cached)
     for split, unseen in (("test", ["s4"]), ("train", [])):
         output = tmp_path / split
