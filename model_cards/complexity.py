@@ -14,8 +14,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES
 
 from dataset_script.errors import InputError
-from modeling_tfsepnet import TFSepNetConfig
-from modeling_tfsepnet.complexity import MAX_MACS, MAX_PARAMETER_BYTES, count_complexity
+from model_cards.students import STUDENTS
+from modeling_tfsepnet.complexity import MAX_MACS, MAX_PARAMETER_BYTES
 
 
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I8": 1, "I16": 2, "I32": 4}
@@ -112,17 +112,17 @@ def measure_folder(model_dir: str | Path) -> ModelComplexity:
     """
     config = read_config(model_dir)
     tensors = list(_stored_tensors(weight_files(model_dir)))
-    if config["model_type"] == "tfsepnet":
-        return _count(TFSepNetConfig.from_pretrained(model_dir), 0, tensors)
+    if student := STUDENTS.get(config["model_type"]):
+        return _count(student.config.from_pretrained(model_dir), 0, tensors)
     parameters = sum(size for name, _, size in tensors if not name.endswith(STATISTICS))
     return _count(PreTrainedConfig(), parameters, tensors)
 
 
 def _count(config: PreTrainedConfig, parameters: int, tensors: Iterable[tuple[str, str, int]]) -> ModelComplexity:
-    """Count tensors of `(name, safetensors type, values)`; `parameters` is used for networks other than TF-SepNet."""
+    """Count tensors of `(name, safetensors type, values)`; `parameters` is used for networks other than students."""
     macs = None
-    if isinstance(config, TFSepNetConfig):
-        parameters, macs = count_complexity(config)
+    if student := STUDENTS.get(config.model_type):
+        parameters, macs = student.count_complexity(config)
     tensors = [(name, kind, size) for name, kind, size in tensors if not name.endswith(STATISTICS)]
     sizes = {False: 0, True: 0}
     for name, kind, size in tensors:
@@ -170,10 +170,10 @@ def read_config(model_dir: str | Path) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(f"{path} is damaged ({error}): finish the run that makes it, or download it again.") from None
     kind = config.get("model_type") if isinstance(config, Mapping) else None
-    if kind not in ("tfsepnet", "beats", *MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES):
+    if kind not in (*STUDENTS, "beats", *MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES):
         raise InputError(
-            f"{model_dir} is a {kind} model: cards are made for students (tfsepnet) and teachers (beats, or an audio "
-            "classifier of transformers)."
+            f"{model_dir} is a {kind} model: cards are made for students ({', '.join(STUDENTS)}) and teachers (beats, "
+            "or an audio classifier of transformers)."
         )
     return dict(config)
 
