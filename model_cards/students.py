@@ -24,7 +24,7 @@ class Student:
 
     Attributes:
         title (`str`): Its name in texts.
-        source (`str`): Where it comes from, as a sentence of a card.
+        source (`str`): Where it comes from, as the text of a card.
         citation (`str`): Key of the publication in `templates/citations.bib`.
         package (`ModuleType`): The package whose modules a model folder has copies of.
         config (`type`): Its configuration.
@@ -47,7 +47,7 @@ STUDENTS = {
     "tfsepnet": Student(
         "TF-SepNet",
         "Architecture and recipe are those of Cai et al., *Data-Efficient Acoustic Scene Classification with "
-        "Self-Supervised Teachers* (DCASE 2024 Task 1).",
+        "Self-Supervised\nTeachers* (DCASE 2024 Task 1).",
         "cai2024data",
         modeling_tfsepnet,
         TFSepNetConfig,
@@ -57,8 +57,8 @@ STUDENTS = {
     ),
     "cpmobile": Student(
         "CP-Mobile",
-        "The network is the baseline of DCASE 2024 Task 1 (Schmid et al., *Data-Efficient Low-Complexity Acoustic "
-        "Scene Classification in the DCASE 2024 Challenge*).",
+        "The network is that of the baseline of DCASE 2024 Task 1 (Schmid et al., *Data-Efficient Low-Complexity "
+        "Acoustic\nScene Classification in the DCASE 2024 Challenge*), a factorized CNN of inverted residual blocks.",
         "schmid2024data",
         modeling_cpmobile,
         CPMobileConfig,

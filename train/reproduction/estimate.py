@@ -83,7 +83,10 @@ def _parse(training: Step, network: type[NetworkArguments]) -> tuple[NetworkArgu
 
 @cache
 def seconds_per_clip(
-    kind: Literal["teacher", "tfsepnet", "cpmobile"], config_overrides: str | None, frozen: bool = False, clips: int = 8
+    kind: Literal["teacher", "tfsepnet", "cpmobile"],
+    config_overrides: str | None,
+    frozen: bool = False,
+    clips: int = 8,
 ) -> float:
     """Measure the time of a training step on this machine, including the features.
 
@@ -99,7 +102,9 @@ def seconds_per_clip(
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     labels = [str(index) for index in range(10)]
     model, feature_extractor = (
-        new_teacher(labels, None, config_overrides) if kind == "teacher" else new_student(labels, config_overrides, kind)
+        new_teacher(labels, None, config_overrides)
+        if kind == "teacher"
+        else new_student(labels, config_overrides, kind)
     )
     if isinstance(model, BeatsForAudioClassification) and frozen:
         model.freeze_encoder()
