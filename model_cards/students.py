@@ -68,3 +68,5 @@ STUDENTS = {
     ),
 }
 """Students by the `model_type` of their configuration."""
+
+STUDENT_TITLES = " or ".join(student.title for student in STUDENTS.values())

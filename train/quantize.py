@@ -1,4 +1,4 @@
-"""Quantize a TF-SepNet to INT8, and compare it with the float model.
+"""Quantize a student to INT8, and compare it with the float model.
 
     python train/quantize.py --model_name_or_path outputs/demo --dataset demo --output_dir outputs/demo-int8
 
@@ -42,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """
     require_packages("quantize", "neural_compressor.torch.quantization", "optimum.quantization_base", "torchao")
     from train.deployment.arguments import QuantizationArguments
-    from train.deployment.quantizer import INCQuantizer, new_int8_network
+    from train.deployment.int8 import new_int8_network
+    from train.deployment.quantizer import INCQuantizer
     from train.deployment.report import quantize_and_measure
 
     (args,) = CommandParser(QuantizationArguments).parse(arguments)
