@@ -52,7 +52,8 @@ def export_onnx(
             extractor is missing or does not fit the model.
     """
     if not is_student(model):
-        raise InputError(f"{type(model).__name__} is not a {STUDENT_TITLES}, the only models that can be exported.")
+        name = type(model).__name__
+        raise InputError(f"{name} is not a {STUDENT_TITLES}, the only models that can be exported.")
     extractor = None
     if feature_extractor is not None:
         if not is_extractor_of(feature_extractor, model):

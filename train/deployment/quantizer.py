@@ -99,7 +99,8 @@ class INCQuantizer(OptimumQuantizer):
     def __init__(self, model: PreTrainedModel, feature_extractor: FeatureExtractionMixin) -> None:
         super().__init__()
         if not is_student(model):
-            raise InputError(f"{type(model).__name__} is not a {STUDENT_TITLES}, the only models that can be quantized.")
+            name = type(model).__name__
+            raise InputError(f"{name} is not a {STUDENT_TITLES}, the only models that can be quantized.")
         if not is_extractor_of(feature_extractor, model):
             name, own = type(feature_extractor).__name__, STUDENTS[model.config.model_type].feature_extractor
             raise InputError(f"{name} is not a {own.__name__}: use the model's own feature extractor.")
