@@ -8,9 +8,7 @@ from typing import Any, TypeAlias
 import modeling_cpmobile
 import modeling_tfsepnet
 from modeling_cpmobile import CPMobileConfig, CPMobileFeatureExtractor, CPMobileForAudioClassification
-from modeling_cpmobile.complexity import count_complexity as count_cpmobile
 from modeling_tfsepnet import TFSepNetConfig, TFSepNetFeatureExtractor, TFSepNetForAudioClassification
-from modeling_tfsepnet.complexity import count_complexity as count_tfsepnet
 
 
 StudentConfig: TypeAlias = TFSepNetConfig | CPMobileConfig
@@ -30,7 +28,6 @@ class Student:
         config (`type`): Its configuration.
         model (`Callable`): Creates the network from a configuration.
         feature_extractor (`type`): Its feature extractor.
-        count_complexity (`Callable`): Counts parameters and operations from a configuration.
     """
 
     title: str
@@ -40,7 +37,6 @@ class Student:
     config: type[StudentConfig]
     model: Callable[[Any], StudentModel]
     feature_extractor: type[StudentFeatureExtractor]
-    count_complexity: Callable[[Any], tuple[int, int]]
 
 
 STUDENTS = {
@@ -53,7 +49,6 @@ STUDENTS = {
         TFSepNetConfig,
         TFSepNetForAudioClassification,
         TFSepNetFeatureExtractor,
-        count_tfsepnet,
     ),
     "cpmobile": Student(
         "CP-Mobile",
@@ -64,7 +59,6 @@ STUDENTS = {
         CPMobileConfig,
         CPMobileForAudioClassification,
         CPMobileFeatureExtractor,
-        count_cpmobile,
     ),
 }
 """Students by the `model_type` of their configuration."""

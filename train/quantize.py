@@ -42,8 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """
     require_packages("quantize", "neural_compressor.torch.quantization", "optimum.quantization_base", "torchao")
     from train.deployment.arguments import QuantizationArguments
-    from train.deployment.int8 import new_int8_network
-    from train.deployment.quantizer import INCQuantizer
+    from train.deployment.quantizer import INCQuantizer, new_int8_network
     from train.deployment.report import quantize_and_measure
 
     (args,) = CommandParser(QuantizationArguments).parse(arguments)

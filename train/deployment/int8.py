@@ -5,9 +5,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from torch import nn
-from transformers import PreTrainedConfig
 
-from model_cards.students import STUDENTS, StudentModel
 from modeling_cpmobile import CPMobileInt8Config, CPMobileInt8Conv, CPMobileInt8Quantizer, quantization_cpmobile
 from modeling_tfsepnet import TFSepNetInt8Config, TFSepNetInt8Conv, TFSepNetInt8Quantizer, quantization_tfsepnet
 
@@ -47,12 +45,4 @@ INT8_FORMS = {
         quantization_cpmobile.make_int8,
     ),
 }
-
-
-def new_int8_network(config: PreTrainedConfig) -> StudentModel:
-    """Create an INT8 student whose integers are all zero, from the configuration of a float one."""
-    student, form = STUDENTS[config.model_type], INT8_FORMS[config.model_type]
-    model = student.model(student.config(**config.to_dict())).eval()
-    form.replace_convolutions(model, form.make_int8)
-    model.config.quantization_config = form.config()
-    return model
+"""INT8 forms by the `model_type` of the configuration."""

@@ -11,7 +11,7 @@ from optimum.configuration_utils import BaseConfig
 from optimum.quantization_base import OptimumQuantizer
 from torch import Tensor, fx, nn
 from torch.utils.data import DataLoader
-from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, PreTrainedModel
+from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, PreTrainedConfig, PreTrainedModel
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
 from dataset_script.errors import InputError
@@ -20,7 +20,7 @@ from model_cards.complexity import check_limits, measure_folder
 from model_cards.students import STUDENT_TITLES, STUDENTS, StudentModel
 from train.deployment.checks import is_extractor_of, is_student
 from train.deployment.finetuning import finetune
-from train.deployment.int8 import INT8_FORMS, Int8Conv, new_int8_network
+from train.deployment.int8 import INT8_FORMS, Int8Conv
 from train.deployment.rounding import equalize, fold, folded_convolutions, round_weights
 
 
@@ -254,6 +254,15 @@ def window_logits(model: nn.Module, windows: Tensor) -> Tensor:
     """Compute logits of shape `(windows, classes)` of log-mel windows of shape `(windows, mel_bins, frames)`."""
     outputs = [model(batch.unsqueeze(1)) for batch in windows.split(WINDOWS_PER_BATCH)]
     return torch.cat([output if isinstance(output, Tensor) else output.logits for output in outputs])
+
+
+def new_int8_network(config: PreTrainedConfig) -> StudentModel:
+    """Create an INT8 student whose integers are all zero, from the configuration of a float one."""
+    student, form = STUDENTS[config.model_type], INT8_FORMS[config.model_type]
+    model = student.model(student.config(**config.to_dict())).eval()
+    form.replace_convolutions(model, form.make_int8)
+    model.config.quantization_config = form.config()
+    return model
 
 
 def assemble(rounded: StudentModel, integers: Mapping[str, ConvIntegers]) -> StudentModel:

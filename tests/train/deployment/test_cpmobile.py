@@ -20,13 +20,13 @@ from modeling_cpmobile import (
 from modeling_tfsepnet import TFSepNetFeatureExtractor
 from tests.clean_process import run_in_clean_process
 from train.deployment.finetuning import finetune
-from train.deployment.int8 import new_int8_network
 from train.deployment.quantizer import (
     INCConfig,
     INCQuantizer,
     agreement,
     assemble,
     layer_sqnr,
+    new_int8_network,
     rounded_integers,
     window_logits,
 )

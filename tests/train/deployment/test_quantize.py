@@ -18,7 +18,7 @@ from tests.train.helpers import make_scenes
 from train import onnx_export, quantize
 from train.deployment import quantizer as quantization
 from train.deployment import report
-from train.deployment.int8 import new_int8_network
+from train.deployment.quantizer import new_int8_network
 from train.deployment.report import CLIPS_PER_STEP, choose_evenly
 from train.evaluation.inference import compute_logits
 from train.evaluation.scoring import score_logits
