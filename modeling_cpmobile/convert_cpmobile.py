@@ -282,7 +282,7 @@ def main() -> None:
                 "the baseline of 2024."
             )
         model = convert_state_dict(state_dict)
-        feature_extractor = CPMobileFeatureExtractor(feature_size=model.config.num_mel_bins)
+        feature_extractor = CPMobileFeatureExtractor(feature_size=model.config.num_mel_bins, resampler="sinc")
         save_folder(args.output, model, feature_extractor)
     except (OSError, ValueError, SafetensorError) as error:
         parser.error(str(error))

@@ -17,6 +17,7 @@ from .audio_cpmobile import (
     to_blocks,
     to_clips,
 )
+from .resampling_cpmobile import resample_sinc
 
 
 try:
@@ -36,15 +37,15 @@ BANDS_PER_BLOCK = 32
 # Windows of a long recording that are transformed together.
 WINDOWS_PER_BLOCK = 32
 
+RESAMPLERS = {"soxr": resample, "sinc": resample_sinc}
+
 
 class CPMobileFeatureExtractor(SequenceFeatureExtractor):
     r"""Feature extractor that converts audio of any sampling rate and length to one-second log-mel windows.
 
     Each window goes through a short-time Fourier transform (centred, with reflection padding), the power spectrum,
     triangular mel bands, and `ln(mel + 1e-5)`: there is no pre-emphasis and no scaling. A window of 32,000 samples has
-    65 frames. All of this follows the public code of the baseline of DCASE 2024 Task 1, except for the resampling: it
-    uses a windowed sinc, whose stop band is less steep. On audio at 44.1 kHz this changes the logits of a model that
-    was trained with the public code by up to 0.6.
+    65 frames. All of this follows the public code of the baseline of DCASE 2024 Task 1.
 
     Longer audio is cut into one-second windows from the start. The last window is shifted back so that it ends with
     the audio, and a remainder shorter than one hop is dropped. The model averages the logits over the windows. Shorter
@@ -54,7 +55,7 @@ class CPMobileFeatureExtractor(SequenceFeatureExtractor):
         feature_size (`int`, *optional*, defaults to 256):
             Number of mel bands.
         sampling_rate (`int`, *optional*, defaults to 32000):
-            Sampling rate of the model, in Hz. Other audio is resampled with soxr at quality HQ.
+            Sampling rate of the model, in Hz. Other audio is resampled.
         padding_value (`float`, *optional*, defaults to 0.0):
             Value of the windows that pad the shorter clips of a batch; the attention mask excludes them.
         n_fft (`int`, *optional*, defaults to 4096):
@@ -67,6 +68,9 @@ class CPMobileFeatureExtractor(SequenceFeatureExtractor):
             Constant added to the mel energies before the logarithm.
         window_length_s (`float`, *optional*, defaults to 1.0):
             Length of a window, in seconds.
+        resampler (`str`, *optional*, defaults to `"soxr"`):
+            `"soxr"` at quality HQ, or the windowed `"sinc"` of the public code, whose stop band is less steep. Use
+            that of the training data: the other one changes the logits by up to 0.6.
 
     Raises:
         ValueError: If a value is of the wrong type or out of range.
@@ -94,6 +98,7 @@ class CPMobileFeatureExtractor(SequenceFeatureExtractor):
         hop_length: int = 500,
         mel_floor: float = 1e-5,
         window_length_s: float = 1.0,
+        resampler: str = "soxr",
         **kwargs: Any,
     ) -> None:
         check_integer("sampling_rate", sampling_rate, 1000, 10_000_000)
@@ -103,6 +108,8 @@ class CPMobileFeatureExtractor(SequenceFeatureExtractor):
         check_number("padding_value", padding_value)
         check_number("mel_floor", mel_floor, 0)
         check_number("window_length_s", window_length_s, 0)
+        if resampler not in RESAMPLERS:
+            raise ValueError(f"resampler is {resampler!r}, but must be one of {', '.join(RESAMPLERS)}.")
         shortest = n_fft // 2 + 1
         if not shortest <= round(window_length_s * sampling_rate) <= 600 * sampling_rate:
             raise ValueError(
@@ -116,6 +123,7 @@ class CPMobileFeatureExtractor(SequenceFeatureExtractor):
         self.hop_length = hop_length
         self.mel_floor = mel_floor
         self.window_length_s = window_length_s
+        self.resampler = resampler
 
     @property
     def window_length(self) -> int:
@@ -215,7 +223,7 @@ class CPMobileFeatureExtractor(SequenceFeatureExtractor):
             ValueError: If the clip is empty or too short to resample.
         """
         waveform, num_samples = torch.empty(0), 0
-        for block in resample(blocks, sampling_rate, self.sampling_rate, name):
+        for block in RESAMPLERS[self.resampler](blocks, sampling_rate, self.sampling_rate, name):
             waveform = torch.cat([waveform.to(block.device), block])
             num_samples += len(block)
             # At least one window is kept, since the last one may have to be shifted back.

@@ -109,7 +109,8 @@ def test_command_line(network, tmp_path, monkeypatch, capsys):
     main()
     loaded = CPMobileForAudioClassification.from_pretrained(tmp_path / "model")
     assert torch.equal(loaded.classifier.convolution.weight, model.classifier.convolution.weight)
-    assert CPMobileFeatureExtractor.from_pretrained(tmp_path / "model").feature_size == 256
+    extractor = CPMobileFeatureExtractor.from_pretrained(tmp_path / "model")
+    assert (extractor.feature_size, extractor.resampler) == (256, "sinc")
     monkeypatch.setattr(sys, "argv", ["convert", str(tmp_path / "nothing.ckpt"), str(tmp_path / "model")])
     with pytest.raises(SystemExit):
         main()

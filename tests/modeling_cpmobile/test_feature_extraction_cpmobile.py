@@ -9,6 +9,7 @@ from transformers import AutoFeatureExtractor
 
 from modeling_cpmobile import CPMobileFeatureExtractor, audio_cpmobile
 from modeling_cpmobile.feature_extraction_cpmobile import mel_bank, mel_blocks
+from modeling_cpmobile.resampling_cpmobile import resample_sinc
 from modeling_tfsepnet import TFSepNetFeatureExtractor, feature_extraction_tfsepnet
 
 
@@ -103,6 +104,37 @@ class TestLogMel:
         assert torch.equal(rebuilt[1::2], bank)
 
 
+class TestSinc:
+    """The resampler of the public code."""
+
+    def test_reference(self, reference):
+        tensors = load_file(reference / "features.safetensors")
+        ours = torch.cat(list(resample_sinc([tensors["waveform_44100"]], 44_100, RATE, "")))
+        torch.testing.assert_close(ours, tensors["resampled_32000"], atol=1e-5, rtol=0)
+        extractor = CPMobileFeatureExtractor(resampler="sinc")
+        inputs = extractor(tensors["waveform_44100"], sampling_rate=44_100, return_tensors="pt")
+        torch.testing.assert_close(inputs.input_values[0, 0], tensors["log_mel_of_44100"], atol=2e-3, rtol=0)
+
+    @pytest.mark.parametrize("rate", [44_100, 48_000, 16_000, 22_050, 8_000, 44_101, 44_100.5])
+    def test_blocks_change_nothing(self, rate, noise):
+        samples = torch.tensor(noise[: int(1.37 * rate)])
+        whole = torch.cat(list(resample_sinc([samples], rate, RATE, "")))
+        parts = torch.cat(list(resample_sinc(samples.split(777), rate, RATE, "")))
+        assert len(whole) == audio_cpmobile.resampled_length(len(samples), rate, RATE)
+        torch.testing.assert_close(parts, whole, atol=1e-6, rtol=0)
+
+    def test_a_tone_stays_a_tone(self):
+        tone, expected = (torch.sin(2 * torch.pi * 1000 * torch.arange(rate) / rate) for rate in (44_100, RATE))
+        resampled = torch.cat(list(resample_sinc([tone], 44_100, RATE, "")))
+        torch.testing.assert_close(resampled[100:-100], expected[100:-100], atol=2e-3, rtol=0)
+
+    def test_short_clips(self):
+        extractor = CPMobileFeatureExtractor(resampler="sinc")
+        inputs = extractor([[0.5] * 7, [0.1] * 100_000], sampling_rate=44_100, return_tensors="pt")
+        assert inputs.attention_mask.tolist() == [[1, 0, 0], [1, 1, 1]]
+        assert inputs.input_values.isfinite().all()
+
+
 class TestInputs:
     def test_long_clips_keep_every_second(self, extractor, noise):
         inputs = extractor([noise, noise[:RATE]], sampling_rate=RATE, return_tensors="pt")
@@ -140,6 +172,7 @@ class TestInputs:
             {"hop_length": 0},
             {"mel_floor": 0.0},
             {"window_length_s": 0.05},
+            {"resampler": "linear"},
         ],
     )
     def test_bad_values(self, values, tmp_path):
@@ -166,7 +199,7 @@ class TestInputs:
 
 
 FUNCTIONS = [name for name, value in vars(audio_cpmobile).items() if inspect.getmodule(value) is audio_cpmobile]
-METHODS = ["features", "cut", "num_windows", "stream"]
+METHODS = ["features", "cut", "num_windows"]
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
