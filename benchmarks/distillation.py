@@ -389,7 +389,7 @@ def log_plan(args: BenchmarkArguments, corpus: Corpus) -> None:
         overrides = dict(option.split("=", 1) for option in args.student_options).get("config_overrides")
         # The machine may be busy with something else during some of the measurements.
         sizes = (args.batch_size, args.batch_size + 1, args.batch_size + 2)
-        per_clip = min(seconds_per_clip("student", overrides, clips=size) for size in sizes)
+        per_clip = min(seconds_per_clip("tfsepnet", overrides, clips=size) for size in sizes)
         seconds = args.steps * args.batch_size * per_clip
     log(
         "%d runs of %s steps, %d of them finished; about %.1f min each, %.1f h for the others, without the teacher.",

@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from benchmarks.timing import time_interleaved
+from model_cards.students import StudentModel
 from modeling_tfsepnet import TFSepNetConfig, TFSepNetFeatureExtractor, TFSepNetForAudioClassification
 from train.deployment.onnx_model import export_onnx
 from train.deployment.quantizer import assemble, rounded_integers
@@ -37,7 +38,7 @@ COLUMNS = "{:<30} {:>7} {:>10} {:>14} {:>10}"
 log = logging.getLogger("benchmarks").info
 
 
-def make_int8(model: TFSepNetForAudioClassification, windows: torch.Tensor) -> TFSepNetForAudioClassification:
+def make_int8(model: TFSepNetForAudioClassification, windows: torch.Tensor) -> StudentModel:
     """Return an INT8 copy of `model`, calibrated on `windows` without tuning."""
     rounded = round_weights(fold(model), windows)
     return assemble(rounded, rounded_integers(rounded))
@@ -61,7 +62,7 @@ def make_forms(
         forms[name] = run_torch(network, windows)
         if compiled:
             forms[f"{name}, compiled"] = run_torch(torch.compile(network), windows)
-    exports: list[tuple[str, TFSepNetForAudioClassification, Literal["qdq", "weights"], dict[str, str]]] = [
+    exports: list[tuple[str, StudentModel, Literal["qdq", "weights"], dict[str, str]]] = [
         ("onnxruntime float", model, "qdq", {}),
         ("onnxruntime INT8 weights", int8, "weights", {}),
         ("onnxruntime INT8 QDQ", int8, "qdq", {}),

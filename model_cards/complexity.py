@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -10,13 +10,17 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES
 
 from dataset_script.errors import InputError
-from modeling_tfsepnet import TFSepNetConfig
-from modeling_tfsepnet.complexity import MAX_MACS, MAX_PARAMETER_BYTES, count_complexity
+from modeling_cpmobile.complexity import count_complexity as count_cpmobile
+from modeling_tfsepnet.complexity import MAX_MACS, MAX_PARAMETER_BYTES
+from modeling_tfsepnet.complexity import count_complexity as count_tfsepnet
 
+
+COUNTERS: dict[str, Callable[[Any], tuple[int, int]]] = {"tfsepnet": count_tfsepnet, "cpmobile": count_cpmobile}
+"""Functions that count the parameters and operations of a student, by the type of its configuration."""
 
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I8": 1, "I16": 2, "I32": 4}
 """Bytes of a parameter, by the name that safetensors has for its type."""
@@ -116,17 +120,17 @@ def measure_folder(model_dir: str | Path) -> ModelComplexity:
     """
     config = read_config(model_dir)
     tensors = list(_stored_tensors(weight_files(model_dir)))
-    if config["model_type"] == "tfsepnet":
-        return _count(TFSepNetConfig.from_pretrained(model_dir), 0, tensors)
+    if config["model_type"] in COUNTERS:
+        return _count(AutoConfig.from_pretrained(model_dir), 0, tensors)
     parameters = sum(size for name, _, size in tensors if not name.endswith(STATISTICS))
     return _count(PreTrainedConfig(), parameters, tensors)
 
 
 def _count(config: PreTrainedConfig, parameters: int, tensors: Iterable[tuple[str, str, int]]) -> ModelComplexity:
-    """Count tensors of `(name, safetensors type, values)`; `parameters` is used for networks other than TF-SepNet."""
+    """Count tensors of `(name, safetensors type, values)`; `parameters` is used for networks other than students."""
     macs = None
-    if isinstance(config, TFSepNetConfig):
-        parameters, macs = count_complexity(config)
+    if counter := COUNTERS.get(config.model_type):
+        parameters, macs = counter(config)
     tensors = [(name, kind, size) for name, kind, size in tensors if not name.endswith(STATISTICS)]
     sizes = {False: 0, True: 0}
     for name, kind, size in tensors:
@@ -175,10 +179,10 @@ def read_config(model_dir: str | Path) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(f"{path} is damaged ({error}): finish the run that makes it, or download it again.") from None
     kind = config.get("model_type") if isinstance(config, Mapping) else None
-    if kind not in ("tfsepnet", "beats", *MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES):
+    if kind not in (*COUNTERS, "beats", *MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES):
         raise InputError(
-            f"{model_dir} is a {kind} model: cards are made for students (tfsepnet) and teachers (beats, or an audio "
-            "classifier of transformers)."
+            f"{model_dir} is a {kind} model: cards are made for students ({', '.join(COUNTERS)}) and teachers (beats, "
+            "or an audio classifier of transformers)."
         )
     return dict(config)
 

@@ -26,6 +26,7 @@ from model_cards.encoder_cards import TEMPLATES, make_encoder_card
 from model_cards.evidence import NETWORK_COUNTS, Evidence, collect_evidence
 from model_cards.plots import plot_confusion_matrix, plot_groups
 from model_cards.results import RESULTS_FILE, RunResults, configuration, read_results
+from model_cards.students import STUDENTS, Student
 from model_cards.tables import complexity_table, group_table, hyperparameter_table, mean_metric, summary_table
 
 
@@ -42,8 +43,7 @@ def make_card(
     """Return the card of a model folder.
 
     Args:
-        model_dir (`str` or `Path`): A TF-SepNet in any number format, a BEATs, or an audio classifier of
-            transformers.
+        model_dir (`str` or `Path`): A student in any number format, a BEATs, or an audio classifier of transformers.
         evidence (`Evidence`): The results that it states.
         repo_id (`str`, *optional*): Where the model will be on the Hub; defaults to the path of the folder.
         allow_over_limit (`bool`, *optional*, defaults to `False`): Make the card of a student that exceeds a limit of
@@ -71,7 +71,8 @@ def make_card(
     labels = list(own.metrics["class_wise"])
     name = (repo_id or model_dir.resolve().name).split("/")[-1]
     of_tau = corpus.kind == "tau"
-    foreign = config["model_type"] not in ("tfsepnet", "beats")
+    student = STUDENTS.get(config["model_type"])
+    foreign = student is None and config["model_type"] != "beats"
     license_of_data = "apache-2.0" if corpus.kind == "synthetic" else corpus.license
     card_data = ModelCardData(
         license="other" if of_tau or foreign else license_of_data,
@@ -94,7 +95,7 @@ def make_card(
     return ModelCard.from_template(
         card_data,
         template_path=str(TEMPLATES / "model.md"),
-        student=complexity.macs is not None,
+        student=student,
         architecture=config["architectures"][0] if foreign else None,
         classes="ten acoustic scenes" if labels == list(SCENES) else f"{len(labels)} classes of sound",
         name=name,
@@ -118,8 +119,22 @@ def make_card(
         hyperparameters=hyperparameter_table(training.arguments),
         files=list(evidence.files),
         plots=REDRAWN_PLOTS | {path.name: RUN_PLOTS[path.name] for path in run_plots(own)},
-        citations=(TEMPLATES / "citations.bib").read_text(encoding="utf-8").strip(),
+        citations=citations(student, bool(training.teachers)),
     )
+
+
+def citations(student: Student | None, distilled: bool) -> str:
+    """Return the BibTeX entries of a card.
+
+    Args:
+        student (`Student`, *optional*): The network; `None` for a teacher.
+        distilled (`bool`): Whether it has learned from teachers.
+    """
+    entries = re.split(r"^(?=@)", (TEMPLATES / "citations.bib").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    omitted = {STUDENTS["cpmobile"].citation}
+    if student is STUDENTS["cpmobile"]:
+        omitted = set() if distilled else {STUDENTS["tfsepnet"].citation, "chen2023beats"}
+    return "".join(entry for entry in entries if not any(f"{{{key}," in entry for key in omitted)).strip()
 
 
 def run_plots(results: RunResults) -> list[Path]:

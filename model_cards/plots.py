@@ -103,7 +103,7 @@ def plot_layers(decibels: Mapping[str, float], path: str | Path) -> None:
     worst = min(decibels, key=lambda name: decibels[name])
     colors = [ORANGE if name == worst else BLUE for name in decibels]
     axes.barh(range(len(decibels)), list(decibels.values()), color=colors)
-    axes.set_yticks(range(len(decibels)), [name.removeprefix("tfsepnet.") for name in decibels], fontsize=7)
+    axes.set_yticks(range(len(decibels)), [name.partition(".")[2] or name for name in decibels], fontsize=7)
     axes.set_ylim(len(decibels) - 0.4, -0.6)
     axes.set(
         xlabel="SQNR of the logits with this layer alone in INT8, dB",

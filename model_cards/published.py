@@ -8,6 +8,7 @@ import yaml
 
 
 PUBLISHED_ROWS = {
+    "baseline": ("teachers", "Baseline"),
     "ssl_star": ("teachers", "BEATs (SSL)*"),
     "ssl": ("teachers", "BEATs (SSL)"),
     "ssl_sl": ("teachers", "BEATs (SSL+SL)"),

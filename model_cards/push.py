@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import modeling_beats
-import modeling_tfsepnet
 from dataset_script import push_logits
 from dataset_script.hub import check_repo_id, push_files
 from model_cards.complexity import read_config, weight_files
 from model_cards.generator import add_card_arguments, run_command, write_card
 from model_cards.results import RESULTS_FILE
+from model_cards.students import STUDENTS
 
 
 CONFIGURATIONS = ("config.json", "preprocessor_config.json", "inc_config.json", "generation_config.json")
 
 PLOTS = ("confusion_matrix", "classes", "devices", "learning_curve", "layers")
 
-CODE = {"tfsepnet": modeling_tfsepnet, "beats": modeling_beats}
+CODE = {"beats": modeling_beats} | {kind: student.package for kind, student in STUDENTS.items()}
 """Packages whose modules a model folder has copies of, by the type of the model."""
 
 

@@ -52,9 +52,8 @@ def report_table(number: int, cells: Cells) -> str:
     table = published()["teachers" if number == 1 else "student"]
     on_tau = comparable(cells)
     rows = []
-    if number == 1:
-        baseline = table["rows"][0]
-        rows.append([baseline["system"], "published", *_row({p: baseline[p] for p in SUBSETS})])
+    if number == 1 and "baseline" not in cells:
+        rows.append([TITLES["baseline"], "published", *_row(published_row("baseline"))])
     for system, formats in cells.items():
         for number_format, subsets in formats.items():
             macro = {percentage: 100 * mean_metric(runs) for percentage, runs in subsets.items()}
@@ -63,11 +62,11 @@ def report_table(number: int, cells: Cells) -> str:
             if intervals:
                 texts = {p: f"{100 * low:.1f} to {100 * high:.1f}" for p, (low, high) in intervals.items()}
                 rows.append(["", "95 % interval", *(texts.get(percentage, "") for percentage in SUBSETS), ""])
-            if on_tau and number_format == table["number_format"]:
+            if on_tau and number_format == _published_format(system):
                 reference = published_row(system)
                 difference = {percentage: macro[percentage] - reference[percentage] for percentage in macro}
                 rows.append(["", "− published", *_row(difference, "+.1f")])
-        rows.append([TITLES[system], f"published, {table['number_format']}", *_row(published_row(system))])
+        rows.append([TITLES[system], f"published, {_published_format(system)}", *_row(published_row(system))])
     seeds = [len(runs) for runs in _finished(cells)]
     runs_per_cell = f"{max(seeds)} seed{'s' * (max(seeds) > 1)}"
     if min(seeds) < max(seeds):
@@ -84,6 +83,11 @@ def report_table(number: int, cells: Cells) -> str:
         notes.append("Our ensembles are BEATs (SSL+SL) with different seeds; the report does not list its members.")
     header = ["system", "", *(f"{percentage} %" for percentage in SUBSETS), "average"]
     return f"{markdown_table(header, rows)}\n\n{' '.join(notes)}\n"
+
+
+def _published_format(system: str) -> str:
+    """Return the number format of a system's published results."""
+    return str(published()[PUBLISHED_ROWS[system][0]]["number_format"])
 
 
 def _row(values: Mapping[int, float], spec: str = ".1f") -> list[str]:
@@ -103,9 +107,12 @@ def plot_accuracy_by_fraction(table_number: int, cells: Cells, path: str | Path)
     table = published()["teachers" if table_number == 1 else "student"]
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
-    if table_number == 1:
-        axes.plot(SUBSETS, [table["rows"][0][p] for p in SUBSETS], "--", color=GREY, label="Baseline, published")
-    for number, (color, (system, formats)) in enumerate(zip(COLORS, cells.items(), strict=False)):
+    if table_number == 1 and "baseline" not in cells:
+        reference = published_row("baseline")
+        axes.plot(SUBSETS, [reference[p] for p in SUBSETS], "--", color=GREY, label="Baseline, published")
+    colors = iter(COLORS)
+    for number, (system, formats) in enumerate(cells.items()):
+        color = GREY if system == "baseline" else next(colors)
         reference = published_row(system)
         axes.plot(SUBSETS, [reference[p] for p in SUBSETS], "--", color=color, alpha=0.6)
         number_format = "INT8" if formats.get("INT8") else "float32"

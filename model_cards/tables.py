@@ -26,6 +26,7 @@ NOT_HYPERPARAMETERS = {
     "dataset",
     "impulse_responses",
     "recipe",
+    "student",
     "teacher_revisions",
     "teachers",
     "unlabelled",

@@ -11,7 +11,7 @@ from typing import Any
 PREAMBLE = """
 import importlib.util, json, sys
 sys.meta_path = [finder for finder in sys.meta_path if "editable" not in str(finder)]
-for name in ("modeling_tfsepnet", "modeling_beats", "train", "dataset_script"):
+for name in ("modeling_tfsepnet", "modeling_cpmobile", "modeling_beats", "train", "dataset_script"):
     assert importlib.util.find_spec(name) is None, f"{name} must not be importable here"
 for name in BLOCKED:
     sys.modules[name] = None

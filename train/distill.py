@@ -1,10 +1,11 @@
-"""Distill teachers into TF-SepNet, or train it without teachers.
+"""Distill teachers into a small network, or train it without teachers.
 
     accelerate launch train/distill.py
     python train/distill.py --recipe s2 --dataset split25 --data_dir TAU --teachers outputs/ssl_star outputs/ssl …
 
 The default recipe `demo` trains a small BEATs model on the synthetic demo corpus, predicts its logits, distills them
-into a student and evaluates it. The recipes `vanilla`, `s1`, `s2` and `s3` are the systems of Table 3 of the report.
+into a student and evaluates it. The recipes `vanilla`, `s1`, `s2` and `s3` are the systems of Table 3 of the report,
+whose student is TF-SepNet; `baseline` is the challenge's own, CP-Mobile, and `cpmobile_kd` distills into the latter.
 Any value of a recipe can be overridden. Run the same command again to resume after an interruption.
 """
 

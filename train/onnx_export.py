@@ -1,4 +1,4 @@
-"""Export a TF-SepNet, float or INT8, to an ONNX file that maps log-mel or waveforms to logits.
+"""Export a student, float or INT8, to an ONNX file that maps log-mel or waveforms to logits.
 
     python train/onnx_export.py --model_name_or_path outputs/demo-int8/model --output model.onnx --form weights
 
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 class ExportArguments:
     """The model, the file and its form."""
 
-    model_name_or_path: str = field(metadata={"help": "Float or INT8 TF-SepNet: model folder or Hub id."})
+    model_name_or_path: str = field(metadata={"help": "Float or INT8 student: model folder or Hub id."})
     output: str = field(metadata={"help": "ONNX file to write."})
     form: Literal["qdq", "weights"] = field(
         default="qdq",

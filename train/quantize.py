@@ -1,4 +1,4 @@
-"""Quantize a TF-SepNet to INT8, and compare it with the float model.
+"""Quantize a student to INT8, and compare it with the float model.
 
     python train/quantize.py --model_name_or_path outputs/demo --dataset demo --output_dir outputs/demo-int8
 

@@ -3,9 +3,9 @@
     python train/reproduce.py --table 3 --data_dir TAU --dry_run True
     python train/reproduce.py --table 3 --data_dir TAU --num_processes 4
 
-Table 1 contains the teachers, Table 3 the students. Without `--data_dir` the runs use the synthetic demo corpus, which
-the table states. Finished runs are not repeated: the same command resumes after an interruption, and the tables share
-their teachers. To run a part of a table: `--systems vanilla s2 --subsets 5 25`.
+Table 1 contains the teachers, Table 3 the students, and both the challenge's baseline. Without `--data_dir` the runs
+use the synthetic demo corpus, which the table states. Finished runs are not repeated: the same command resumes after
+an interruption, and the tables share their teachers. To run a part of a table: `--systems vanilla s2 --subsets 5 25`.
 """
 
 import shlex

@@ -39,6 +39,9 @@ SHIPPED_MODEL = Path(__file__).resolve().parents[1] / "esc10"
 LONGEST = 60.0
 """Seconds of a recording that are used."""
 
+STUDENTS = ("tfsepnet", "cpmobile")
+"""Types of models whose input is windows of one second."""
+
 MAX_FILE_SIZE = "64mb"
 MAX_QUEUE = 20
 """Visitors who wait for their turn; one is served at a time."""
@@ -53,7 +56,7 @@ PLACEHOLDER = "Record, upload or choose an example."
 
 
 class SceneClassifier(Protocol):
-    """The pipeline of a TF-SepNet, which a model folder brings with it."""
+    """The pipeline of a student, which a model folder brings with it."""
 
     model: Any
     feature_extractor: Any
@@ -70,7 +73,7 @@ def load_models(sources: Sequence[str]) -> dict[str, SceneClassifier]:
         sources (`Sequence[str]`): The models; without any, the one that is beside this folder.
 
     Raises:
-        ValueError: If there is no model, two have the same name, or one cannot be loaded or is not a TF-SepNet.
+        ValueError: If there is no model, two have the same name, or one cannot be loaded or is not a student.
     """
     if not sources and SHIPPED_MODEL.is_dir():
         sources = [f"float={SHIPPED_MODEL}", f"INT8={SHIPPED_MODEL / 'int8'}"]
@@ -89,8 +92,8 @@ def load_models(sources: Sequence[str]) -> dict[str, SceneClassifier]:
             reason = str(error).strip().splitlines()[0].rstrip(".")
             raise ValueError(f"{model} cannot be loaded ({reason}): give a model folder or Hub id.") from error
         models[name] = loaded
-        if (kind := loaded.model.config.model_type) != "tfsepnet":
-            raise ValueError(f"{name} is a {kind} model: this page shows TF-SepNets.")
+        if (kind := loaded.model.config.model_type) not in STUDENTS:
+            raise ValueError(f"{name} is a {kind} model: this page shows students, {' or '.join(STUDENTS)}.")
         loaded({"array": np.zeros(16_000), "sampling_rate": 16_000})  # the first call is slower than others
     return models
 

@@ -167,7 +167,7 @@ def test_names_of_classes_and_folders(tmp_path, recording):
 
 
 def test_a_teacher_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="is a beats model: this page shows TF-SepNets"):
+    with pytest.raises(ValueError, match="is a beats model: this page shows students, tfsepnet or cpmobile"):
         app.load_models([str(make_teacher(tmp_path / "teacher"))])
 
 

@@ -276,7 +276,7 @@ report({
                 SceneClassificationPipeline
             )
 
-    @pytest.mark.parametrize("module", ["modeling_tfsepnet", "modeling_beats"])
+    @pytest.mark.parametrize("module", ["modeling_tfsepnet", "modeling_cpmobile", "modeling_beats"])
     def test_broken_torchaudio(self, folder, tmp_path, module):
         """transformers imports torchaudio if it is installed; one built for another torch raises an OSError."""
         (tmp_path / "site" / "torchaudio").mkdir(parents=True)

@@ -44,6 +44,8 @@ def make_job(output_dir, unlabelled=0, **arguments) -> DistillationTrainer:
     defaults = {
         "batch_size": 5,  # of 21 clips: the last batch of an epoch is a single clip
         "num_train_epochs": 4,
+        "time_rolling": 0.1,
+        "frequency_mask_size": 0.2,
         "freq_mixstyle_p": 0.8,
         "spec_augment_size": 0.2,
         "mixup_alpha": 0.3,

@@ -65,7 +65,6 @@ class DataArguments(CorpusArguments):
 
 REPLACED_ARGUMENTS = {
     "lr_scheduler_type": "use schedule",
-    "warmup_steps": "use warmup_epochs",
     "eval_strategy": "use validation_fraction or select_on_test",
     "load_best_model_at_end": "use validation_fraction or select_on_test",
     "label_smoothing_factor": "use teachers",
@@ -80,7 +79,15 @@ POSITIVE_ARGUMENTS = (
     "first_cycle",
     "cycle_factor",
 )
-NONNEGATIVE_ARGUMENTS = ("weight_decay", "max_grad_norm", "warmup_epochs", "dataloader_num_workers", "seed")
+NONNEGATIVE_ARGUMENTS = (
+    "weight_decay",
+    "max_grad_norm",
+    "warmup_epochs",
+    "warmup_steps",
+    "time_rolling",
+    "dataloader_num_workers",
+    "seed",
+)
 
 
 @dataclass
@@ -99,16 +106,26 @@ class SceneTrainingArguments(ResumableTrainingArguments):
     num_train_epochs: float = field(default=150, metadata={"help": "Passes over the training clips."})
     learning_rate: float = field(default=0.004, metadata={"help": "Initial learning rate."})
     max_grad_norm: float = field(default=0.0, metadata={"help": "Maximum gradient norm; 0 disables clipping."})
-    schedule: Literal["sgdr", "warmup_linear", "constant"] = field(
+    schedule: Literal["sgdr", "warmup_linear", "warmup_cosine", "constant"] = field(
         default="sgdr",
-        metadata={"help": "Learning rate by epoch: warm restarts, warm-up and linear decay, or constant."},
+        metadata={
+            "help": "Learning rate: by epoch with warm restarts, or warm-up and linear decay; by step with warm-up "
+            "and half a cosine; or constant."
+        },
     )
     first_cycle: int = field(default=10, metadata={"help": "Epochs before the first warm restart."})
     cycle_factor: int = field(
         default=2, metadata={"help": "Factor by which each cycle is longer than the previous one."}
     )
     warmup_epochs: int = field(default=4, metadata={"help": "Epochs of warm-up in the schedule warmup_linear."})
+    warmup_steps: float = field(
+        default=0,
+        metadata={"help": "Steps of warm-up in the schedule warmup_cosine, at most half of all; below 1, a fraction."},
+    )
 
+    time_rolling: float = field(
+        default=0.0, metadata={"help": "Largest circular shift of a clip in time, in seconds; 0 disables it."}
+    )
     impulse_responses: str | None = field(
         default=None,
         metadata={"help": "Folder of WAV files to convolve clips of device a with; defaults to the corpus's own."},
@@ -120,6 +137,12 @@ class SceneTrainingArguments(ResumableTrainingArguments):
         default=0.4, metadata={"help": "Parameter of the Beta distribution of Freq-MixStyle."}
     )
     freq_mixstyle_p: float = field(default=0.0, metadata={"help": "Probability of Freq-MixStyle for a batch."})
+    freq_mixstyle_per_clip: bool = field(
+        default=False, metadata={"help": "Draw the weight of Freq-MixStyle for each clip, rather than for a batch."}
+    )
+    frequency_mask_size: float = field(
+        default=0.0, metadata={"help": "Largest fraction of the mel bands that a random mask silences; 0 disables it."}
+    )
     spec_augment_size: float = field(
         default=0.0, metadata={"help": "Largest fraction of each axis that SpecAugment masks; 0 disables it."}
     )
@@ -173,12 +196,18 @@ class SceneTrainingArguments(ResumableTrainingArguments):
 
     def _check_combinations(self) -> None:
         """Raise `InputError` if arguments exclude each other."""
+        if self.warmup_steps and self.schedule != "warmup_cosine":
+            raise InputError(
+                f"warmup_steps has no effect here: the schedule {self.schedule} does not use it; use warmup_epochs or "
+                "the schedule warmup_cosine."
+            )
         if self.waveforms_on_device and self.dataloader_num_workers:
             raise InputError("waveforms_on_device and dataloader_num_workers exclude each other: leave out one.")
 
     def _check_loss_and_augmentations(self) -> None:
         """Raise `InputError` if the loss or an augmentation cannot be created with its arguments."""
         check_probability("impulse_response_p", self.impulse_response_p)
+        check_probability("frequency_mask_size", self.frequency_mask_size)
         self.loss_function()
         self.feature_augmentations()
 
@@ -189,7 +218,9 @@ class SceneTrainingArguments(ResumableTrainingArguments):
     def feature_augmentations(self) -> tuple[FreqMixStyle | None, SpecAugment | None, SoftMixup | None]:
         """Create the augmentations of features, with None for those that are off."""
         return (
-            FreqMixStyle(self.freq_mixstyle_alpha, self.freq_mixstyle_p) if self.freq_mixstyle_p else None,
+            FreqMixStyle(self.freq_mixstyle_alpha, self.freq_mixstyle_p, self.freq_mixstyle_per_clip)
+            if self.freq_mixstyle_p
+            else None,
             SpecAugment(self.spec_augment_size) if self.spec_augment_size else None,
             SoftMixup(self.mixup_alpha) if self.mixup_alpha else None,
         )
@@ -205,6 +236,9 @@ class DistillationArguments:
             "help": "Teachers whose logits are averaged: logits datasets; model folders or Hub ids, which predict "
             "logits first; or recipes of teachers, which are fine-tuned first."
         },
+    )
+    student: Literal["tfsepnet", "cpmobile"] = field(
+        default="tfsepnet", metadata={"help": "Network of the student: TF-SepNet, or CP-Mobile, the baseline's."}
     )
     config_overrides: str | None = field(
         default=None, metadata={"help": "Settings of the network to override, as name=value,name=value."}

@@ -331,7 +331,8 @@ def distill(
     args.impulse_responses = impulse_response_folder(scenes, args)
     revisions = check_teachers(teachers, scenes, data_args, args, trusted)
     label_names = scenes["train"].features["label"].names
-    student_config(label_names, distillation_args.config_overrides)  # raises an error if the overrides are invalid
+    network = distillation_args.config_overrides, distillation_args.student
+    student_config(label_names, *network)  # raises an error if the overrides are invalid
     sound = find_sound(scenes, distillation_args, data_args)
     run = describe_run(recipe, distillation_args, data_args, args)
     if revisions:
@@ -344,7 +345,7 @@ def distill(
     def work() -> dict[str, Any]:
         description: dict[str, Any] = {"recipe": recipe, "teachers": distillation_args.teachers, "arguments": run}
         set_seed(args.seed)
-        model, feature_extractor = new_student(label_names, distillation_args.config_overrides)
+        model, feature_extractor = new_student(label_names, *network)
         heard = cache_unlabelled(sound, feature_extractor.sampling_rate, data_args.cache_dir) if sound else None
         folders = {
             teacher.name: predict_teacher(teacher, scenes, data_args, args, trusted, heard) for teacher in teachers

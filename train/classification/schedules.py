@@ -1,4 +1,4 @@
-"""Learning-rate schedules: the factor of the initial rate in each epoch."""
+"""Learning-rate schedules: the factor of the learning rate in each epoch or step."""
 
 import math
 
@@ -57,3 +57,18 @@ def warmup_linear(epoch: int, num_epochs: int, warmup_epochs: int = 4) -> float:
         return math.exp(-5 * (1 - max(epoch, 0.5) / warmup_epochs) ** 2)
     descent = (epoch - warmup_epochs) / max(num_epochs - warmup_epochs, 1)
     return 1 - (1 - FINAL_FACTOR) * min(descent, 1.0)
+
+
+def warmup_cosine(step: int, num_steps: int, warmup_steps: int) -> float:
+    """Return the factor of a linear warm-up from zero, followed by half a period of a cosine down to zero.
+
+    Source: the public code of the baseline of DCASE 2024 Task 1.
+
+    Args:
+        step (`int`): The step, counted from 0.
+        num_steps (`int`): Steps of the whole training, after which the factor would be zero.
+        warmup_steps (`int`): Steps before the full rate is reached.
+    """
+    if step < warmup_steps:
+        return step / warmup_steps
+    return (1 + math.cos(math.pi * (step - warmup_steps) / max(num_steps - warmup_steps, 1))) / 2

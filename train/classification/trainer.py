@@ -1,5 +1,6 @@
 """The trainer of students and teachers."""
 
+import logging
 import math
 from typing import Any
 
@@ -21,7 +22,7 @@ from dataset_script.waveforms import FULL_SCALE
 from train.classification import schedules
 from train.classification.arguments import SceneTrainingArguments
 from train.classification.data import MixedDataset, SceneDataset
-from train.common.augmentations import DeviceImpulseResponse, Mix
+from train.common.augmentations import DeviceImpulseResponse, FrequencyMask, Mix, TimeRolling
 from train.common.distributed import BatchRows, synchronize_layers
 from train.common.encoders import encoder_of, layer_factors
 from train.common.features import AnyFeatureExtractor, clip_spectrogram, input_rate, model_inputs
@@ -29,13 +30,16 @@ from train.common.resumable import ResumableTrainer
 from train.evaluation.metrics import scene_metrics
 
 
+logger = logging.getLogger(__name__)
+
+
 class DistillationTrainer(ResumableTrainer):
     """Trainer of scene classifiers on waveforms, labels and teacher logits, with augmentation on the training device.
 
-    In a training step, the waveforms of a batch pass through device impulse responses, the feature extractor,
-    Freq-MixStyle, SpecAugment and Soft Mixup (those that the arguments switch on), the model, and
-    [`~train.classification.losses.DistillationLoss`]. No gradient flows into the features. Evaluation uses clean clips
-    and the cross-entropy.
+    In a training step, the waveforms of a batch pass through time rolling, device impulse responses, the feature
+    extractor, frequency masking, Freq-MixStyle, SpecAugment and Soft Mixup (those that the arguments switch on), the
+    model, and [`~train.classification.losses.DistillationLoss`]. No gradient flows into the features. Evaluation uses
+    clean clips and the cross-entropy.
 
     A step depends only on the weights, the optimizer state, the seed, the step and the micro-step: an interrupted run
     resumes to the same weights, and several processes compute the same as one, up to rounding. There are three
@@ -73,13 +77,22 @@ class DistillationTrainer(ResumableTrainer):
     ):
         self.loss_function = args.loss_function()
         self.freq_mixstyle, self.spec_augment, self.soft_mixup = args.feature_augmentations()
+        rate = input_rate(feature_extractor)
+        self.time_rolling = TimeRolling(round(args.time_rolling * rate)) if args.time_rolling else None
+        self.frequency_mask = None
+        if args.frequency_mask_size:
+            silence = model_inputs(feature_extractor, torch.zeros(1, rate))[model.main_input_name]
+            if silence.ndim != 4:
+                raise InputError(
+                    f"frequency_mask_size is {args.frequency_mask_size}, but a {model.config.model_type} model is not "
+                    "a student: leave it out, or use spec_augment_size."
+                )
+            self.frequency_mask = FrequencyMask(args.frequency_mask_size, silence.min().item())
         self.impulse_response = None
         if args.impulse_response_p:
             if args.impulse_responses is None:
                 raise InputError("impulse_response_p is set, but impulse_responses is not: set it to a folder.")
-            self.impulse_response = DeviceImpulseResponse(
-                args.impulse_responses, input_rate(feature_extractor), args.impulse_response_p
-            )
+            self.impulse_response = DeviceImpulseResponse(args.impulse_responses, rate, args.impulse_response_p)
         self.feature_extractor = feature_extractor
         self.layer_decay = layer_decay
         self.rows = BatchRows(args.world_size, args.process_index)
@@ -137,8 +150,19 @@ class DistillationTrainer(ResumableTrainer):
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        """Return the recipe's schedule, whose rate is constant within an epoch."""
+        """Return the recipe's schedule, whose rate is constant within an epoch unless it is `warmup_cosine`."""
         args = self.args
+        optimizer = optimizer or self.optimizer
+        assert optimizer is not None
+        self._created_lr_scheduler = True
+        if args.schedule == "warmup_cosine":
+            warmup_steps = min(args.get_warmup_steps(num_training_steps), num_training_steps // 2)
+            if args.should_log and warmup_steps < args.warmup_steps:
+                logger.warning("The warm-up is shortened to %d steps, half of the training.", warmup_steps)
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+                optimizer, lambda step: schedules.warmup_cosine(step, num_training_steps, warmup_steps)
+            )
+            return self.lr_scheduler
         factor = {
             "sgdr": lambda epoch: schedules.sgdr(epoch, args.first_cycle, args.cycle_factor),
             "warmup_linear": lambda epoch: schedules.warmup_linear(
@@ -148,10 +172,7 @@ class DistillationTrainer(ResumableTrainer):
         }[args.schedule]
         batches = math.ceil(len(self.train_dataset.sampler(args.batch_size, args.seed)) / args.batch_size)
         steps_per_epoch = math.ceil(batches / args.gradient_accumulation_steps)
-        optimizer = optimizer or self.optimizer
-        assert optimizer is not None
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(step // steps_per_epoch))
-        self._created_lr_scheduler = True
         return self.lr_scheduler
 
     def training_step(
@@ -199,12 +220,17 @@ class DistillationTrainer(ResumableTrainer):
         """
         self.rows.resize(len(waveform))
         clips = waveform[self.rows.slice] / FULL_SCALE
+        if self.time_rolling is not None:
+            shift = self.time_rolling.draw(len(waveform), self._generator)
+            clips = self.time_rolling.apply(clips, shift[self.rows.slice])
         if self.impulse_response is not None:
             response = self.impulse_response.draw(device, self._generator)
             clips = self.impulse_response.apply(clips, response[self.rows.slice])
         inputs = model_inputs(self.feature_extractor, clips)
         name, mix = self.model.main_input_name, None
         features = self.rows.gather(inputs[name])
+        if self.frequency_mask is not None:
+            features = self.frequency_mask(features, self._generator)
         if self.freq_mixstyle is not None or self.spec_augment is not None:
             spectrogram = clip_spectrogram(self.feature_extractor, features, waveform.shape[1])
             augmented = spectrogram

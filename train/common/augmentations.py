@@ -31,32 +31,37 @@ class Mix:
     """A mix of a batch with a permutation of itself: `lam x + (1 - lam) x[perm]`.
 
     Args:
-        lam (`float`): Weight of a row itself, from 0 to 1; the same for all rows.
+        lam (`float` or `torch.Tensor` of shape `(batch_size,)`): Weight of a row itself, from 0 to 1; the same for all
+            rows, or one for each.
         perm (`torch.LongTensor` of shape `(batch_size,)`): For each row, the row that it is mixed with.
     """
 
-    lam: float
+    lam: float | Tensor
     perm: Tensor
 
     @classmethod
-    def draw(cls, batch_size: int, alpha: float, generator: Generator) -> "Mix":
+    def draw(cls, batch_size: int, alpha: float, generator: Generator, per_row: bool = False) -> "Mix":
         """Draw `lam` from Beta(alpha, alpha), by inverting its distribution function, and a random permutation.
 
         Args:
             batch_size (`int`): Number of rows.
             alpha (`float`): Both parameters of the Beta distribution.
             generator (`torch.Generator`): Source of the random numbers.
+            per_row (`bool`, *optional*, defaults to `False`): Whether each row gets a weight of its own.
 
         Returns:
             `Mix`: The mix.
         """
-        uniform = torch.rand((), dtype=torch.float64, generator=generator).item()
-        lam = float(scipy.special.betaincinv(alpha, alpha, uniform))
-        return cls(lam, torch.randperm(batch_size, generator=generator))
+        uniform = torch.rand((batch_size,) if per_row else (), dtype=torch.float64, generator=generator)
+        lam = torch.as_tensor(scipy.special.betaincinv(alpha, alpha, uniform.numpy()))
+        return cls(lam if per_row else lam.item(), torch.randperm(batch_size, generator=generator))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the mixed rows of `x`, of shape `(batch_size, ...)`."""
-        return self.lam * x + (1 - self.lam) * x[self.perm]
+        lam = self.lam
+        if isinstance(lam, Tensor):
+            lam = lam.to(x).view(-1, *[1] * (x.ndim - 1))
+        return lam * x + (1 - lam) * x[self.perm]
 
 
 class SoftMixup:
@@ -113,20 +118,23 @@ def freq_mixstyle(x: Tensor, mix: Mix) -> Tensor:
 
 
 class FreqMixStyle:
-    """Freq-MixStyle: [`freq_mixstyle`] with probability `p` for a batch, and one draw of Beta(alpha, alpha).
+    """Freq-MixStyle: [`freq_mixstyle`] with probability `p` for a batch, and weights from Beta(alpha, alpha).
 
-    Source: section 3.3 of the report; the public code for the single `lam` of a batch.
+    Source: section 3.3 of the report; the public code for the single `lam` of a batch. The baseline of the challenge
+    draws one for each clip.
 
     Args:
         alpha (`float`, *optional*, defaults to 0.4): Both parameters of the Beta distribution.
         p (`float`, *optional*, defaults to 0.8): Probability that a batch is changed.
+        per_clip (`bool`, *optional*, defaults to `False`): Whether each clip gets a weight of its own.
     """
 
-    def __init__(self, alpha: float = 0.4, p: float = 0.8):
+    def __init__(self, alpha: float = 0.4, p: float = 0.8, per_clip: bool = False):
         _check_positive("alpha of Freq-MixStyle", alpha)
         check_probability("p of Freq-MixStyle", p)
         self.alpha = alpha
         self.p = p
+        self.per_clip = per_clip
 
     def __call__(self, x: Tensor, generator: Generator) -> Tensor:
         """Apply Freq-MixStyle to a batch.
@@ -140,7 +148,35 @@ class FreqMixStyle:
         """
         if torch.rand((), generator=generator).item() > self.p:
             return x
-        return freq_mixstyle(x, Mix.draw(len(x), self.alpha, generator))
+        return freq_mixstyle(x, Mix.draw(len(x), self.alpha, generator, self.per_clip))
+
+
+class TimeRolling:
+    """Time rolling: a circular shift of each waveform by a uniformly drawn number of samples, in both directions.
+
+    Args:
+        max_shift (`int`): Largest shift, in samples.
+    """
+
+    def __init__(self, max_shift: int):
+        self.max_shift = max_shift
+
+    def draw(self, batch_size: int, generator: Generator) -> Tensor:
+        """Draw a shift for each clip, from `-max_shift` to `max_shift`."""
+        return torch.randint(-self.max_shift, self.max_shift + 1, (batch_size,), generator=generator)
+
+    def apply(self, waveform: Tensor, shift: Tensor) -> Tensor:
+        """Shift clips.
+
+        Args:
+            waveform (`torch.Tensor` of shape `(batch_size, samples)`): Clips; they are not modified.
+            shift (`torch.LongTensor` of shape `(batch_size,)`): As returned by `draw`; a positive shift is a delay.
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, samples)`: The shifted clips.
+        """
+        samples = torch.arange(waveform.shape[1], device=waveform.device)
+        return waveform.gather(1, (samples - shift.to(waveform.device).unsqueeze(1)) % waveform.shape[1])
 
 
 class SpecAugment:
@@ -168,17 +204,59 @@ class SpecAugment:
         Returns:
             `torch.Tensor`: Masked features of the shape of `x`.
         """
-        rows = self._band(len(x), x.shape[-2], generator).to(x.device)
-        columns = self._band(len(x), x.shape[-1], generator).to(x.device)
+        rows, columns = (
+            bands(torch.rand(2, len(x), 1, generator=generator), self.size, length).to(x.device)
+            for length in x.shape[-2:]
+        )
         masked = rows[:, :, None] | columns[:, None, :]
         return x.masked_fill(masked.reshape(len(x), *[1] * (x.ndim - 3), *masked.shape[1:]), 0.0)
 
-    def _band(self, batch_size: int, length: int, generator: Generator) -> Tensor:
-        width, position = torch.rand(2, batch_size, 1, generator=generator)
-        width = width * round(self.size * length)
-        start = (position * (length - width)).floor()
-        index = torch.arange(length)
-        return (start <= index) & (index < start + width.floor())
+
+class FrequencyMask:
+    """Frequency masking: a random band of mel bands is silenced, drawn for each clip separately.
+
+    The band is up to `round(size * mel bands)` wide. Source: the public code of the challenge's baseline, which sets
+    the energies to zero before the logarithm.
+
+    Args:
+        size (`float`): Largest width, as a fraction of the mel bands.
+        silence (`float`): Value of the features of digital silence.
+    """
+
+    def __init__(self, size: float, silence: float):
+        self.size = size
+        self.silence = silence
+
+    def __call__(self, x: Tensor, generator: Generator) -> Tensor:
+        """Mask a batch.
+
+        Args:
+            x (`torch.Tensor` of shape `(batch_size, 1, mel_bands, frames)`): Features.
+            generator (`torch.Generator`): Source of the random numbers.
+
+        Returns:
+            `torch.Tensor`: Masked features of the shape of `x`.
+        """
+        masked = bands(torch.rand(2, len(x), 1, generator=generator), self.size, x.shape[2]).to(x.device)
+        return x.masked_fill(masked[:, None, :, None], self.silence)
+
+
+def bands(uniform: Tensor, size: float, length: int) -> Tensor:
+    """Return random bands along an axis.
+
+    Args:
+        uniform (`torch.Tensor` of shape `(2, batch_size, 1)`): Random numbers from 0 to 1, for widths and positions.
+        size (`float`): Largest width, as a fraction of the axis.
+        length (`int`): Length of the axis.
+
+    Returns:
+        `torch.BoolTensor` of shape `(batch_size, length)`: Whether a position is within the band.
+    """
+    width, position = uniform
+    width = width * round(size * length)
+    start = (position * (length - width)).floor()
+    index = torch.arange(length)
+    return (start <= index) & (index < start + width.floor())
 
 
 class DeviceImpulseResponse:

@@ -13,7 +13,7 @@ from dataset_script.errors import InputError
 class WaveformFeatures(Protocol):
     """A feature extractor that computes features of a batch of waveforms in torch, on their device.
 
-    The feature extractors of `modeling_tfsepnet` and `modeling_beats` do. Training and prediction accept any feature
+    The feature extractors of this project do. Training and prediction accept any feature
     extractor of transformers: see [`model_inputs`].
     """
 

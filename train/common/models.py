@@ -22,8 +22,8 @@ from transformers import (
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
 import modeling_beats
-import modeling_tfsepnet
 from dataset_script.errors import InputError, input_errors
+from model_cards.students import STUDENTS, StudentConfig, StudentFeatureExtractor, StudentModel
 from train.common.availability import check_available
 
 
@@ -34,14 +34,16 @@ ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 
 
 def new_student(
-    label_names: Sequence[str], config_overrides: str | None = None
-) -> tuple[modeling_tfsepnet.TFSepNetForAudioClassification, modeling_tfsepnet.TFSepNetFeatureExtractor]:
-    """Create a TF-SepNet with random weights.
+    label_names: Sequence[str], config_overrides: str | None = None, student: str = "tfsepnet"
+) -> tuple[StudentModel, StudentFeatureExtractor]:
+    """Create a student with random weights.
 
     Args:
         label_names (`Sequence[str]`): Classes, in the order of the logits.
-        config_overrides (`str`, *optional*): Settings of [`TFSepNetConfig`] that differ from its defaults, such as
+        config_overrides (`str`, *optional*): Settings of the configuration that differ from its defaults, such as
             `"base_channels=32,num_mel_bins=256"`.
+        student (`str`, *optional*, defaults to `"tfsepnet"`): The network, a key of
+            [`~model_cards.students.STUDENTS`].
 
     Returns:
         `tuple`: The model and its feature extractor.
@@ -49,16 +51,16 @@ def new_student(
     Raises:
         InputError: If a setting is unknown or out of range.
     """
-    config = student_config(label_names, config_overrides)
-    feature_extractor = modeling_tfsepnet.TFSepNetFeatureExtractor(feature_size=config.num_mel_bins)
-    return modeling_tfsepnet.TFSepNetForAudioClassification(config), feature_extractor
+    config = student_config(label_names, config_overrides, student)
+    kind = STUDENTS[student]
+    return kind.model(config), kind.feature_extractor(feature_size=config.num_mel_bins)
 
 
 def student_config(
-    label_names: Sequence[str], config_overrides: str | None = None
-) -> modeling_tfsepnet.TFSepNetConfig:
+    label_names: Sequence[str], config_overrides: str | None = None, student: str = "tfsepnet"
+) -> StudentConfig:
     """Return the configuration of [`new_student`]; arguments and errors as there."""
-    return override(modeling_tfsepnet.TFSepNetConfig(**label_maps(label_names)), config_overrides)
+    return override(STUDENTS[student].config(**label_maps(label_names)), config_overrides)
 
 
 def new_teacher(

@@ -40,6 +40,7 @@ OUTCOME_ARGUMENTS = {
     "num_train_epochs",
     "optim",
     "seed",
+    "warmup_steps",
     "weight_decay",
 }
 """The arguments of `TrainingArguments` that change the final weights."""

@@ -12,8 +12,8 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from dataset_script.errors import InputError
+from model_cards.students import STUDENTS
 from modeling_beats import BeatsConfig
-from modeling_tfsepnet import TFSepNetConfig
 from train.common.encoders import encoder_of
 from train.common.models import (
     class_names,
@@ -82,7 +82,7 @@ def load_teacher(
 
 def _check_family(config: PreTrainedConfig, model_name_or_path: str) -> None:
     """Raise `InputError` if a model is not one that can become a teacher."""
-    if isinstance(config, TFSepNetConfig) or type(config) not in MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING:
+    if config.model_type in STUDENTS or type(config) not in MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING:
         raise InputError(
             f"{model_name_or_path} is a model of the type {config.model_type}: choose a BEATs model, or one of the "
             f"types {', '.join(MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES)}."

@@ -9,7 +9,7 @@ from torch import nn
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
 from dataset_script.errors import InputError
-from modeling_tfsepnet import TFSepNetFeatureExtractor, TFSepNetForAudioClassification
+from model_cards.students import STUDENTS, StudentFeatureExtractor, StudentModel
 
 
 def require_packages(extra: str, *names: str) -> None:
@@ -43,11 +43,14 @@ def check_writable(folder: Path, argument: str) -> None:
     raise OSError(f"{folder} cannot be written to ({reason}): choose another {argument}.")
 
 
-def is_tfsepnet(model: nn.Module) -> TypeGuard[TFSepNetForAudioClassification]:
-    """Return whether a model is a TF-SepNet, by its configuration, as remote code has its own copy of the class."""
-    return getattr(model.config, "model_type", None) == "tfsepnet"
+def is_student(model: nn.Module) -> TypeGuard[StudentModel]:
+    """Return whether a model is a student, by its configuration, as remote code has its own copy of the class."""
+    return getattr(model.config, "model_type", None) in STUDENTS
 
 
-def is_tfsepnet_extractor(feature_extractor: FeatureExtractionMixin) -> TypeGuard[TFSepNetFeatureExtractor]:
-    """Return whether a feature extractor is that of TF-SepNet, by its name, for the same reason."""
-    return any(base.__name__ == TFSepNetFeatureExtractor.__name__ for base in type(feature_extractor).__mro__)
+def is_extractor_of(
+    feature_extractor: FeatureExtractionMixin, model: StudentModel
+) -> TypeGuard[StudentFeatureExtractor]:
+    """Return whether a feature extractor is that of a student, by its name, for the same reason."""
+    name = STUDENTS[model.config.model_type].feature_extractor.__name__
+    return any(base.__name__ == name for base in type(feature_extractor).__mro__)

@@ -1,4 +1,4 @@
-"""Quantization-aware fine-tuning: distil a float TF-SepNet into its rounded form."""
+"""Quantization-aware fine-tuning: distil a float student into its rounded form."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization, remove_parametrizations
 from torch.utils.data import DataLoader
 
-from modeling_tfsepnet import TFSepNetForAudioClassification
+from model_cards.students import StudentModel
 from train.classification.losses import DistillationLoss
 from train.deployment.rounding import MAX_BIAS, MAX_WEIGHT, folded_convolutions
 
@@ -47,8 +47,8 @@ class Grid(nn.Module):
 
 
 def finetune(
-    rounded: TFSepNetForAudioClassification,
-    folded: TFSepNetForAudioClassification,
+    rounded: StudentModel,
+    folded: StudentModel,
     batches: Sequence[Tensor] | DataLoader[Tensor],
     epochs: int,
 ) -> None:
@@ -58,8 +58,8 @@ def finetune(
     needed.
 
     Args:
-        rounded ([`TFSepNetForAudioClassification`]): A network from [`~train.deployment.rounding.round_weights`].
-        folded ([`TFSepNetForAudioClassification`]): The float network that it was rounded from.
+        rounded (`StudentModel`): A network from [`~train.deployment.rounding.round_weights`].
+        folded (`StudentModel`): The float network that it was rounded from.
         batches (`Sequence` or `DataLoader` of tensors of shape `(windows, mel_bins, frames)`): Log-mel windows of an
             epoch; every epoch iterates over it anew.
         epochs (`int`): Number of epochs.

@@ -1,16 +1,16 @@
-"""TF-SepNet and its front end as ONNX operators, arranged for speed.
+"""Students and their front ends as ONNX operators, arranged for speed.
 
 Graphs traced by `torch.onnx` have the layout that suits torch, channels last, and take onnxruntime twice as long. Here
 
 - frames come before bands, so that means and sums along either axis read contiguous memory;
-- the channel shuffle after a convolution is part of the order of its outputs, and costs nothing;
+- TF-SepNet's channel shuffle after a convolution is part of the order of its outputs, and costs nothing;
 - means are poolings, and values that are constant along an axis are repeated by a resize: runtimes that store channels
   in blocks have kernels for both;
-- the grouped convolution of the stem is split into depthwise ones.
+- the grouped convolution of its stem is split into depthwise ones.
 """
 
 import math
-from typing import Any, Literal, TypeAlias, TypeGuard
+from typing import Any, Literal, TypeAlias, TypeGuard, get_args
 
 import numpy as np
 import torch
@@ -18,14 +18,16 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from dataset_script.errors import InputError
-from modeling_tfsepnet import TFSepNetFeatureExtractor, TFSepNetForAudioClassification, TFSepNetInt8Conv
-from modeling_tfsepnet.feature_extraction_tfsepnet import mel_triangles
+from model_cards.students import StudentFeatureExtractor, StudentModel
+from modeling_cpmobile import feature_extraction_cpmobile
+from modeling_tfsepnet import feature_extraction_tfsepnet
+from train.deployment.int8 import Int8Conv
 from train.deployment.rounding import FoldedConv
 
 
 Form: TypeAlias = Literal["float", "qdq", "weights"]
 
-Conv: TypeAlias = FoldedConv | TFSepNetInt8Conv
+Conv: TypeAlias = FoldedConv | Int8Conv
 
 DFT_FACTOR = 64
 """The Fourier transform of 64 * n points is computed in two steps, of n and of 64 points, as matrix products."""
@@ -58,25 +60,69 @@ class GraphBuilder:
 
 
 class NetworkBuilder(GraphBuilder):
-    """Graph builder for a network whose convolutions are all [`FoldedConv`] or all [`TFSepNetInt8Conv`].
+    """Graph builder for a network whose convolutions are all [`FoldedConv`] or all `Int8Conv`.
 
     Args:
-        form (`str`): `"float"` for [`FoldedConv`]; for [`TFSepNetInt8Conv`] `"weights"` to store integers but compute
-            in float, or `"qdq"` to round activations too.
+        form (`str`): `"float"` for [`FoldedConv`]; for `Int8Conv` `"weights"` to store integers but compute in float,
+            or `"qdq"` to round activations too.
     """
 
     def __init__(self, form: Form) -> None:
         super().__init__()
         self.form = form
 
-    def network(self, model: TFSepNetForAudioClassification, hidden: str, logits: str) -> None:
+    def network(self, model: StudentModel, hidden: str, logits: str) -> None:
         """Add the network.
 
         Args:
-            model ([`TFSepNetForAudioClassification`]): The network.
+            model (`StudentModel`): The network.
             hidden (`str`): Log-mel of shape `(clips, 1, frames, bands)`.
             logits (`str`): Name for the output of shape `(clips, classes)`.
         """
+        body = {"tfsepnet": self.tfsepnet, "cpmobile": self.cpmobile}[model.config.model_type]
+        hidden = body(model, hidden)
+        self.add("Flatten", self.add("GlobalAveragePool", hidden), name=logits)
+
+    def cpmobile(self, model: StudentModel, hidden: str) -> str:
+        """Add a CP-Mobile up to the convolution of its classifier."""
+
+        def convolve(hidden: str, name: str) -> str:
+            layer = model.get_submodule(name)
+            assert _is_convolution(layer)
+            (output,) = self.convolution(hidden, name, layer, (np.arange(len(layer.weight)),), slice(None))
+            return output
+
+        for name in ("cpmobile.stem.0", "cpmobile.stem.1"):
+            hidden = convolve(hidden, name)
+        for name, block in model.named_modules():
+            if not hasattr(block, "shortcut"):
+                continue
+            output = hidden
+            for layer in ("expansion", "depthwise", "projection"):
+                output = convolve(output, f"{name}.{layer}")
+            if isinstance(block.shortcut, nn.AvgPool2d):
+                assert isinstance(block.shortcut.stride, tuple)
+                strides = block.shortcut.stride[::-1]
+                hidden = self.add(
+                    "AveragePool", hidden, kernel_shape=[3, 3], strides=strides, pads=[1] * 4, count_include_pad=1
+                )
+            if block.shortcut is not None:
+                output = self.add("Add", output, hidden)
+            if not isinstance(block.response_norm, nn.Identity):
+                output = self.response_norm(output, block.response_norm)
+            hidden = self.add("Relu", output)
+        return convolve(hidden, "classifier")
+
+    def response_norm(self, hidden: str, norm: nn.Module) -> str:
+        """Add `x + gamma * x * n + beta`, where `n` is the norm of each channel relative to the mean of them."""
+        response = self.add("ReduceL2", hidden, self.constant([2, 3]))
+        mean = self.add("Add", self.add("ReduceMean", response, self.constant([1])), self.constant(1e-6))
+        relative = self.add("Mul", self.add("Div", response, mean), self.constant(norm.gamma))
+        gain = self.add("Add", relative, self.constant(1.0))
+        return self.add("Add", self.add("Mul", hidden, gain), self.constant(norm.beta))
+
+    def tfsepnet(self, model: StudentModel, hidden: str) -> str:
+        """Add a TF-SepNet up to the convolution of its classifier."""
         layers = {name: module for name, module in model.named_modules() if _is_convolution(module)}
 
         def convolve(hidden: str, name: str, *outputs: np.ndarray, inputs: Any = slice(None)) -> list[str]:
@@ -90,7 +136,7 @@ class NetworkBuilder(GraphBuilder):
         order = np.concatenate(channels)  # the channel at each position
         frames, bands = -(-model.config.num_frames // 4), -(-model.config.num_mel_bins // 4)
         hidden = self.residual_norm(hidden, model.get_submodule("tfsepnet.stem.2"), len(order), frames)
-        for stage, _ in model.tfsepnet.stages.named_children():
+        for stage, _ in model.get_submodule("tfsepnet.stages").named_children():
             stage = f"tfsepnet.stages.{stage}"
             if not isinstance(model.get_submodule(f"{stage}.pooling"), nn.Identity):
                 hidden = self.add("MaxPool", hidden, kernel_shape=[2, 2], strides=[2, 2])
@@ -115,7 +161,7 @@ class NetworkBuilder(GraphBuilder):
                 order = np.arange(2 * len(layers[f"{block}.time_path.pointwise"].weight))
             hidden = self.residual_norm(hidden, model.get_submodule(f"{stage}.normalization"), len(order), frames)
         (hidden,) = convolve(hidden, "classifier")
-        self.add("Flatten", self.add("GlobalAveragePool", hidden), name=logits)
+        return hidden
 
     def repeat(self, hidden: str, extent: list[int]) -> str:
         """Repeat values of shape `(clips, channels, frames, bands)` along an axis of length one."""
@@ -148,7 +194,7 @@ class NetworkBuilder(GraphBuilder):
         Args:
             hidden (`str`): Input of the layer.
             name (`str`): Name of the layer.
-            layer ([`FoldedConv`] or [`TFSepNetInt8Conv`]): The layer.
+            layer ([`FoldedConv`] or `Int8Conv`): The layer.
             outputs (`tuple[np.ndarray, ...]`): The output channels of each part.
             inputs (`np.ndarray` or `slice`): The order of the channels of `hidden`.
 
@@ -182,7 +228,7 @@ class NetworkBuilder(GraphBuilder):
                 self.bias(part, layer, channels),
                 name=part,
                 kernel_shape=list(weight.shape[:1:-1]),
-                strides=list(layer.stride),
+                strides=list(layer.stride)[::-1],
                 pads=[*layer.padding[::-1]] * 2,
                 group=layer.groups,
             )
@@ -200,7 +246,7 @@ class NetworkBuilder(GraphBuilder):
 
         Args:
             name (`str`): Name of the part of the layer.
-            layer ([`FoldedConv`] or [`TFSepNetInt8Conv`]): The layer.
+            layer ([`FoldedConv`] or `Int8Conv`): The layer.
             weight (`torch.Tensor` of shape `(out, in, bands, frames)`): Its weights.
             channels (`np.ndarray` of shape `(out,)`): The output channels of the weights.
             smoothing (`torch.Tensor` of shape `(in,)`, *optional*): Factors of the input channels.
@@ -242,7 +288,7 @@ class NetworkBuilder(GraphBuilder):
 
 def _is_convolution(module: nn.Module) -> TypeGuard[Conv]:
     # Compare names, as a model loaded as remote code has its own copy of the class.
-    return type(module).__name__ in (FoldedConv.__name__, TFSepNetInt8Conv.__name__)
+    return type(module).__name__ in {conv.__name__ for conv in get_args(Conv)}
 
 
 def _shuffled_halves(channels: int) -> list[np.ndarray]:
@@ -250,7 +296,7 @@ def _shuffled_halves(channels: int) -> list[np.ndarray]:
     return np.split(np.arange(channels).reshape(2, -1).T.flatten(), 2)
 
 
-def add_front_end(graph: GraphBuilder, extractor: TFSepNetFeatureExtractor, waveform: str) -> str:
+def add_front_end(graph: GraphBuilder, extractor: StudentFeatureExtractor, waveform: str) -> str:
     """Add the computation of log-mel features.
 
     The Fourier transform consists of matrix products, for which every runtime has fast kernels, in the two steps of
@@ -259,7 +305,7 @@ def add_front_end(graph: GraphBuilder, extractor: TFSepNetFeatureExtractor, wave
 
     Args:
         graph (`GraphBuilder`): The graph.
-        extractor ([`TFSepNetFeatureExtractor`]): Parameters of the features.
+        extractor (`StudentFeatureExtractor`): Parameters of the features.
         waveform (`str`): Waveforms of one second, of shape `(clips, samples)`.
 
     Returns:
@@ -280,18 +326,21 @@ def add_front_end(graph: GraphBuilder, extractor: TFSepNetFeatureExtractor, wave
     def cut(values: str, start: int, stop: int, axis: int, step: int = 1) -> str:
         return add("Slice", values, *(constant([value]) for value in (start, stop, axis, step)))
 
-    later, earlier = cut(waveform, 1, length, 1), cut(waveform, 0, length - 1, 1)
-    emphasised = add("Sub", later, add("Mul", earlier, constant(extractor.preemphasis)))
+    preemphasis = getattr(extractor, "preemphasis", None)
+    if preemphasis is not None:
+        later, earlier = cut(waveform, 1, length, 1), cut(waveform, 0, length - 1, 1)
+        waveform = add("Sub", later, add("Mul", earlier, constant(preemphasis)))
+        length -= 1
     # Split into rows of one hop; a frame is a few rows, cut to the window.
-    frames = 1 + (length - 1) // hop
+    frames = 1 + length // hop
     rows_per_frame = -(-extractor.win_length // hop)
     left = extractor.win_length // 2
-    right = (frames - 1 + rows_per_frame) * hop - (length - 1) - left
-    padded = add("Pad", emphasised, constant([0, left, 0, right]), mode="reflect")
+    right = (frames - 1 + rows_per_frame) * hop - length - left
+    padded = add("Pad", waveform, constant([0, left, 0, right]), mode="reflect")
     rows = add("Reshape", padded, constant([0, -1, hop]))
     chosen = np.arange(frames)[:, None] + np.arange(rows_per_frame)
     overlapping = add("Reshape", add("Gather", rows, constant(chosen), axis=1), constant([0, 0, -1]))
-    window = torch.hann_window(extractor.win_length, periodic=False)
+    window = _module(extractor).hann_window(extractor.win_length, torch.device("cpu"))
     windowed = add("Mul", cut(overlapping, 0, extractor.win_length, 2), constant(window))
 
     # The position of the window within the transform only affects phases. The spectrum of real input is symmetric, so
@@ -325,9 +374,16 @@ def add_front_end(graph: GraphBuilder, extractor: TFSepNetFeatureExtractor, wave
         add("MatMul", cut(power, start, stop, 2), cut(cut(bank, start, stop, 0), band, band + BANDS_PER_BLOCK, 1))
         for bank, band, start, stop in _mel_blocks(graph, extractor)
     ]
-    floored = add("Add", add("Concat", *energies, axis=2), constant(extractor.mel_floor))
-    centred = add("Sub", add("Log", floored), constant(extractor.mean))
-    return add("Unsqueeze", add("Div", centred, constant(extractor.std)), constant([1]))
+    log_mel = add("Log", add("Add", add("Concat", *energies, axis=2), constant(extractor.mel_floor)))
+    for operator, name in (("Sub", "mean"), ("Div", "std")):
+        if hasattr(extractor, name):
+            log_mel = add(operator, log_mel, constant(getattr(extractor, name)))
+    return add("Unsqueeze", log_mel, constant([1]))
+
+
+def _module(extractor: StudentFeatureExtractor) -> Any:
+    """Return the module with the functions of a front end; only that of TF-SepNet has a pre-emphasis."""
+    return feature_extraction_tfsepnet if hasattr(extractor, "preemphasis") else feature_extraction_cpmobile
 
 
 def _angles(steps: np.ndarray, steps_per_turn: int) -> np.ndarray:
@@ -335,7 +391,7 @@ def _angles(steps: np.ndarray, steps_per_turn: int) -> np.ndarray:
     return 2 * math.pi / steps_per_turn * (steps % steps_per_turn)
 
 
-def _mel_blocks(graph: GraphBuilder, extractor: TFSepNetFeatureExtractor) -> list[tuple[str, int, int, int]]:
+def _mel_blocks(graph: GraphBuilder, extractor: StudentFeatureExtractor) -> list[tuple[str, int, int, int]]:
     """Add the mel bank, to be computed when the file is loaded, as it takes more space than the network.
 
     Returns:
@@ -343,7 +399,8 @@ def _mel_blocks(graph: GraphBuilder, extractor: TFSepNetFeatureExtractor) -> lis
         `(frequencies, bands)`, the first band, and the range of the frequencies that they cover.
     """
     bands = extractor.feature_size
-    bins, left, center, right = mel_triangles(bands, extractor.n_fft, extractor.sampling_rate)
+    bins, left, center, right = _module(extractor).mel_triangles(bands, extractor.n_fft, extractor.sampling_rate)
+    bins = bins[: extractor.n_fft // 2]  # the last one has no weight
     constant, add = graph.constant, graph.add
     column = constant(bins.unsqueeze(1))
     rise = add("Div", add("Sub", column, constant(left)), constant(center - left))

@@ -1,19 +1,20 @@
-"""ONNX files of TF-SepNet models, with the metadata that an application needs."""
+"""ONNX files of students, with the metadata that an application needs."""
 
 import json
 from pathlib import Path
 from typing import Literal
 
 import onnx
+import torch
 from onnx import TensorProto, helper
 from transformers import PreTrainedModel
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
 from dataset_script.errors import InputError
 from dataset_script.files import atomic_path
-from modeling_tfsepnet import TFSepNetFeatureExtractor, TFSepNetForAudioClassification
+from model_cards.students import STUDENT_TITLES, STUDENTS, StudentFeatureExtractor, StudentModel
 from train.common.models import class_names
-from train.deployment.checks import is_tfsepnet, is_tfsepnet_extractor
+from train.deployment.checks import is_extractor_of, is_student
 from train.deployment.onnx_graph import Form, NetworkBuilder, add_front_end
 from train.deployment.rounding import fold
 
@@ -29,14 +30,14 @@ def export_onnx(
     feature_extractor: FeatureExtractionMixin | None = None,
     waveform: bool = False,
 ) -> onnx.ModelProto:
-    """Write a TF-SepNet as an ONNX file, completely or not at all.
+    """Write a student as an ONNX file, completely or not at all.
 
     Args:
-        model ([`TFSepNetForAudioClassification`]): Float or INT8 model.
+        model (`StudentModel`): Float or INT8 model.
         path (`str` or `Path`): File to write.
         form (`str`, *optional*, defaults to `"qdq"`): Form of an INT8 model: `"qdq"` also rounds the activations,
             `"weights"` only stores the weights and biases as integers.
-        feature_extractor ([`TFSepNetFeatureExtractor`], *optional*): The model's own, whose parameters are added to
+        feature_extractor (`StudentFeatureExtractor`, *optional*): The model's own, whose parameters are added to
             the metadata.
         waveform (`bool`, *optional*, defaults to `False`): Whether the input is waveforms, so that the file includes
             the front end.
@@ -47,16 +48,17 @@ def export_onnx(
         feature extractor, full scale [-1, 1]. The output is `logits` of shape `(clips, classes)`.
 
     Raises:
-        InputError: If the model or the feature extractor is not of TF-SepNet, or for waveforms the feature extractor
-            is missing or does not fit the model.
+        InputError: If the model is not a student or the feature extractor not its own, or for waveforms the feature
+            extractor is missing or does not fit the model.
     """
-    if not is_tfsepnet(model):
-        raise InputError(f"{type(model).__name__} is not a TF-SepNet, the only model that can be exported.")
+    if not is_student(model):
+        name = type(model).__name__
+        raise InputError(f"{name} is not a {STUDENT_TITLES}, the only models that can be exported.")
     extractor = None
     if feature_extractor is not None:
-        if not is_tfsepnet_extractor(feature_extractor):
-            name = type(feature_extractor).__name__
-            raise InputError(f"{name} is not a TFSepNetFeatureExtractor: use the model's own feature extractor.")
+        if not is_extractor_of(feature_extractor, model):
+            name, own = type(feature_extractor).__name__, STUDENTS[model.config.model_type].feature_extractor
+            raise InputError(f"{name} is not a {own.__name__}: use the model's own feature extractor.")
         extractor = feature_extractor
     config = model.config
     int8 = getattr(config, "quantization_config", None) is not None
@@ -64,7 +66,7 @@ def export_onnx(
     if waveform:
         if extractor is None:
             raise InputError("A file for waveforms includes the front end: pass feature_extractor.")
-        frames = 1 + (extractor.window_length - 1) // extractor.hop_length
+        frames = extractor.log_mel(torch.zeros(1, extractor.window_length)).shape[2]
         if (extractor.feature_size, frames) != (config.num_mel_bins, config.num_frames):
             raise InputError(
                 f"The feature extractor computes {extractor.feature_size} bands and {frames} frames per second, but "
@@ -83,14 +85,14 @@ def export_onnx(
     exported = helper.make_model(
         helper.make_graph(
             graph.nodes,
-            "tfsepnet",
+            config.model_type,
             [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)],
             [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["clips", config.num_labels])],
             graph.constants,
         ),
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
-        producer_name="tfsepnet",
+        producer_name=config.model_type,
     )
     helper.set_model_props(exported, _describe(network, graph.form, extractor, waveform))
     onnx.checker.check_model(exported, full_check=True)
@@ -100,9 +102,9 @@ def export_onnx(
 
 
 def _describe(
-    model: TFSepNetForAudioClassification,
+    model: StudentModel,
     form: Form,
-    extractor: TFSepNetFeatureExtractor | None,
+    extractor: StudentFeatureExtractor | None,
     waveform: bool,
 ) -> dict[str, str]:
     """Return the metadata that an application needs to feed the network and to read its output, as text or JSON."""
@@ -114,7 +116,7 @@ def _describe(
         "input": f"log-mel, float32, (clips, 1, {config.num_mel_bins} mel bands, {config.num_frames} frames)",
     }
     if form == "qdq" and not waveform:
-        layer = model.get_submodule("tfsepnet.stem.0")
+        layer = model.get_submodule(f"{model.base_model_prefix}.stem.0")
         scale, zero_point = (float(layer.get_buffer(name)) for name in ("input_scale", "input_zero_point"))
         metadata["input_quantization"] = json.dumps({"dtype": "uint8", "scale": scale, "zero_point": int(zero_point)})
     if extractor is not None:

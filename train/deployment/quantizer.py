@@ -1,4 +1,4 @@
-"""INT8 quantization of TF-SepNet with Intel Neural Compressor, with the interface of Optimum's quantizers."""
+"""INT8 quantization of students with Intel Neural Compressor, with the interface of Optimum's quantizers."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,15 +17,10 @@ from transformers.feature_extraction_utils import FeatureExtractionMixin
 from dataset_script.errors import InputError
 from dataset_script.files import atomic_path
 from model_cards.complexity import check_limits, measure_folder
-from modeling_tfsepnet import (
-    TFSepNetConfig,
-    TFSepNetForAudioClassification,
-    TFSepNetInt8Config,
-    TFSepNetInt8Conv,
-)
-from modeling_tfsepnet.quantization_tfsepnet import TFSepNetInt8Quantizer, make_int8, replace_convolutions
-from train.deployment.checks import is_tfsepnet, is_tfsepnet_extractor
+from model_cards.students import STUDENT_TITLES, STUDENTS, StudentModel
+from train.deployment.checks import is_extractor_of, is_student
 from train.deployment.finetuning import finetune
+from train.deployment.int8 import INT8_FORMS, Int8Conv
 from train.deployment.rounding import equalize, fold, folded_convolutions, round_weights
 
 
@@ -72,7 +67,7 @@ class INCConfig(BaseConfig):
 
 
 class ConvIntegers(TypedDict):
-    """Integers and scales of an INT8 convolution, as in [`TFSepNetInt8Conv`]."""
+    """Integers and scales of an INT8 convolution, as in [`~modeling_tfsepnet.TFSepNetInt8Conv`]."""
 
     weight: Tensor
     weight_scale: Tensor
@@ -81,18 +76,18 @@ class ConvIntegers(TypedDict):
 
 
 class INCQuantizer(OptimumQuantizer):
-    """Quantizer of TF-SepNet to INT8 with Neural Compressor (static, PT2E, accuracy-aware tuning).
+    """Quantizer of students to INT8 with Neural Compressor (static, PT2E, accuracy-aware tuning).
 
     Args:
-        model ([`TFSepNetForAudioClassification`]): A float model.
-        feature_extractor (`FeatureExtractionMixin`): The model's [`TFSepNetFeatureExtractor`], saved with it.
+        model (`StudentModel`): A float model.
+        feature_extractor (`FeatureExtractionMixin`): The model's own, saved with it.
 
     Attributes:
-        folded ([`TFSepNetForAudioClassification`] or `None`): The float network of the last quantization, with batch
+        folded (`StudentModel` or `None`): The float network of the last quantization, with batch
             norms folded in and equalized channels.
 
     Raises:
-        InputError: If the model or the feature extractor is not of TF-SepNet, or the model is already quantized.
+        InputError: If the model is not a student, the feature extractor not its own, or the model already quantized.
 
     Example:
         ```python
@@ -103,15 +98,16 @@ class INCQuantizer(OptimumQuantizer):
 
     def __init__(self, model: PreTrainedModel, feature_extractor: FeatureExtractionMixin) -> None:
         super().__init__()
-        if not is_tfsepnet(model):
-            raise InputError(f"{type(model).__name__} is not a TF-SepNet, the only model that can be quantized.")
-        if not is_tfsepnet_extractor(feature_extractor):
-            name = type(feature_extractor).__name__
-            raise InputError(f"{name} is not a TFSepNetFeatureExtractor: use the model's own feature extractor.")
+        if not is_student(model):
+            name = type(model).__name__
+            raise InputError(f"{name} is not a {STUDENT_TITLES}, the only models that can be quantized.")
+        if not is_extractor_of(feature_extractor, model):
+            name, own = type(feature_extractor).__name__, STUDENTS[model.config.model_type].feature_extractor
+            raise InputError(f"{name} is not a {own.__name__}: use the model's own feature extractor.")
         if getattr(model.config, "quantization_config", None) is not None:
             raise InputError("This model is already quantized: choose the float model that it was made from.")
         self.model = model.eval()
-        self.folded: TFSepNetForAudioClassification | None = None
+        self.folded: StudentModel | None = None
         self.feature_extractor = feature_extractor
 
     @classmethod
@@ -132,7 +128,7 @@ class INCQuantizer(OptimumQuantizer):
         save_directory: str | Path | None = None,
         metric: Metric | None = None,
         training_batches: Sequence[Tensor] | DataLoader[Tensor] | None = None,
-    ) -> TFSepNetForAudioClassification:
+    ) -> StudentModel:
         """Quantize the model, and write a model folder.
 
         The float model is not modified, and a folder is written completely or not at all.
@@ -148,7 +144,7 @@ class INCQuantizer(OptimumQuantizer):
                 Log-mel windows of an epoch of quantization-aware fine-tuning; defaults to the calibration clips.
 
         Returns:
-            [`TFSepNetForAudioClassification`]: The INT8 model. Its logits are those that the tuning evaluated.
+            `StudentModel`: The INT8 model. Its logits are those that the tuning evaluated.
 
         Raises:
             FileExistsError: If `save_directory` is not empty.
@@ -156,6 +152,7 @@ class INCQuantizer(OptimumQuantizer):
         """
         if save_directory is not None and Path(save_directory).exists() and any(Path(save_directory).iterdir()):
             raise FileExistsError(f"{save_directory} is not empty: choose another save_directory, or delete it.")
+        form = INT8_FORMS[self.model.config.model_type]
         windows, labels = self._read_calibration_dataset(calibration_dataset)
         folded = self.folded = fold(self.model)
         equalize(folded, windows[:WINDOWS_TO_EQUALIZE])
@@ -171,9 +168,9 @@ class INCQuantizer(OptimumQuantizer):
                 f"{quantization_config.tolerable_loss:.1%}: keep the float model, use more calibration clips, or "
                 "raise tolerable_loss."
             )
-        config = TFSepNetInt8Config(len(windows), chosen["act_algo"], chosen["act_sym"])
+        config = form.config(len(windows), chosen["act_algo"], chosen["act_sym"])
         model.config.quantization_config = config
-        vars(model).update(hf_quantizer=TFSepNetInt8Quantizer(config), is_quantized=True)
+        vars(model).update(hf_quantizer=form.quantizer(config), is_quantized=True)
         if save_directory is not None:
             with atomic_path(save_directory) as part:
                 model.save_pretrained(part)
@@ -210,7 +207,7 @@ class INCQuantizer(OptimumQuantizer):
             rows = list(dataset)
             if any("label" not in row for row in rows):
                 raise InputError("The calibration clips have no label, which tuning needs: add a column label.")
-            read = TFSepNetForAudioClassification.pipeline_class.read  # only needs `feature_extractor` of its pipeline
+            read = self.model.pipeline_class.read  # only needs `feature_extractor` of its pipeline
             prepared = []
             for row in rows:
                 audio, rate = read(self, row["audio"])
@@ -259,31 +256,30 @@ def window_logits(model: nn.Module, windows: Tensor) -> Tensor:
     return torch.cat([output if isinstance(output, Tensor) else output.logits for output in outputs])
 
 
-def new_int8_network(config: PreTrainedConfig) -> TFSepNetForAudioClassification:
-    """Create an INT8 TF-SepNet whose integers are all zero, from the configuration of a float one."""
-    model = TFSepNetForAudioClassification(TFSepNetConfig(**config.to_dict())).eval()
-    replace_convolutions(model, make_int8)
-    model.config.quantization_config = TFSepNetInt8Config()
+def new_int8_network(config: PreTrainedConfig) -> StudentModel:
+    """Create an INT8 student whose integers are all zero, from the configuration of a float one."""
+    student, form = STUDENTS[config.model_type], INT8_FORMS[config.model_type]
+    model = student.model(student.config(**config.to_dict())).eval()
+    form.replace_convolutions(model, form.make_int8)
+    model.config.quantization_config = form.config()
     return model
 
 
-def assemble(
-    rounded: TFSepNetForAudioClassification, integers: Mapping[str, ConvIntegers]
-) -> TFSepNetForAudioClassification:
+def assemble(rounded: StudentModel, integers: Mapping[str, ConvIntegers]) -> StudentModel:
     """Create an INT8 network.
 
     Args:
-        rounded ([`TFSepNetForAudioClassification`]): A network from [`~train.deployment.rounding.round_weights`],
+        rounded (`StudentModel`): A network from [`~train.deployment.rounding.round_weights`],
             which provides the biases and the smoothing factors.
         integers (`Mapping[str, ConvIntegers]`): Weights and input ranges of every convolution, by name.
 
     Returns:
-        [`TFSepNetForAudioClassification`]: The INT8 network.
+        `StudentModel`: The INT8 network.
     """
     model = new_int8_network(rounded.config)
     for name, source in folded_convolutions(rounded).items():
         layer = model.get_submodule(name)
-        assert isinstance(layer, TFSepNetInt8Conv)
+        assert isinstance(layer, Int8Conv)
         layer.weight.copy_(integers[name]["weight"])
         layer.weight_scale.data.copy_(integers[name]["weight_scale"])
         layer.bias_scale.copy_(source.bias_scale)
@@ -296,7 +292,7 @@ def assemble(
     return model
 
 
-def rounded_integers(rounded: TFSepNetForAudioClassification) -> dict[str, ConvIntegers]:
+def rounded_integers(rounded: StudentModel) -> dict[str, ConvIntegers]:
     """Return the integers of a rounded network, with the input ranges that its weights were fitted to."""
     integers: dict[str, ConvIntegers] = {}
     for name, layer in folded_convolutions(rounded).items():
@@ -311,13 +307,13 @@ def rounded_integers(rounded: TFSepNetForAudioClassification) -> dict[str, ConvI
 
 
 def tune(
-    folded: TFSepNetForAudioClassification,
-    rounded: TFSepNetForAudioClassification,
+    folded: StudentModel,
+    rounded: StudentModel,
     windows: Tensor,
     labels: np.ndarray,
     metric: Metric,
     config: INCConfig,
-) -> tuple[TFSepNetForAudioClassification, dict[str, Any], float, float]:
+) -> tuple[StudentModel, dict[str, Any], float, float]:
     """Let Neural Compressor choose the activation ranges of a rounded network by the metric.
 
     Tuning does not evaluate Neural Compressor's graph of quantize and dequantize operations but the network that is
@@ -325,8 +321,8 @@ def tune(
     an integer.
 
     Args:
-        folded ([`TFSepNetForAudioClassification`]): The float network.
-        rounded ([`TFSepNetForAudioClassification`]): Its rounded form, whose input ranges are removed.
+        folded (`StudentModel`): The float network.
+        rounded (`StudentModel`): Its rounded form, whose input ranges are removed.
         windows (`torch.Tensor` of shape `(clips, mel_bins, frames)`): Calibration clips.
         labels (`np.ndarray` of shape `(clips,)`): Their labels.
         metric (`Callable`): Metric of the logits.
@@ -385,7 +381,7 @@ def tune(
     return model, chosen.to_dict(), before, metric(window_logits(model, windows).numpy(), labels)
 
 
-def _keep_weight_grids(prepared: fx.GraphModule, rounded: TFSepNetForAudioClassification) -> None:
+def _keep_weight_grids(prepared: fx.GraphModule, rounded: StudentModel) -> None:
     """Make the observers of the weights find the steps that the weights were rounded to."""
     steps = {f"model.{name}.weight": layer.weight_scale for name, layer in folded_convolutions(rounded).items()}
     for node in prepared.graph.nodes:
@@ -443,14 +439,12 @@ def sqnr(reference: Tensor, values: Tensor) -> float:
 
 
 @torch.no_grad()
-def layer_sqnr(
-    folded: TFSepNetForAudioClassification, model: TFSepNetForAudioClassification, windows: Tensor
-) -> dict[str, float]:
+def layer_sqnr(folded: StudentModel, model: StudentModel, windows: Tensor) -> dict[str, float]:
     """Measure the cost of each layer: the SQNR of the logits in dB if only that layer is INT8.
 
     Args:
-        folded ([`TFSepNetForAudioClassification`]): The float network, folded and equalized as `model`.
-        model ([`TFSepNetForAudioClassification`]): Its INT8 form.
+        folded (`StudentModel`): The float network, folded and equalized as `model`.
+        model (`StudentModel`): Its INT8 form.
         windows (`torch.Tensor` of shape `(windows, mel_bins, frames)`): Log-mel of some clips.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Preparation of a TF-SepNet for INT8: fold, equalize, and round such that its outputs stay the same.
+"""Preparation of a student for INT8: fold, equalize, and round such that its outputs stay the same.
 
 Post-training static quantization rounds the input and the weights of every convolution. Three steps before the
 quantizer runs determine how much accuracy that costs. They need some unlabelled clips and no gradients:
@@ -16,13 +16,15 @@ quantizer runs determine how much accuracy that costs. They need some unlabelled
 import copy
 import math
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from modeling_tfsepnet import TFSepNetForAudioClassification
-from modeling_tfsepnet.quantization_tfsepnet import finish_output, prepare_input, replace_convolutions
+from model_cards.students import StudentModel
+from modeling_tfsepnet.quantization_tfsepnet import finish_output, prepare_input
+from train.deployment.int8 import INT8_FORMS
 
 
 WINDOWS_PER_BATCH = 16
@@ -71,7 +73,7 @@ class FoldedConv(nn.Module):
             scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
             weight, bias = convolution.weight * scale.view(-1, 1, 1, 1), norm.bias - norm.running_mean * scale
         assert isinstance(convolution.padding, tuple) and bias is not None
-        self.relu = convolution is not unit
+        self.relu = bool(getattr(unit, "activation", convolution is not unit))
         self.centred = centred
         self.stride, self.padding, self.groups = convolution.stride, convolution.padding, convolution.groups
         self.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
@@ -102,10 +104,10 @@ class FoldedConv(nn.Module):
         return torch.fake_quantize_per_tensor_affine(hidden_state, self.input_scale, self.input_zero_point, 0, 255)
 
 
-def fold(model: TFSepNetForAudioClassification) -> TFSepNetForAudioClassification:
+def fold(model: StudentModel) -> StudentModel:
     """Return a float copy of `model` on the CPU with [`FoldedConv`] layers, which computes the same logits."""
     folded = copy.deepcopy(model).eval().to("cpu", torch.float32)
-    replace_convolutions(folded, FoldedConv)
+    INT8_FORMS[folded.config.model_type].replace_convolutions(folded, FoldedConv)
     return folded
 
 
@@ -115,11 +117,11 @@ def folded_convolutions(folded: nn.Module) -> dict[str, FoldedConv]:
 
 
 @torch.no_grad()
-def equalize(folded: TFSepNetForAudioClassification, windows: Tensor) -> None:
+def equalize(folded: StudentModel, windows: Tensor) -> None:
     """Balance the ranges of the channels in place; the logits stay the same.
 
     Args:
-        folded ([`TFSepNetForAudioClassification`]): A network from [`fold`].
+        folded (`StudentModel`): A network from [`fold`].
         windows (`torch.Tensor` of shape `(windows, mel_bins, frames)`): Log-mel of unlabelled clips.
     """
     convolutions = folded_convolutions(folded)
@@ -131,8 +133,8 @@ def equalize(folded: TFSepNetForAudioClassification, windows: Tensor) -> None:
             factors = layer.smoothing.view(layer.groups, -1)
             by_output = factors.repeat_interleave(layer.weight.shape[0] // layer.groups, dim=0)
             layer.weight.mul_(by_output[..., None, None])
-    pairs = [("tfsepnet.stem.0", "tfsepnet.stem.1")]
-    pairs += [(name, name.replace("depthwise", "pointwise")) for name in convolutions if name.endswith("depthwise")]
+    # The two of the stem, and every depthwise convolution with the pointwise one after it.
+    pairs = [pair for pair in pairwise(convolutions) if pair[0].endswith(("stem.0", "depthwise"))]
     for first_name, second_name in pairs:
         first, second = convolutions[first_name], convolutions[second_name]
         largest = _raise_silent(values[second_name].amax(dim=1))
@@ -148,7 +150,7 @@ def equalize(folded: TFSepNetForAudioClassification, windows: Tensor) -> None:
         first.bias.div_(factors)
 
 
-def _input_values(folded: TFSepNetForAudioClassification, windows: Tensor) -> dict[str, Tensor]:
+def _input_values(folded: StudentModel, windows: Tensor) -> dict[str, Tensor]:
     """Return input values of every layer, evenly spaced over each window, of shape `(channels, values)`."""
     convolutions = folded_convolutions(folded)
     samples: dict[str, list[Tensor]] = {name: [] for name in convolutions}
@@ -196,21 +198,21 @@ def best_range(values: Tensor) -> tuple[float, int]:
 
 
 @torch.no_grad()
-def round_weights(folded: TFSepNetForAudioClassification, windows: Tensor) -> TFSepNetForAudioClassification:
+def round_weights(folded: StudentModel, windows: Tensor) -> StudentModel:
     """Round the weights to 8-bit grids and the biases to 16-bit grids.
 
     Args:
-        folded ([`TFSepNetForAudioClassification`]): A network from [`fold`], equalized.
+        folded (`StudentModel`): A network from [`fold`], equalized.
         windows (`torch.Tensor` of shape `(windows, mel_bins, frames)`): Log-mel of unlabelled clips.
 
     Returns:
-        [`TFSepNetForAudioClassification`]: A rounded copy, which also rounds the inputs of its layers.
+        `StudentModel`: A rounded copy, which also rounds the inputs of its layers.
     """
     rounded = copy.deepcopy(folded)
     floats, targets = folded_convolutions(folded), folded_convolutions(rounded)
     hidden_float = hidden_rounded = windows.unsqueeze(1).contiguous(memory_format=torch.channels_last)
     for prefix, part_float, part_rounded in _network_parts(folded, rounded):
-        for name in (name for name in targets if name.startswith(prefix)):
+        for name in (name for name in targets if f"{name}.".startswith(f"{prefix}.")):
             layer, reference = targets[name], floats[name]
             inputs, contributions = _sample_inputs(part_rounded, layer, hidden_rounded)
             layer.input_scale, layer.input_zero_point = best_range(inputs)
@@ -223,15 +225,12 @@ def round_weights(folded: TFSepNetForAudioClassification, windows: Tensor) -> TF
     return rounded
 
 
-def _network_parts(
-    folded: TFSepNetForAudioClassification, rounded: TFSepNetForAudioClassification
-) -> Iterator[tuple[str, nn.Module, nn.Module]]:
+def _network_parts(folded: StudentModel, rounded: StudentModel) -> Iterator[tuple[str, nn.Module, nn.Module]]:
     """Yield the consecutive parts of both networks, with the prefix of the names of their layers."""
-    yield "tfsepnet.stem.", folded.tfsepnet.stem, rounded.tfsepnet.stem
-    stages = zip(folded.tfsepnet.stages, rounded.tfsepnet.stages, strict=True)
-    for index, (stage_float, stage_rounded) in enumerate(stages):
-        yield f"tfsepnet.stages.{index}.", stage_float, stage_rounded
-    yield "classifier", folded.classifier, rounded.classifier
+    base = folded.base_model_prefix
+    stages = (f"stages.{index}" for index, _ in folded.get_submodule(f"{base}.stages").named_children())
+    for part in (*(f"{base}.{name}" for name in ("stem", *stages)), "classifier"):
+        yield part, folded.get_submodule(part), rounded.get_submodule(part)
 
 
 class _ReachedError(Exception):

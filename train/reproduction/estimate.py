@@ -64,7 +64,7 @@ def estimate(step: Step, train_clips: int, test_clips: int) -> float:
         step_seconds = seconds_per_clip("teacher", teacher_args.config_overrides, teacher_args.freeze_encoder)
     else:
         student_args, args = _parse(training, DistillationArguments)
-        step_seconds = seconds_per_clip("student", student_args.config_overrides)
+        step_seconds = seconds_per_clip(student_args.student, student_args.config_overrides)
     passes = test_clips * FORWARD_FRACTION
     if step.script == "quantize.py":
         passes += passes + QUANTIZATION_PASSES  # evaluates float and INT8
@@ -83,12 +83,15 @@ def _parse(training: Step, network: type[NetworkArguments]) -> tuple[NetworkArgu
 
 @cache
 def seconds_per_clip(
-    kind: Literal["teacher", "student"], config_overrides: str | None, frozen: bool = False, clips: int = 8
+    kind: Literal["teacher", "tfsepnet", "cpmobile"],
+    config_overrides: str | None,
+    frozen: bool = False,
+    clips: int = 8,
 ) -> float:
     """Measure the time of a training step on this machine, including the features.
 
     Args:
-        kind (`str`): `"teacher"` or `"student"`.
+        kind (`str`): `"teacher"`, or the network of a student.
         config_overrides (`str`, *optional*): Settings of the network to override, as `"name=value,name=value"`.
         frozen (`bool`, *optional*, defaults to `False`): Whether the encoder of a teacher is frozen.
         clips (`int`, *optional*, defaults to 8): Clips of one second per step.
@@ -99,7 +102,9 @@ def seconds_per_clip(
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     labels = [str(index) for index in range(10)]
     model, feature_extractor = (
-        new_teacher(labels, None, config_overrides) if kind == "teacher" else new_student(labels, config_overrides)
+        new_teacher(labels, None, config_overrides)
+        if kind == "teacher"
+        else new_student(labels, config_overrides, kind)
     )
     if isinstance(model, BeatsForAudioClassification) and frozen:
         model.freeze_encoder()

@@ -31,7 +31,10 @@ TEACHERS = ("ssl_star", "ssl", "ssl_sl")
 ENSEMBLES = {"ensemble5": 5, "ensemble10": 10}
 STUDENTS = ("vanilla", "s1", "s2", "s3")
 
-SYSTEMS = {1: (*TEACHERS, *ENSEMBLES), 3: STUDENTS}
+BASELINE = "baseline"
+"""System of the challenge's organisers, in both tables; it is not quantized."""
+
+SYSTEMS = {1: (BASELINE, *TEACHERS, *ENSEMBLES), 3: (BASELINE, *STUDENTS)}
 """Systems by the number of their table."""
 
 FIRST_SEED = 42
@@ -184,7 +187,7 @@ class Sweep:
         arguments = ("--recipe", system, "--seed", str(seed), *self._data(dataset), *self.student_arguments)
         arguments = (*arguments, *(("--teachers", *logits) if logits else ()))
         student = self._step("distill.py", arguments, f"students/{system}-seed{seed}", dataset)
-        if not self.int8:
+        if not self.int8 or system == BASELINE:
             return [student]
         arguments = ("--model_name_or_path", str(student.folder), *self._data(dataset), *QUANTIZATION)
         return [student, self._step("quantize.py", arguments, f"int8/{system}-seed{seed}", dataset, student)]

@@ -1,5 +1,6 @@
 import collections
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,20 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 
-from train.common.augmentations import DeviceImpulseResponse, FreqMixStyle, Mix, SoftMixup, SpecAugment, freq_mixstyle
+from train.common.augmentations import (
+    DeviceImpulseResponse,
+    FreqMixStyle,
+    FrequencyMask,
+    Mix,
+    SoftMixup,
+    SpecAugment,
+    TimeRolling,
+    bands,
+    freq_mixstyle,
+)
+
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "cpmobile"
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -227,3 +241,61 @@ class TestDeviceImpulseResponse:
 def test_arguments_out_of_range_are_refused(make):
     with pytest.raises(ValueError, match="choose a number"):
         make()
+
+
+class TestBaseline:
+    """The augmentations of the challenge's baseline."""
+
+    @pytest.mark.processor
+    def test_freq_mixstyle_with_a_weight_for_each_clip(self):
+        tensors = load_file(GOLDEN / "freq_mixstyle_per_sample.safetensors")
+        x = tensors["input"].requires_grad_()
+        output = freq_mixstyle(x, Mix(tensors["lam"], tensors["perm"]))
+        output.backward(tensors["grad_output"])
+        torch.testing.assert_close(output, tensors["output"], atol=1e-5, rtol=0)
+        torch.testing.assert_close(x.grad, tensors["grad_input"], atol=1e-5, rtol=0)
+        assert output.dtype == torch.float32
+
+    def test_each_clip_draws_its_own_weight(self):
+        source = generator()
+        draws = torch.cat([Mix.draw(8, 0.3, source, per_row=True).lam for _ in range(300)])
+        assert scipy.stats.kstest(draws.numpy(), scipy.stats.beta(0.3, 0.3).cdf).pvalue > 1e-3
+        x = torch.randn(6, 1, 3, 400, generator=source)
+        mixed = FreqMixStyle(0.3, 1.0, per_clip=True)(x, generator(1))
+        source = generator(1)
+        torch.rand((), generator=source)  # of the probability
+        torch.testing.assert_close(mixed, freq_mixstyle(x, Mix.draw(6, 0.3, source, per_row=True)))
+
+    def test_frequency_masks(self):
+        """The bands that the public code masks for these random numbers: up to 48 of 256."""
+        tensors = load_file(GOLDEN / "features.safetensors")
+        uniform = torch.stack([tensors["mask.uniform_width"], tensors["mask.uniform_start"]]).unsqueeze(2)
+        masked = bands(uniform, 0.1875, 256)
+        for row, start, end in zip(masked, tensors["mask.start"], tensors["mask.end"], strict=True):
+            assert row.nonzero().flatten().tolist() == list(range(int(start), int(end)))
+
+    def test_masked_bands_are_silent(self, shared):
+        tensors = load_file(shared / "reference" / "cpmobile_golden" / "features.safetensors")
+        uniform = torch.stack([tensors["mask.uniform_width"], tensors["mask.uniform_start"]]).unsqueeze(2)
+        expected = tensors["mask.log_mel"]
+        unmasked = tensors["log_mel"][[0, 1, 0, 1]]
+        masked = unmasked.masked_fill(bands(uniform, 0.1875, 256)[:, :, None], float(np.log(1e-5)))
+        torch.testing.assert_close(masked, expected, atol=1e-5, rtol=0)
+
+    def test_frequency_mask_of_a_batch(self):
+        x = torch.randn(200, 1, 64, 5, generator=generator())
+        masked = FrequencyMask(0.25, -7.0)(x, generator(1)) == -7.0
+        assert torch.equal(masked, masked[..., :1].expand_as(masked)), "bands are masked in all frames"
+        widths = masked[:, 0, :, 0].sum(1)
+        assert widths.min() == 0 and widths.max() == 15
+        assert (masked[:, 0, 1:, 0] & ~masked[:, 0, :-1, 0]).sum(1).max() <= 1, "one band for each clip"
+        assert torch.equal(FrequencyMask(0.25, -7.0)(x, generator(1))[~masked], x[~masked])
+
+    def test_time_rolling(self):
+        rolling = TimeRolling(3)
+        shift = rolling.draw(700, generator())
+        assert sorted(set(shift.tolist())) == [-3, -2, -1, 0, 1, 2, 3]
+        assert scipy.stats.chisquare(torch.bincount(shift + 3)).pvalue > 1e-3
+        x = torch.randn(700, 11)
+        expected = torch.stack([row.roll(int(number)) for row, number in zip(x, shift, strict=True)])
+        assert torch.equal(rolling.apply(x, shift), expected)

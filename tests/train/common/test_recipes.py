@@ -13,6 +13,7 @@ from train.common.recipes import COMMAND_LINE_ONLY, FOLDER, is_recipe, load_reci
 
 
 STUDENTS = ["vanilla", "s1", "s2", "s3"]
+BASELINES = ["baseline", "cpmobile_kd"]
 TEACHERS = ["ssl_star", "ssl", "ssl_sl"]
 SUBSETS = [5, 10, 25, 50, 100]
 
@@ -23,7 +24,7 @@ def parse(name: str, *arguments: str):
     return parse_arguments((own, DataArguments, SceneTrainingArguments), "demo", command)[1]
 
 
-@pytest.mark.parametrize("name", [*STUDENTS, *TEACHERS, "demo", "demo_teacher"])
+@pytest.mark.parametrize("name", [*STUDENTS, *BASELINES, *TEACHERS, "demo", "demo_teacher"])
 def test_every_recipe_is_understood(name):
     _, data_args, args = parse(name)
     assert data_args.dataset == "split25"
@@ -54,6 +55,22 @@ def test_students_follow_the_report(name):
         "batchmean",
         "logits",
     )
+
+
+def test_baseline_follows_its_public_code():
+    for subset in SUBSETS:
+        own, _, args = parse("baseline", "--dataset", f"split{subset}")
+        assert (own.student, own.teachers, args.learning_rate) == ("cpmobile", [], 0.005)
+    assert (args.num_train_epochs, args.batch_size, args.schedule) == (150, 256, "warmup_cosine")
+    assert (args.warmup_steps, args.weight_decay, args.max_grad_norm) == (2000, 1e-4, 0)
+    assert (args.adam_beta1, args.adam_beta2, args.adam_epsilon) == (0.9, 0.999, 1e-8)
+    assert (args.freq_mixstyle_alpha, args.freq_mixstyle_p, args.freq_mixstyle_per_clip) == (0.3, 0.4, True)
+    assert (args.time_rolling * 44_100, args.frequency_mask_size * 256) == (4410, 48)
+    assert (args.impulse_response_p, args.mixup_alpha, args.spec_augment_size) == (0, 0, 0)
+
+
+def test_distillation_into_the_baseline_is_that_of_s1():
+    assert load_recipe("cpmobile_kd", "split25") == load_recipe("s1", "split25") | {"student": "cpmobile"}
 
 
 @pytest.mark.parametrize("name", TEACHERS)
@@ -180,6 +197,8 @@ def test_one_sentence_for_a_wrong_command(capsys, arguments, message):
         ("weight_decay", "-0.1", "0"),
         ("max_grad_norm", "inf", "1"),
         ("dataloader_num_workers", "-1", "0"),
+        ("time_rolling", "-0.1", "0.1"),
+        ("warmup_steps", "-1", "0"),
         ("seed", "-1", "0"),
     ],
 )
@@ -195,6 +214,7 @@ def test_numbers_out_of_range_are_named(name, wrong, right):
         ("per_device_train_batch_size", "4", "use batch_size"),
         ("eval_strategy", "epoch", "use validation_fraction"),
         ("label_smoothing_factor", "0.1", "use teachers"),
+        ("warmup_steps", "100", "warmup_cosine"),
         ("resume_from_checkpoint", "outputs", "the same command"),
         ("fsdp", "full_shard", "fit on one device"),
         ("deepspeed", "x.json", "fit on one device"),

@@ -1,8 +1,10 @@
+import json
 import shutil
 
 import evaluate
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from sklearn import metrics as sklearn_metrics
 
 from tests.train.helpers import REPOSITORY
@@ -187,3 +189,22 @@ class TestMetric:
 def test_bad_input_is_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         scene_metrics(**arguments)
+
+
+def test_metrics_are_those_of_the_baseline():
+    """The accuracies that the challenge's baseline logs, and its losses of each class and device."""
+    golden = REPOSITORY / "tests" / "golden" / "cpmobile"
+    reference = json.loads((golden / "evaluation.json").read_text())
+    tensors, expected = load_file(golden / "evaluation.safetensors"), reference["expected"]
+    devices = [name.rpartition("-")[2].removesuffix(".wav") for name in reference["files"]]
+    result = scene_metrics(tensors["logits"], tensors["labels"], labels=reference["labels"], devices=devices)
+    assert result["accuracy"] == pytest.approx(expected["acc"], abs=1e-5)
+    assert result["macro_accuracy"] == pytest.approx(expected["macro_avg_acc"], abs=1e-5)
+    assert result["device_groups"]["unseen"]["accuracy"] == pytest.approx(expected["acc.unseen"], abs=1e-5)
+    for group in ("class_wise", "device_wise"):
+        for name, scores in result[group].items():
+            assert scores["accuracy"] == pytest.approx(expected[f"acc.{name}"], abs=1e-5), name
+            assert scores["clips"] == expected[f"cnt.{name}"], name
+        # Not the baseline's own mean, in which the clips of its last batch weigh more.
+        losses = [expected[f"cnt.{name}"] * expected[f"loss.{name}"] for name in result[group]]
+        assert result["log_loss"] == pytest.approx(sum(losses) / len(devices), abs=1e-5)

@@ -52,7 +52,7 @@ class TestPlan:
             ssl_sl = {f"ssl_sl-seed{seed}" for seed in range(42, 52)}
             # The twelve of S3 include those of S1 and S2.
             assert set(fine_tuned) == ssl_sl | {"ssl-seed42", "ssl_star-seed42"}
-        assert len(cells) == 4 * 2
+        assert len(cells) == 5 * 2
 
     @pytest.mark.parametrize("data_dir", ["TAU", None])
     @pytest.mark.parametrize(("table", "systems", "number"), [(3, ["s3"], 12), (1, ["ensemble10"], 10)])
@@ -75,10 +75,20 @@ class TestPlan:
 
     def test_members_are_those_of_the_recipes(self):
         _, cells = plan(ReproductionArguments(table=3, data_dir="TAU", subsets=[5]))
-        for system, number in (("vanilla", 0), ("s1", 1), ("s2", 3), ("s3", 12)):
+        for system, number in (("baseline", 0), ("vanilla", 0), ("s1", 1), ("s2", 3), ("s3", 12)):
             student = cells[system, 5][0][0]
             logits = [part for part in student.arguments if "/logits/" in part]
             assert len(logits) == len(set(logits)) == number
+
+    def test_baseline_is_one_run_in_both_tables(self):
+        """The published baseline is not quantized."""
+        runs = []
+        for table in (1, 3):
+            sweep, cells = plan(ReproductionArguments(table=table, systems=["baseline"], data_dir="TAU", subsets=[5]))
+            (step,) = sweep.steps
+            assert step.arguments[:2] == ("--recipe", "baseline")
+            runs.append(cells["baseline", 5][0])
+        assert runs[0] == runs[1] == [step]
 
     def test_every_step_comes_after_what_it_needs(self):
         for table in (1, 3):
@@ -98,7 +108,7 @@ class TestPlan:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ({"table": 3, "systems": ["ssl"]}, "no system 'ssl': choose from vanilla"),
+            ({"table": 3, "systems": ["ssl"]}, "no system 'ssl': choose from baseline, vanilla"),
             ({"table": 1, "subsets": [7]}, "no subset 7: choose from 5, 10"),
             ({"table": 1, "seeds": 0}, "seeds is 0: choose 1 or more"),
             (
@@ -217,6 +227,17 @@ def test_difference_from_the_published_figures(tmp_path):
     assert float(row[-1]) == pytest.approx(np.mean(list(ours.values())) - theirs["average"], abs=0.1)
     plot_accuracy_by_fraction(3, cells, tmp_path / "plot")
     assert (tmp_path / "plot.svg").read_text().startswith("<?xml")
+
+
+@pytest.mark.parametrize("table", [1, 3])
+def test_baseline_beside_the_published_one(table, tmp_path):
+    cells = {"baseline": {"float32": {5: [tau_results("split5", 0)]}}}
+    text = report_table(table, cells)
+    ours = 100 * cells["baseline"]["float32"][5][0].metrics["macro_accuracy"]
+    assert f"| Baseline | float32 | {ours:.1f} |" in text
+    assert f"| − published | {ours - 42.4:+.1f} |" in text
+    assert text.count("| Baseline | published") == 1 and "| Baseline | published, float32 | 42.4 |" in text
+    plot_accuracy_by_fraction(table, cells, tmp_path / "plot")
 
 
 def test_a_failing_step_is_named(tmp_path):

@@ -1,0 +1,172 @@
+"""Loading and running of quantized (INT8) CP-Mobile model folders with torch and transformers only."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.quantizers.auto import (
+    AUTO_QUANTIZER_MAPPING,
+    register_quantization_config,
+    register_quantizer,
+)
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+
+METHOD = "cpmobile_int8"
+"""`quant_method` of the models' configurations."""
+
+
+class CPMobileInt8Config(QuantizationConfigMixin):
+    """Configuration that marks a model folder as INT8 and records how it was quantized.
+
+    Args:
+        calibration_clips (`int`, *optional*):
+            Number of clips that the activation ranges were calibrated on.
+        activation_algorithm (`str`, *optional*):
+            Neural Compressor's algorithm for the activation ranges, `"kl"` or `"minmax"`.
+        activation_symmetric (`bool`, *optional*):
+            Whether the activation ranges are symmetric about zero.
+        **kwargs:
+            Further entries of a stored `quantization_config`, which are ignored.
+    """
+
+    def __init__(
+        self,
+        calibration_clips: int | None = None,
+        activation_algorithm: str | None = None,
+        activation_symmetric: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.quant_method = METHOD  # type: ignore[assignment]  # annotated with transformers' own methods only
+        self.calibration_clips = calibration_clips
+        self.activation_algorithm = activation_algorithm
+        self.activation_symmetric = activation_symmetric
+
+
+class CPMobileInt8Conv(nn.Module):
+    """Convolution with 8-bit inputs and weights and a folded batch norm, with an optional ReLU.
+
+    The state contains everything that integer arithmetic needs: `weight` (int8, output channels first), `weight_scale`
+    (float32, one per output channel), `bias` (int16) and its `bias_scale`, `input_scale` (float32) and
+    `input_zero_point` (uint8), and, if `smooth`, one `smoothing` factor (float32) per input channel. An input integer
+    `q` represents `(q - input_zero_point) * input_scale * smoothing`, a weight integer `q` represents
+    `q * weight_scale / smoothing`.
+
+    Args:
+        convolution (`nn.Conv2d`):
+            Float layer that sets the shape, stride, padding and groups.
+        relu (`bool`):
+            Whether a ReLU follows.
+        smooth (`bool`):
+            Whether each input channel has its own smoothing factor.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    bias_scale: torch.Tensor
+    input_scale: torch.Tensor
+    input_zero_point: torch.Tensor
+    smoothing: torch.Tensor | None
+
+    centred = False
+    """Whether an offset is subtracted from the input before rounding, as in other networks of the same form."""
+
+    def __init__(self, convolution: nn.Conv2d, relu: bool, smooth: bool) -> None:
+        super().__init__()
+        self.stride, self.padding, self.groups = convolution.stride, convolution.padding, convolution.groups
+        self.relu = relu
+        out_channels = convolution.out_channels
+        self.register_buffer("weight", torch.zeros(convolution.weight.shape, dtype=torch.int8))
+        # This scale is a parameter because transformers takes a model's dtype from its first floating-point parameter.
+        self.weight_scale = nn.Parameter(torch.ones(out_channels), requires_grad=False)
+        self.register_buffer("bias", torch.zeros(out_channels, dtype=torch.int16))
+        self.register_buffer("bias_scale", torch.ones(()))
+        self.register_buffer("input_scale", torch.ones(()))
+        self.register_buffer("input_zero_point", torch.zeros((), dtype=torch.uint8))
+        self.register_buffer("smoothing", torch.ones(convolution.in_channels) if smooth else None)
+
+    def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
+        """Map (batch, in_channels, frequency, time) to (batch, out_channels, frequency, time), in float32.
+
+        The integers are multiplied as the floats that they represent, which equals integer arithmetic up to float32
+        rounding and works on any device.
+        """
+        weight = self.weight.to(torch.float32) * self.weight_scale.view(-1, 1, 1, 1)
+        bias = self.bias.to(torch.float32) * self.bias_scale
+        if self.smoothing is not None:
+            hidden_state = hidden_state * self.smoothing.reciprocal().view(1, -1, 1, 1)
+        zero_point = self.input_zero_point.to(torch.float32)
+        integers = (hidden_state * (1.0 / self.input_scale)).round_().add_(zero_point).clamp_(0, 255)
+        hidden_state = integers.sub_(zero_point).mul_(self.input_scale)
+        output = nn.functional.conv2d(hidden_state, weight, bias, self.stride, self.padding, (1, 1), self.groups)
+        return output.relu_() if self.relu else output
+
+
+def replace_convolutions(model: nn.Module, make: Callable[[nn.Module, bool, bool], nn.Module]) -> None:
+    """Replace every convolution unit of a CP-Mobile by `make(unit, smooth, centred)`."""
+    for name, module in list(model.named_modules()):
+        # Compare names, as a model loaded as remote code has its own copy of the class.
+        if type(module).__name__ != "CPMobileConvUnit":
+            continue
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, make(module, child == "depthwise", False))
+
+
+def make_int8(unit: nn.Module, smooth: bool, centred: bool) -> CPMobileInt8Conv:
+    """Create an INT8 layer of a unit's shape, to be filled with integers and scales."""
+    assert isinstance(unit.convolution, nn.Conv2d) and not centred
+    return CPMobileInt8Conv(unit.convolution, bool(unit.activation), smooth)
+
+
+class CPMobileInt8Quantizer(HfQuantizer):
+    """Quantizer with which `from_pretrained` loads INT8 model folders, as written by [`INCQuantizer`]."""
+
+    requires_calibration = True
+
+    def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Return float32 whatever the requested dtype, as lower precision would change the scales."""
+        return torch.float32
+
+    def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
+        replace_convolutions(model, make_int8)
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+        for name, module in model.named_modules():
+            if isinstance(module, CPMobileInt8Conv):
+                check_layer(name, module)
+        return model
+
+    def is_serializable(self) -> bool:
+        """Return whether the model can be saved, which it always can."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Whether the model can be trained; integers have no gradients."""
+        return False
+
+
+def check_layer(name: str, layer: CPMobileInt8Conv) -> None:
+    """Raise an error if the state of a layer is not that of a quantized convolution."""
+    if layer.weight.dtype != torch.int8 or layer.bias.dtype != torch.int16:
+        raise ValueError(
+            f"{name} has {layer.weight.dtype} weights and {layer.bias.dtype} biases instead of int8 and int16: load a "
+            "folder written by INCQuantizer."
+        )
+    scales = [layer.weight_scale, layer.bias_scale.view(1), layer.input_scale.view(1)]
+    if layer.smoothing is not None:
+        scales.append(layer.smoothing)
+    values = torch.cat(scales).detach()
+    if not math.isfinite(float(values.sum())) or float(values.min()) <= 0:
+        raise ValueError(f"{name} has a scale that is not a positive number: quantize the model again.")
+
+
+if METHOD not in AUTO_QUANTIZER_MAPPING:  # the package and a remote-code copy of it may both be imported
+    register_quantization_config(METHOD)(CPMobileInt8Config)
+    register_quantizer(METHOD)(CPMobileInt8Quantizer)
+
+
+__all__ = ["CPMobileInt8Config", "CPMobileInt8Conv", "CPMobileInt8Quantizer"]
