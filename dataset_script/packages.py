@@ -1,13 +1,40 @@
-"""Whether the packages that a part of this project needs are installed."""
+"""The packages that parts of this project need, and what they print."""
 
 import importlib.util
+import logging
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
 
 COMMANDS = Path(__file__).resolve().parents[1] / "train"
 """Folder of the scripts."""
+
+NOISY_LOGGERS = ("torch.utils._pytree", "torchao")
+"""Loggers of libraries that warn about absent hardware and their own future, on import."""
+
+NOISY_WARNINGS = (".*'pin_memory' argument is set as true but no accelerator is found.*",)
+"""Warnings of libraries that a user cannot do anything about, as patterns of their text."""
+
+
+def quieten_libraries() -> None:
+    """Silence what libraries say about absent hardware and their own future, which sounds like an error."""
+    for name in NOISY_LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for pattern in NOISY_WARNINGS:
+        warnings.filterwarnings("ignore", pattern)
+
+
+def install_command(extra: str) -> str:
+    """Return the command that installs an extra of this project: from the clone that this file is in, or the package.
+
+    Args:
+        extra (`str`): Name of the extra, such as `"train"`.
+    """
+    if (COMMANDS.parent / "pyproject.toml").is_file():
+        return f"pip install -e '.[{extra}]'"
+    return f"pip install 'acoustic-scenes[{extra}]'"
 
 
 def check_packages(packages: Mapping[str, str]) -> None:
@@ -25,7 +52,7 @@ def check_packages(packages: Mapping[str, str]) -> None:
     missing = [package for name, package in packages.items() if importlib.util.find_spec(name) is None]
     if not missing:
         return
-    message = f"The package {missing[0]} is missing: pip install -e '.[train]'"
+    message = f"The package {missing[0]} is missing: {install_command('train')}"
     # While `python -m` imports a package, that is all that it knows of the command.
     if sys.argv[0] == "-m" or Path(sys.argv[0]).resolve().parent == COMMANDS:
         sys.exit(f"Error: {message}")

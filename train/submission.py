@@ -15,11 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import train  # noqa: F401 - first, for it checks the packages
-from dataset_script import load_scenes
 from dataset_script.errors import InputError
 from train.common.arguments import CommandParser
 from train.common.process import configure_logging, run_command
-from train.deployment.challenge import read_about, read_models, write_submission
 
 
 logger = logging.getLogger(__name__)
@@ -58,7 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         FileNotFoundError, InputError: If an argument, a model, the metadata or the evaluation set is invalid.
         OSError: If the output folder is not writable.
     """
-    (args,) = CommandParser(SubmissionArguments).parse(arguments)
+    (args,) = CommandParser(SubmissionArguments, description=__doc__).parse(arguments)
+    # These take seconds to import, and a wrong argument is reported before.
+    from dataset_script import load_scenes
+    from train.deployment.challenge import read_about, read_models, write_submission
+
     configure_logging()
     models = read_models(args.models)
     about = read_about(args.about)

@@ -19,8 +19,8 @@ from transformers import (
 from dataset_script.errors import InputError
 from dataset_script.waveforms import FULL_SCALE
 from train.classification import schedules
-from train.classification.arguments import SceneTrainingArguments
 from train.classification.data import MixedDataset, SceneDataset
+from train.classification.training_arguments import SceneTrainingArguments
 from train.common.augmentations import DeviceImpulseResponse, Mix
 from train.common.distributed import BatchRows, synchronize_layers
 from train.common.encoders import encoder_of, layer_factors

@@ -16,10 +16,11 @@ from dataset_script import cache_waveforms, is_synthetic, load_scenes
 from dataset_script.errors import InputError
 from model_cards.complexity import measure_model
 from model_cards.plots import plot_learning_curve
-from train.classification.arguments import DataArguments, SceneTrainingArguments, TeacherArguments
+from train.classification.arguments import DataArguments, TeacherArguments
 from train.classification.data import MixedDataset, SceneDataset, UnlabelledBatches, check_splits, split_by_location
 from train.classification.schedules import sgdr, sgdr_ends
 from train.classification.trainer import DistillationTrainer
+from train.classification.training_arguments import SceneTrainingArguments
 from train.common.augmentations import read_impulse_responses
 from train.common.availability import check_available
 from train.common.checkpoints import last_complete_checkpoint

@@ -16,9 +16,9 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from dataset_script.errors import InputError, input_errors
 from dataset_script.files import make_durable, write_json
 from model_cards.results import RESULTS_FILE, RUN_FILE, provenance
-from train.common.arguments import ResumableTrainingArguments
 from train.common.checkpoints import complete_checkpoint, find_checkpoints
 from train.common.seeds import derived_seed
+from train.common.training_arguments import ResumableTrainingArguments
 
 
 class ResumableTrainer(Trainer):

@@ -1,15 +1,21 @@
 """Arguments of quantization."""
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
 
 from dataset_script.errors import InputError
 from train.common.arguments import HubArguments, InferenceArguments, check_bootstrap
-from train.deployment.quantizer import INCConfig
+
+
+if TYPE_CHECKING:
+    from train.deployment.quantizer import INCConfig
 
 
 @dataclass
 class QuantizationArguments(HubArguments, InferenceArguments):
     """The float model, the quantization, and the repository that the INT8 model is pushed to."""
+
+    unsupported: ClassVar[tuple[str, ...]] = ("dtype", "torch_compile")
 
     calibration_clips: int = field(default=300, metadata={"help": "Clips of the training subset to calibrate with."})
     tolerable_loss: float = field(
@@ -33,8 +39,9 @@ class QuantizationArguments(HubArguments, InferenceArguments):
         if not 0 <= self.seed < 2**32:
             raise InputError(f"seed is {self.seed}: choose an integer from 0 to {2**32 - 1}.")
         check_bootstrap(self.bootstrap)
-        self.quantization_config()
 
-    def quantization_config(self) -> INCConfig:
+    def quantization_config(self) -> "INCConfig":
         """Return the settings of the quantizer; raise `InputError` if a value is out of range."""
+        from train.deployment.quantizer import INCConfig  # its packages take seconds to import
+
         return INCConfig(tolerable_loss=self.tolerable_loss, max_trials=self.max_trials, qat_epochs=self.qat_epochs)

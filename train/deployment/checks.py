@@ -9,6 +9,7 @@ from torch import nn
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
 from dataset_script.errors import InputError
+from dataset_script.packages import install_command
 from modeling_tfsepnet import TFSepNetFeatureExtractor, TFSepNetForAudioClassification
 
 
@@ -23,7 +24,7 @@ def require_packages(extra: str, *names: str) -> None:
         try:
             import_module(name)
         except ImportError as error:
-            raise InputError(f'{name} cannot be imported ({error}): pip install -e ".[{extra}]".') from None
+            raise InputError(f"{name} cannot be imported ({error}): {install_command(extra)}") from None
 
 
 def check_writable(folder: Path, argument: str) -> None:

@@ -15,13 +15,14 @@ from safetensors.torch import load_file
 from modeling_tfsepnet import TFSepNetForAudioClassification
 from tests.train.helpers import DEVICES, SCENES, make_dataset, make_extractor, make_model
 from train.classification import training
-from train.classification.arguments import DataArguments, SceneTrainingArguments
+from train.classification.arguments import DataArguments
 from train.classification.data import split_by_location
 from train.classification.training import (
     impulse_response_folder,
     run_training,
     warn_of_unfinished_cycle,
 )
+from train.classification.training_arguments import SceneTrainingArguments
 from train.evaluation.metrics import scene_metrics
 
 
