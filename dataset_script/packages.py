@@ -3,7 +3,6 @@
 import importlib.util
 import logging
 import sys
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,16 +13,11 @@ COMMANDS = Path(__file__).resolve().parents[1] / "train"
 NOISY_LOGGERS = ("torch.utils._pytree", "torchao")
 """Loggers of libraries that warn about absent hardware and their own future, on import."""
 
-NOISY_WARNINGS = (".*'pin_memory' argument is set as true but no accelerator is found.*",)
-"""Warnings of libraries that a user cannot do anything about, as patterns of their text."""
-
 
 def quieten_libraries() -> None:
     """Silence what libraries say about absent hardware and their own future, which sounds like an error."""
     for name in NOISY_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
-    for pattern in NOISY_WARNINGS:
-        warnings.filterwarnings("ignore", pattern)
 
 
 def install_command(extra: str) -> str:

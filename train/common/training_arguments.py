@@ -38,6 +38,8 @@ class ResumableTrainingArguments(RunOptions, TrainingArguments):  # type: ignore
         self._check_optimizer()
         if self.fp16 and self.device.type == "cpu":
             raise InputError("fp16 has no effect on a CPU: leave it out, or use bf16 if the processor supports it.")
+        if self.device.type == "cpu":
+            self.dataloader_pin_memory = False  # of which torch would warn in each epoch
         self._n_gpu = min(self.n_gpu, 1)  # the property n_gpu initializes _n_gpu
         self.per_device_train_batch_size = math.ceil(self.batch_size / self.world_size)
         self.ddp_broadcast_buffers = False

@@ -84,6 +84,7 @@ def finetune_tagger(
     def evaluate(trainer: CropTrainer) -> dict[str, Any]:
         logits = compute_logits(model.eval(), extractor, test_clips, args.per_device_eval_batch_size)
         metrics = tagging_metrics(logits, multi_hot(test_indices, len(classes)), class_names)
+        trainer.log({"test_map": metrics["map"]})
         return {"training_clips": len(train_source), "metrics": metrics}
 
     return train_or_load(recipe, (start, data), args, make_trainer, evaluate)
