@@ -1,3 +1,3 @@
-"""Acoustic scene classification with TF-SepNet-64 and BEATs: the version of this project, and its command `scenes`."""
+"""The version of this project, its command `scenes`, and what all its command lines share."""
 
 __version__ = "0.1.0"

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from acoustic_scenes import __version__
+from acoustic_scenes.packages import quieten_libraries
+from acoustic_scenes.suggestions import did_you_mean
 
 
 COMMANDS = {
@@ -39,7 +41,7 @@ COMMANDS = {
     "push": "model_cards.push",
 }
 """The module of each command, in the order of the stages. Only the module that is called is imported, which is why
-they are named and not imported here: this package is above all others."""
+they are named and not imported here: all other packages build on this one."""
 
 ROOT = Path(__file__).resolve().parents[1]
 """Folder of the packages."""
@@ -76,9 +78,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if command == "--version":
         print(f"acoustic-scenes {__version__}")
         return
-    from dataset_script.packages import quieten_libraries
-    from dataset_script.suggestions import did_you_mean
-
     if command not in COMMANDS:
         sys.exit(f"Error: There is no command {command!r}{did_you_mean(command, COMMANDS)}: see scenes --help.")
     quieten_libraries()

@@ -10,7 +10,7 @@ baby, rain and others, one of which it always names.
 from collections.abc import Sequence
 from pathlib import Path
 
-from dataset_script.command_line import CommandLine
+from acoustic_scenes.command_line import CommandLine
 
 
 SHIPPED_MODEL = Path(__file__).resolve().parents[1] / "model_cards" / "esc10"
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--trust_remote_code", action="store_true", help="Run the model's own code.")
     args = parser.parse(arguments)
     if missing := [name for name in args.recordings if not Path(name).is_file()]:
-        parser.error(f"There is no file {missing[0]}: correct its name.")
+        parser.fail(f"There is no file {missing[0]}: correct its name.")
     # These take seconds to import, and a wrong argument is reported before.
     from transformers import pipeline
     from transformers.utils.logging import disable_progress_bar
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             scores = classify(name, top_k=args.top_k)
             print(f"{name}: " + ", ".join(f"{entry['label']} {100 * entry['score']:.1f} %" for entry in scores))
     except (OSError, ValueError) as error:
-        parser.error(str(error))
+        parser.fail(str(error))
 
 
 if __name__ == "__main__":

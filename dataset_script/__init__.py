@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from dataset_script.packages import check_packages
+from acoustic_scenes.packages import check_packages
 
 
 check_packages(

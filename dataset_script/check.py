@@ -7,7 +7,7 @@ Prints one line per check and a table of clip counts. Stops at the first fault, 
 
 import sys
 
-from dataset_script.command_line import CommandLine
+from acoustic_scenes.command_line import CommandLine
 from dataset_script.errors import InputError
 from dataset_script.export import count_table
 from dataset_script.tau_urban_2022 import TAUUrban2022

@@ -5,7 +5,7 @@
 `load_scenes("demo")` makes the same corpus in the cache.
 """
 
-from dataset_script.command_line import CommandLine
+from acoustic_scenes.command_line import CommandLine
 from dataset_script.demo import make_demo
 from dataset_script.errors import InputError
 
@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         make_demo(args.out, args.seed)
     except (OSError, InputError) as error:
-        parser.error(str(error))
+        parser.fail(str(error))
     print(f"The demo corpus is in {args.out}.\nNext: scenes distill --data_dir {args.out}")
 
 

@@ -1,6 +1,6 @@
 """Model cards from results files, and pushing models with them to the Hub."""
 
-from dataset_script.packages import check_packages, quieten_libraries
+from acoustic_scenes.packages import check_packages, quieten_libraries
 
 
 quieten_libraries()

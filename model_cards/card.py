@@ -9,7 +9,7 @@ same recipe on other subsets or with other seeds.
 from collections.abc import Sequence
 from pathlib import Path
 
-from dataset_script.command_line import CommandLine
+from acoustic_scenes.command_line import CommandLine
 from model_cards.command_line import add_card_arguments, run_command
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dataset_script.command_line import CommandLine
+from acoustic_scenes.command_line import CommandLine
 from dataset_script.hub import check_repo_id, push_files
 from model_cards.command_line import add_card_arguments, run_command
 from model_cards.results import RESULTS_FILE

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from dataset_script.packages import COMMANDS, check_packages, quieten_libraries
+from acoustic_scenes.packages import COMMANDS, check_packages, quieten_libraries
 
 
 quieten_libraries()

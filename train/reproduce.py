@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Literal
 
 import train  # noqa: F401 - first, for it checks the packages
+from acoustic_scenes.suggestions import did_you_mean
 from dataset_script.errors import InputError
 from dataset_script.splits import PERCENTAGES
-from dataset_script.suggestions import did_you_mean
 from train.common.arguments import CommandParser
 from train.common.availability import check_paths
 from train.common.process import configure_logging, run_command

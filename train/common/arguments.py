@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NoReturn
 
 from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 
+from acoustic_scenes.suggestions import did_you_mean
 from dataset_script.errors import InputError, input_errors
-from dataset_script.suggestions import did_you_mean
 
 
 class CommandParser(HfArgumentParser):
@@ -35,6 +36,9 @@ class CommandParser(HfArgumentParser):
         settings = {"formatter_class": _OptionFormatter, **settings}
         super().__init__(dataclass_types, allow_abbrev=False, add_help=False, **settings)
         self.main_options = main_options
+        for action in self._actions:
+            if action.type is string_to_bool:  # also for those that default to None
+                action.nargs, action.const = "?", True
         if add_help:
             suppress = argparse.SUPPRESS
             self.add_argument("-h", "--help", "--help-all", action=_Help, nargs=0, dest=suppress, default=suppress)

@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
+from acoustic_scenes.suggestions import did_you_mean
 from dataset_script.errors import InputError, input_errors
 from dataset_script.splits import subset_percentage
-from dataset_script.suggestions import did_you_mean
 from train.common.arguments import CommandParser
 from train.common.availability import check_exists, check_paths, check_start
 

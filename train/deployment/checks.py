@@ -8,8 +8,8 @@ from typing import TypeGuard
 from torch import nn
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
+from acoustic_scenes.packages import install_command
 from dataset_script.errors import InputError
-from dataset_script.packages import install_command
 from modeling_tfsepnet import TFSepNetFeatureExtractor, TFSepNetForAudioClassification
 
 

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from dataset_script.suggestions import did_you_mean
+from acoustic_scenes.suggestions import did_you_mean
 
 
 class CommandLine(argparse.ArgumentParser):
@@ -27,9 +27,13 @@ class CommandLine(argparse.ArgumentParser):
             option = argument.split("=")[0]
             if option.startswith("--") and option not in self._option_string_actions:
                 meant = did_you_mean(option, self._option_string_actions)
-                self.error(f"Unknown argument {option}{meant}: see --help.")
+                self.fail(f"Unknown argument {option}{meant}: see --help.")
         return self.parse_args(given)
 
     def error(self, message: str) -> NoReturn:
-        """End the command with a message, which is a sentence."""
+        """End the command with argparse's message, without printing the usage."""
+        self.fail(f"{message[0].upper()}{message[1:]}: see --help.")
+
+    def fail(self, message: str) -> NoReturn:
+        """End the command with a sentence."""
         self.exit(1, f"Error: {message}\n")

@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,14 +11,21 @@ from pathlib import Path
 COMMANDS = Path(__file__).resolve().parents[1] / "train"
 """Folder of the scripts."""
 
-NOISY_LOGGERS = ("torch.utils._pytree", "torchao")
-"""Loggers of libraries that warn about absent hardware and their own future, on import."""
+NOISY_LOGGERS = ("neural_compressor", "torch.utils._pytree", "torchao")
+NOISY_WARNINGS = (r".*isinstance\(treespec, LeafSpec\)", "The input of maxpool2d is not quantized")
+"""Loggers and warnings of libraries about absent hardware and their own future, which a user cannot change."""
 
 
 def quieten_libraries() -> None:
-    """Silence what libraries say about absent hardware and their own future, which sounds like an error."""
+    """Show only the errors of libraries that would otherwise warn of what a user cannot change."""
     for name in NOISY_LOGGERS:
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).addFilter(_is_error)  # a level would be reset by the library
+    for pattern in NOISY_WARNINGS:
+        warnings.filterwarnings("ignore", pattern)
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def install_command(extra: str) -> str:
