@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import train  # noqa: F401 - first, for it checks the packages
 from train.common.arguments import CommandParser
+from train.common.availability import check_paths
 from train.common.process import configure_logging, run_command
 from train.evaluation.arguments import PredictionArguments
 
@@ -26,7 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         FileExistsError: If the output folder contains other logits.
         FileNotFoundError, InputError: If an argument, the corpus or the model is invalid.
     """
-    (args,) = CommandParser(PredictionArguments).parse(arguments)
+    (args,) = CommandParser(PredictionArguments, description=__doc__).parse(arguments)
+    check_paths(args)
     # These take seconds to import, and a wrong argument is reported before.
     from train.common.hub import check_repository, push_predictions
     from train.common.summary import corpus_options, scenes_command, summarize

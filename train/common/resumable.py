@@ -66,9 +66,9 @@ class ResumableTrainer(Trainer):
             raise self._divergence(f"The loss is {loss.item()}")
         return loss
 
-    def _run_epoch(self, **arguments: Any) -> None:
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if not self.control.should_training_stop:  # as early stopping had decided before the run was interrupted
-            super()._run_epoch(**arguments)
+            super()._run_epoch(*args, **kwargs)
 
     def _divergence(self, what: str) -> InputError:
         rate = self._get_learning_rate()
