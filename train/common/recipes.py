@@ -127,6 +127,8 @@ def check_arguments(
     parser.set_defaults(output_dir="outputs/<recipe>-<dataset>")
     parser.set_defaults(**{name: value for name, value in recipe.items() if name in ours})
     values, _ = parser.parse_known_args(arguments)
+    with input_errors():
+        parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True, look_for_args_file=False)
     for teacher in getattr(values, "teachers", []):
         start = load_recipe(teacher, values.dataset).get("model_name_or_path") if is_recipe(teacher) else None
         if start is not None:
