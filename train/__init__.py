@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import dataset_script
 from acoustic_scenes.packages import COMMANDS, check_packages, quieten_libraries
 
 
