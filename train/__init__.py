@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-import dataset_script
+import dataset_script  # checks its packages
 from acoustic_scenes.packages import COMMANDS, check_packages, quieten_libraries
 
 
