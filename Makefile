@@ -36,8 +36,9 @@ style: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Without the options, accelerate would list their defaults.
 demo: install
-	$(BIN)/accelerate launch train/distill.py
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no train/distill.py
 
 bench: install
 	$(BIN)/python -m benchmarks

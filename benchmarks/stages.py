@@ -14,10 +14,10 @@ from benchmarks.inputs import RATE, Inputs, write_recordings
 from dataset_script import SCENES, cache_waveforms
 from modeling_beats import BeatsConfig, BeatsFeatureExtractor, BeatsForAudioClassification
 from modeling_tfsepnet import TFSepNetConfig, TFSepNetFeatureExtractor, TFSepNetForAudioClassification
-from train.classification.arguments import SceneTrainingArguments
 from train.classification.data import SceneDataset
 from train.classification.losses import DistillationLoss
 from train.classification.trainer import DistillationTrainer
+from train.classification.training_arguments import SceneTrainingArguments
 from train.common.augmentations import DeviceImpulseResponse, FreqMixStyle, SoftMixup
 from train.common.recipes import load_recipe
 

@@ -1,11 +1,13 @@
-"""Check a corpus folder: `python -m dataset_script.check --data_dir D`.
+"""Check a corpus folder: every clip, table and rule.
+
+    scenes check --data_dir TAU
 
 Prints one line per check and a table of clip counts. Stops at the first fault, prints it and exits with status 1.
 """
 
-import argparse
 import sys
 
+from acoustic_scenes.command_line import CommandLine
 from dataset_script.errors import InputError
 from dataset_script.export import count_table
 from dataset_script.tau_urban_2022 import TAUUrban2022
@@ -20,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         `int`: The exit status, 0 if the corpus is valid.
     """
-    parser = argparse.ArgumentParser(prog="python -m dataset_script.check", description=__doc__.splitlines()[0])
+    parser = CommandLine("scenes check", __doc__)
     parser.add_argument("--data_dir", required=True, help="folder of the extracted corpus or of its archives")
     parser.add_argument(
         "--config",
@@ -28,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
         choices=[config.name for config in TAUUrban2022.BUILDER_CONFIGS],
         help="configuration whose clips are checked (default: full, all of meta.csv); tables are always checked",
     )
-    args = parser.parse_args(arguments)
+    args = parser.parse(arguments)
     builder = TAUUrban2022(config_name=args.config, data_dir=args.data_dir)
     try:
         builder.read_splits(report=lambda title, summary: print(f"ok    {title}: {summary}"))

@@ -6,6 +6,7 @@ import datasets
 from datasets import DatasetDict
 from datasets.exceptions import DatasetGenerationError
 
+from acoustic_scenes.suggestions import did_you_mean
 from dataset_script.errors import InputError
 from dataset_script.files import explain_write_errors
 from dataset_script.recording_sources import split_configuration
@@ -54,8 +55,8 @@ def load_scenes(
         source, _ = split_configuration(config_name)
         if "/" not in source and not os.path.isdir(source):
             raise InputError(
-                f"There is no configuration {config_name!r}: choose one of {', '.join(names)}, or give the folder or "
-                "Hub id of your own dataset."
+                f"There is no configuration {config_name!r}{did_you_mean(config_name, names)}: choose one of "
+                f"{', '.join(names)}, or give the folder or Hub id of your own dataset."
             )
         return load_recordings(config_name, teacher_logits, cache_dir)
     options = {"teacher_logits": {name: str(path) for name, path in teacher_logits.items()}} if teacher_logits else {}

@@ -1,17 +1,13 @@
 """Model cards, made from results files alone: every number on a card is in a file that is published with it.
 
-    python -m model_cards.generator outputs/s2-split25 --results outputs/s2-split5 outputs/s2-split50
-
-writes `README.md` into the model folder. The folder's own results are those of the model; `--results` adds runs of the
-same recipe on other subsets or with other seeds.
+The folder's own results are those of the model; others are runs of the same recipe on other subsets or with other
+seeds.
 """
 
-import argparse
 import json
 import re
 import shutil
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -221,43 +217,3 @@ def _save(card: ModelCard, model_dir: Path, results: Mapping[str, RunResults]) -
     card.text = text
     with atomic_path(model_dir / "README.md") as part:
         card.save(part)
-
-
-def add_card_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of [`write_card`] to a command line."""
-    parser.add_argument("folder", help="Model folder, with its results.json.")
-    parser.add_argument(
-        "--results", nargs="+", default=[], help="Results of the same recipe on other subsets or with other seeds."
-    )
-    parser.add_argument("--counterpart", help="Results of the INT8 or float16 form of a float model, or vice versa.")
-    parser.add_argument("--dataset_name", help="Name of the data, unless it is TAU or the demo corpus.")
-    parser.add_argument("--dataset_license", help="Its licence, as the Hub names it, such as cc-by-4.0.")
-    parser.add_argument(
-        "--allow_over_limit", action="store_true", help="Accept a student that exceeds a limit; its card says so."
-    )
-
-
-def run_command(main: Callable[[], str]) -> None:
-    """Run the `main` of a command and print what it returns; an error that the user can fix ends it with one line."""
-    try:
-        print(main())
-    except (InputError, OSError) as error:
-        sys.exit(f"Error: {error}")
-
-
-def main(arguments: Sequence[str] | None = None) -> str:
-    """Write a card and return its path.
-
-    Args:
-        arguments (`Sequence[str]`, *optional*): Defaults to the command line.
-    """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_card_arguments(parser)
-    args = vars(parser.parse_args(arguments))
-    folder = args.pop("folder")
-    write_card(folder, **args)
-    return str(Path(folder) / "README.md")
-
-
-if __name__ == "__main__":
-    run_command(main)

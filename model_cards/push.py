@@ -1,31 +1,27 @@
-"""Push a model folder, or a logits dataset, to the Hub, with its card.
+"""Push a model folder or a logits dataset to the Hub, with its card.
 
-    python -m model_cards.push outputs/s2-split25 user/tfsepnet-64-split25 --results outputs/s2-split5 --private
+    scenes push outputs/s2-split25 user/tfsepnet-64-split25 --results outputs/s2-split5 --private
 
 One commit contains the weights, the feature extractor, the code, the card, the results behind it and the plots. The
 challenge's limits are checked and the card is written before anything is sent. A push that fails leaves everything on
 disk; run the same command to finish it.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import modeling_beats
-from dataset_script import push_logits
+from acoustic_scenes.command_line import CommandLine
 from dataset_script.hub import check_repo_id, push_files
-from model_cards.complexity import read_config, weight_files
-from model_cards.generator import add_card_arguments, run_command, write_card
+from model_cards.command_line import add_card_arguments, run_command
 from model_cards.results import RESULTS_FILE
-from model_cards.students import STUDENTS
 
 
 CONFIGURATIONS = ("config.json", "preprocessor_config.json", "inc_config.json", "generation_config.json")
 
 PLOTS = ("confusion_matrix", "classes", "devices", "learning_curve", "layers")
 
-CODE = {"beats": modeling_beats} | {kind: student.package for kind, student in STUDENTS.items()}
+CODE = {"tfsepnet": "modeling_tfsepnet", "cpmobile": "modeling_cpmobile", "beats": "modeling_beats"}
 """Packages whose modules a model folder has copies of, by the type of the model."""
 
 
@@ -40,8 +36,10 @@ def published_files(folder: Path) -> list[str]:
     Raises:
         FileNotFoundError, InputError: If the folder is not a model folder of this project.
     """
+    from model_cards.complexity import read_config, weight_files
+
     package = CODE.get(read_config(folder)["model_type"])  # None for models of transformers
-    sources = Path(str(package.__file__)).parent.glob("*.py") if package else ()
+    sources = (Path(__file__).parents[1] / package).glob("*.py") if package else ()
     modules = [path.name for path in sources if path.name != "__init__.py"]
     plots = [f"{name}.{suffix}" for name in PLOTS for suffix in ("png", "svg")]
     weights = [path.name for path in weight_files(folder)]
@@ -67,6 +65,8 @@ def push_model(folder: str | Path, repo_id: str, *, private: bool | None = None,
         ConnectionError: If the Hub cannot be reached or refuses; the folder is complete and can be pushed again.
         FileNotFoundError, InputError: As [`~model_cards.generator.write_card`]; nothing has been sent then.
     """
+    from model_cards.generator import write_card  # takes seconds, after which a wrong argument would be reported late
+
     check_repo_id(repo_id)
     folder = Path(folder)
     write_card(folder, repo_id=repo_id, **card_options)
@@ -81,13 +81,16 @@ def main(arguments: Sequence[str] | None = None) -> str:
     Args:
         arguments (`Sequence[str]`, *optional*): Defaults to the command line.
     """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine("scenes push", __doc__)
     add_card_arguments(parser)
     parser.add_argument("repo_id", help="Repository on the Hub, as user/name.")
     parser.add_argument("--private", action="store_true", default=None, help="Make a new repository private.")
-    args = vars(parser.parse_args(arguments))
+    args = vars(parser.parse(arguments))
     folder, repo_id, private = args.pop("folder"), args.pop("repo_id"), args.pop("private")
+    check_repo_id(repo_id)
     if (Path(folder) / "data").is_dir():
+        from dataset_script import push_logits
+
         return push_logits(folder, repo_id, private)
     return push_model(folder, repo_id, private=private, **args)
 

@@ -1,16 +1,13 @@
 """Training, distillation and evaluation: one command for each stage, and the library of the commands."""
 
-import logging
 import sys
 from pathlib import Path
 
-from dataset_script.packages import COMMANDS, check_packages
+import dataset_script  # checks its packages
+from acoustic_scenes.packages import COMMANDS, check_packages, quieten_libraries
 
 
-# transformers imports torchao if it is installed, which warns about kernels for absent hardware.
-logging.getLogger("torchao").setLevel(logging.ERROR)
-logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
-
+quieten_libraries()
 check_packages(
     {
         "accelerate": "accelerate",

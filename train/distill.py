@@ -1,7 +1,8 @@
 """Distill teachers into a small network, or train it without teachers.
 
-    accelerate launch train/distill.py
-    python train/distill.py --recipe s2 --dataset split25 --data_dir TAU --teachers outputs/ssl_star outputs/ssl …
+    scenes distill
+    scenes distill --recipe s1 --dataset split25 --data_dir TAU --teachers outputs/logits/ssl
+    accelerate launch --num_processes 2 train/distill.py --recipe vanilla --dataset ./recordings
 
 The default recipe `demo` trains a small BEATs model on the synthetic demo corpus, predicts its logits, distills them
 into a student and evaluates it. The recipes `vanilla`, `s1`, `s2` and `s3` are the systems of Table 3 of the report,
@@ -9,26 +10,33 @@ whose student is TF-SepNet; `baseline` is the challenge's own, CP-Mobile, and `c
 Any value of a recipe can be overridden. Run the same command again to resume after an interruption.
 """
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
 import train  # noqa: F401 - first, for it checks the packages
-from train.classification.arguments import DataArguments, DistillationArguments, SceneTrainingArguments
+from train.classification.arguments import DataArguments, DistillationArguments, SceneOptions
 from train.common.process import configure_logging, run_command
-from train.common.recipes import parse_arguments
+from train.common.recipes import check_arguments, parse_arguments
 
 
-logger = logging.getLogger(__name__)
+RECIPES = ("demo", "vanilla", "s1", "s2", "s3", "baseline", "cpmobile_kd")
 
-DEFAULT_RECIPE = "demo"
-
-SUMMARY = """
-%s
-The model, its results and plots are in %s. To use the model:
-
-    from transformers import pipeline; pipeline("audio-classification", "%s", trust_remote_code=True)("clip.wav")
-"""
+MAIN_OPTIONS = (
+    "recipe",
+    "dataset",
+    "data_dir",
+    "teachers",
+    "student",
+    "unlabelled",
+    "impulse_responses",
+    "output_dir",
+    "num_train_epochs",
+    "batch_size",
+    "learning_rate",
+    "validation_fraction",
+    "early_stopping_patience",
+    "trust_remote_code",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -41,18 +49,30 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         FileExistsError, FileNotFoundError, InputError: As [`~train.classification.distillation.distill`]; if an
             argument is invalid.
     """
-    recipe, (distillation_args, data_args, args) = parse_arguments(
-        (DistillationArguments, DataArguments, SceneTrainingArguments), DEFAULT_RECIPE, arguments
-    )
+    check_arguments((DistillationArguments, DataArguments, SceneOptions), RECIPES, arguments, MAIN_OPTIONS, __doc__)
     # These take seconds to import, and a wrong argument is reported before.
     from model_cards.tables import results_table
     from train.classification.distillation import distill
+    from train.classification.training_arguments import SceneTrainingArguments
     from train.common.hub import take_over_push
+    from train.common.summary import corpus_options, main_result, scenes_command, summarize
 
+    recipe, (distillation_args, data_args, args) = parse_arguments(
+        (DistillationArguments, DataArguments, SceneTrainingArguments), RECIPES, arguments, __doc__
+    )
     configure_logging(args.log_level, args.disable_tqdm)
     push = take_over_push(args)
     results = distill(recipe, distillation_args, data_args, args)
-    logger.info(SUMMARY, results_table(results), args.output_dir, args.output_dir)
+    output = args.output_dir.rstrip("/")
+    summarize(
+        f"The student, its results and plots are in {output}. To use it: "
+        f"{scenes_command('classify', 'clip.wav', model=output)}",
+        main_result(results),
+        results_table(results),
+        scenes_command(
+            "quantize", model_name_or_path=output, **corpus_options(data_args), output_dir=f"{output}-int8"
+        ),
+    )
     push()
     return results
 

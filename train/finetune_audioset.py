@@ -1,8 +1,8 @@
 """Fine-tune BEATs on clips with any number of labels each, such as AudioSet, as the start of the SSL+SL teacher.
 
-    python train/finetune_audioset.py --recipe audioset2m --model_name_or_path outputs/pretrain_iter2 \
+    scenes finetune-audioset --recipe audioset2m --model_name_or_path outputs/pretrain_iter2 \
         --dataset AUDIO_FOLDER --labels train.csv --test_labels eval.csv --class_names class_labels_indices.csv
-    python train/finetune_audioset.py --recipe audioset20k --dataset agkphysics/AudioSet
+    scenes finetune-audioset --recipe audioset20k --dataset agkphysics/AudioSet
 
 The audio is a folder with lists of labels, such as AudioSet's own (files that do not exist are skipped), or a dataset
 on the Hub with the columns `audio` and `labels`. Files in a folder are read in place during training: the two million
@@ -16,20 +16,30 @@ interrupted run. `--dry_run` measures the cost of the whole run on this machine 
 start from.
 """
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
 import train  # noqa: F401 - first, for it checks the packages
 from train.common.arguments import ModelArguments
 from train.common.process import configure_logging, run_command
-from train.common.recipes import parse_arguments
-from train.pretraining.arguments import TaggedDataArguments, TaggingArguments
+from train.common.recipes import check_arguments, parse_arguments
+from train.pretraining.arguments import TaggedDataArguments, TaggingOptions
 
 
-logger = logging.getLogger(__name__)
+RECIPES = ("audioset2m", "audioset20k")
 
-DEFAULT_RECIPE = "audioset2m"
+MAIN_OPTIONS = (
+    "recipe",
+    "model_name_or_path",
+    "dataset",
+    "labels",
+    "test_labels",
+    "class_names",
+    "output_dir",
+    "max_steps",
+    "batch_size",
+    "dry_run",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -42,18 +52,25 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         FileExistsError, FileNotFoundError, InputError: As [`~train.pretraining.audioset.finetune_tagger`]; if an
             argument is invalid.
     """
-    recipe, (start, data, args) = parse_arguments(
-        (ModelArguments, TaggedDataArguments, TaggingArguments), DEFAULT_RECIPE, arguments
-    )
+    check_arguments((ModelArguments, TaggedDataArguments, TaggingOptions), RECIPES, arguments, MAIN_OPTIONS, __doc__)
     # These take seconds to import, and a wrong argument is reported before.
     from train.common.hub import take_over_push
+    from train.common.summary import scenes_command, summarize
     from train.pretraining.audioset import finetune_tagger
+    from train.pretraining.training_arguments import TaggingArguments
 
+    recipe, (start, data, args) = parse_arguments(
+        (ModelArguments, TaggedDataArguments, TaggingArguments), RECIPES, arguments, __doc__
+    )
     configure_logging(args.log_level, args.disable_tqdm)
     push = take_over_push(args)
     results = finetune_tagger(recipe, start, data, args)
     if not args.dry_run:
-        logger.info("The model and results.json are in %s.", args.output_dir)
+        summarize(
+            f"The model and results.json are in {args.output_dir}.",
+            f"Mean average precision: {results['metrics']['map']:.4f} (chance: {results['metrics']['chance']:.4f}).",
+            next_command=scenes_command("finetune-teacher", recipe="ssl_sl", model_name_or_path=args.output_dir),
+        )
         push()
     return results
 

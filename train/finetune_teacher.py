@@ -1,7 +1,7 @@
 """Fine-tune a pretrained audio model on scenes, as a teacher.
 
-    python train/finetune_teacher.py --recipe ssl_star --dataset split25 --data_dir TAU
-    python train/finetune_teacher.py --recipe ast --dataset split25 --data_dir TAU
+    scenes finetune-teacher --recipe ssl --dataset split25 --data_dir TAU --impulse_responses MicIRP
+    scenes finetune-teacher --recipe ast --dataset split25 --data_dir TAU
 
 The recipes `ssl_star` (frozen encoder), `ssl` and `ssl_sl` (unfrozen, from the self-supervised checkpoint and from the
 one supervised on AudioSet) are those of Table 1 of the report, for BEATs; their model folders are created by
@@ -11,19 +11,33 @@ one supervised on AudioSet) are those of Table 1 of the report, for BEATs; their
 weights. Any value of a recipe can be overridden. Run the same command again to resume after an interruption.
 """
 
-import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import train  # noqa: F401 - first, for it checks the packages
-from train.classification.arguments import DataArguments, SceneTrainingArguments, TeacherArguments
+from train.classification.arguments import DataArguments, SceneOptions, TeacherArguments
 from train.common.process import configure_logging, run_command
-from train.common.recipes import parse_arguments
+from train.common.recipes import check_arguments, parse_arguments
 
 
-logger = logging.getLogger(__name__)
+RECIPES = ("demo_teacher", "ssl_star", "ssl", "ssl_sl", "ast_star", "ast", "wav2vec2")
 
-DEFAULT_RECIPE = "demo_teacher"
+MAIN_OPTIONS = (
+    "recipe",
+    "model_name_or_path",
+    "dataset",
+    "data_dir",
+    "impulse_responses",
+    "output_dir",
+    "freeze_encoder",
+    "layer_decay",
+    "num_train_epochs",
+    "batch_size",
+    "learning_rate",
+    "validation_fraction",
+    "early_stopping_patience",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -36,18 +50,32 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         FileExistsError, FileNotFoundError, InputError: As [`~train.classification.training.finetune_teacher`]; if an
             argument is invalid.
     """
-    recipe, (teacher_args, data_args, args) = parse_arguments(
-        (TeacherArguments, DataArguments, SceneTrainingArguments), DEFAULT_RECIPE, arguments
-    )
+    check_arguments((TeacherArguments, DataArguments, SceneOptions), RECIPES, arguments, MAIN_OPTIONS, __doc__)
     # These take seconds to import, and a wrong argument is reported before.
     from model_cards.tables import results_table
     from train.classification.training import finetune_teacher
+    from train.classification.training_arguments import SceneTrainingArguments
     from train.common.hub import take_over_push
+    from train.common.summary import corpus_options, main_result, scenes_command, summarize
 
+    recipe, (teacher_args, data_args, args) = parse_arguments(
+        (TeacherArguments, DataArguments, SceneTrainingArguments), RECIPES, arguments, __doc__
+    )
     configure_logging(args.log_level, args.disable_tqdm)
     push = take_over_push(args)
     results = finetune_teacher(recipe, teacher_args, data_args, args)
-    logger.info("%s\nThe teacher, its results and plots are in %s.", results_table(results), args.output_dir)
+    output = args.output_dir.rstrip("/")
+    summarize(
+        f"The teacher, its results and plots are in {output}.",
+        main_result(results),
+        results_table(results),
+        scenes_command(
+            "predict-logits",
+            model_name_or_path=output,
+            **corpus_options(data_args),
+            output_dir=f"outputs/logits/{Path(output).name}",
+        ),
+    )
     push()
     return results
 

@@ -1,44 +1,19 @@
 """Store a trained student in half precision (float16), and evaluate it beside the float32 model.
 
-    python train/half_precision.py --model_name_or_path outputs/demo --output_dir outputs/demo-float16
+    scenes half-precision --model_name_or_path outputs/demo --output_dir outputs/demo-float16
 
 For networks of at most 64,000 parameters, which may be submitted to the challenge without quantization. Writes a model
 folder `model` of half the size, `results.json` and `results.md`.
 """
 
-import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import train  # noqa: F401 - first, for it checks the packages
-from dataset_script.errors import InputError
-from model_cards.tables import half_precision_table
-from train.common.arguments import CommandParser, HubArguments, InferenceArguments, check_bootstrap
-from train.common.hub import check_repository, push_folder
+from train.common.arguments import CommandParser
+from train.common.availability import check_paths
 from train.common.process import configure_logging, run_command
-from train.common.runs import run_or_load
-from train.deployment.half import convert_and_measure, to_half
-from train.evaluation.inference import load_clips, model_revision
-
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass
-class HalfPrecisionArguments(HubArguments, InferenceArguments):
-    """The float32 model, and the repository that the float16 model is pushed to."""
-
-    bootstrap: int = field(
-        default=1000, metadata={"help": "Number of resamples for the confidence intervals; 0 for none."}
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.dtype != "float32" or self.torch_compile:
-            raise InputError("The conversion starts from the float32 model: leave out dtype and torch_compile.")
-        check_bootstrap(self.bootstrap)
+from train.deployment.arguments import HalfPrecisionArguments
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -55,7 +30,16 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         FileNotFoundError, InputError: If an argument, the corpus or the model is invalid, or the float16 model would
             exceed a limit of the challenge.
     """
-    (args,) = CommandParser(HalfPrecisionArguments).parse(arguments)
+    (args,) = CommandParser(HalfPrecisionArguments, description=__doc__).parse(arguments)
+    check_paths(args)
+    # These take seconds to import, and a wrong argument is reported before.
+    from model_cards.tables import half_precision_table, percent
+    from train.common.hub import check_repository, push_folder
+    from train.common.runs import run_or_load
+    from train.common.summary import scenes_command, summarize
+    from train.deployment.half import convert_and_measure, to_half
+    from train.evaluation.inference import load_clips, model_revision
+
     configure_logging()
     check_repository(args.push_to_hub, args.hub_model_id)
     scenes, model, extractor = load_clips(args)
@@ -78,9 +62,17 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         ),
         model="model/model.safetensors",
     )
-    logger.info("%s\nThe model is in %s.", half_precision_table(results), Path(args.output_dir) / "model")
+    output = args.output_dir.rstrip("/")
+    before, after = (percent(results[name]["macro_accuracy"]) for name in ("float", "float16"))
+    summarize(
+        f"The float16 model is in {output}/model, its results in {output}.",
+        f"Macro accuracy: {after} % as float16, {before} % as float32; "
+        f"{results['complexity']['parameter_bytes']:,} bytes.",
+        half_precision_table(results),
+        scenes_command("submit", edition="2025", models=f"{output}/model", write_about="about.yaml"),
+    )
     if args.push_to_hub:
-        push_folder(args, Path(args.output_dir) / "model")
+        push_folder(args, f"{output}/model")
     return results
 
 

@@ -1,29 +1,20 @@
 """Quantize a student to INT8, and compare it with the float model.
 
-    python train/quantize.py --model_name_or_path outputs/demo --dataset demo --output_dir outputs/demo-int8
+    scenes quantize --model_name_or_path outputs/demo --dataset demo --output_dir outputs/demo-int8
 
 Calibrates with clips of the training subset, drawn evenly by class; the test split is only used for evaluation. Writes
 a model folder `model`, `results.json`, `results.md` and a plot of the error of each layer. Needs Intel Neural
-Compressor: `pip install -e ".[quantize]"`.
+Compressor, the extra `quantize`.
 """
 
-import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import train  # noqa: F401 - first, for it checks the packages
-from model_cards.complexity import check_limits, measure_model
-from model_cards.tables import quantization_table
 from train.common.arguments import CommandParser
-from train.common.hub import check_repository, push_folder
+from train.common.availability import check_paths
 from train.common.process import configure_logging, run_command
-from train.common.runs import run_or_load
-from train.deployment.checks import require_packages
-from train.evaluation.inference import load_clips, model_revision
-
-
-logger = logging.getLogger(__name__)
+from train.deployment.arguments import QuantizationArguments
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -40,12 +31,22 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         FileNotFoundError, InputError: If an argument, the corpus or the model is invalid, the INT8 model would exceed
             a limit of the challenge, or its accuracy drops too much.
     """
+    (args,) = CommandParser(QuantizationArguments, description=__doc__).parse(arguments)
+    check_paths(args)
+    # These take seconds to import, and a wrong argument is reported before.
+    from model_cards.complexity import check_limits, measure_model
+    from model_cards.tables import percent, quantization_table
+    from train.common.hub import check_repository, push_folder
+    from train.common.runs import run_or_load
+    from train.common.summary import scenes_command, summarize
+    from train.deployment.checks import require_packages
+
     require_packages("quantize", "neural_compressor.torch.quantization", "optimum.quantization_base", "torchao")
-    from train.deployment.arguments import QuantizationArguments
     from train.deployment.quantizer import INCQuantizer, new_int8_network
     from train.deployment.report import quantize_and_measure
+    from train.evaluation.inference import load_clips, model_revision
 
-    (args,) = CommandParser(QuantizationArguments).parse(arguments)
+    args.quantization_config()  # raises an error if a value is out of range
     configure_logging()
     check_repository(args.push_to_hub, args.hub_model_id)
     scenes, model, extractor = load_clips(args)
@@ -59,9 +60,16 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         lambda: quantize_and_measure(args, scenes, quantizer, source),
         model="model/model.safetensors",
     )
-    logger.info("%s\nThe model and plots are in %s.", quantization_table(results), args.output_dir)
+    output = args.output_dir.rstrip("/")
+    before, after = (percent(results[name]["macro_accuracy"]) for name in ("float", "int8"))
+    summarize(
+        f"The INT8 model is in {output}/model, its results and plots in {output}.",
+        f"Macro accuracy: {after} % as INT8, {before} % as float; {results['complexity']['parameter_bytes']:,} bytes.",
+        quantization_table(results),
+        scenes_command("export", model_name_or_path=f"{output}/model", output=f"{output}.onnx", form="weights"),
+    )
     if args.push_to_hub:
-        push_folder(args, Path(args.output_dir) / "model")
+        push_folder(args, f"{output}/model")
     return results
 
 

@@ -1,7 +1,7 @@
 """Reproduce a table of the report: run everything behind it, and print it beside the published results.
 
-    python train/reproduce.py --table 3 --data_dir TAU --dry_run True
-    python train/reproduce.py --table 3 --data_dir TAU --num_processes 4
+    scenes reproduce --table 3 --data_dir TAU --dry_run
+    scenes reproduce --table 3 --data_dir TAU --num_processes 4
 
 Table 1 contains the teachers, Table 3 the students, and both the challenge's baseline. Without `--data_dir` the runs
 use the synthetic demo corpus, which the table states. Finished runs are not repeated: the same command resumes after
@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Literal
 
 import train  # noqa: F401 - first, for it checks the packages
-from dataset_script import load_scenes
+from acoustic_scenes.suggestions import did_you_mean
 from dataset_script.errors import InputError
-from model_cards.report_tables import SUBSETS, plot_accuracy_by_fraction, report_table
+from dataset_script.splits import PERCENTAGES
 from train.common.arguments import CommandParser
+from train.common.availability import check_paths
 from train.common.process import configure_logging, run_command
-from train.common.runs import claim_output_folder
-from train.reproduction.estimate import estimate, missing_checkpoints
 from train.reproduction.sweep import FIRST_SEED, SYSTEMS, Step, Sweep, collect, run_steps
 
 
@@ -37,7 +36,7 @@ class ReproductionArguments:
     output_dir: str = field(default="outputs/reproduction", metadata={"help": "Folder of all runs and tables."})
     systems: list[str] = field(default_factory=list, metadata={"help": "Rows of the table; defaults to all."})
     subsets: list[int] = field(
-        default_factory=lambda: list(SUBSETS), metadata={"help": "Columns of the table: 5, 10, 25, 50, 100."}
+        default_factory=lambda: list(PERCENTAGES), metadata={"help": "Columns of the table: 5, 10, 25, 50, 100."}
     )
     seeds: int = field(default=1, metadata={"help": "Number of runs per cell, with different seeds."})
     int8: bool = field(default=True, metadata={"help": "Quantize the students of Table 3, as in the report."})
@@ -52,12 +51,14 @@ class ReproductionArguments:
         self.systems = self.systems or list(SYSTEMS[self.table])
         parts: tuple[tuple[str, Sequence[str | int], Sequence[str | int]], ...] = (
             ("system", self.systems, SYSTEMS[self.table]),
-            ("subset", self.subsets, SUBSETS),
+            ("subset", self.subsets, PERCENTAGES),
         )
         for name, chosen, known in parts:
             if unknown := [value for value in chosen if value not in known]:
+                meant = did_you_mean(str(unknown[0]), map(str, known))
                 raise InputError(
-                    f"Table {self.table} has no {name} {unknown[0]!r}: choose from {', '.join(map(str, known))}."
+                    f"Table {self.table} has no {name} {unknown[0]!r}{meant}: choose from "
+                    f"{', '.join(map(str, known))}."
                 )
         for name in ("teacher_arguments", "student_arguments"):
             try:
@@ -107,6 +108,9 @@ def print_plan(args: ReproductionArguments, sweep: Sweep) -> None:
     Raises:
         FileNotFoundError, InputError: If the corpus, a checkpoint or an argument is invalid.
     """
+    from dataset_script import load_scenes
+    from train.reproduction.estimate import estimate, missing_checkpoints
+
     clips = {}
     for dataset in dict.fromkeys(step.dataset for step in sweep.steps):
         scenes = load_scenes(dataset, args.data_dir, cache_dir=args.cache_dir)
@@ -142,7 +146,12 @@ def main(arguments: Sequence[str] | None = None) -> str:
             running there.
         FileNotFoundError, InputError: If the corpus, a checkpoint or an argument is invalid, before any step runs.
     """
-    (args,) = CommandParser(ReproductionArguments).parse(arguments)
+    (args,) = CommandParser(ReproductionArguments, description=__doc__).parse(arguments)
+    check_paths(args)
+    # These take seconds to import, and a wrong argument is reported before.
+    from model_cards.report_tables import plot_accuracy_by_fraction, report_table
+    from train.common.runs import claim_output_folder
+
     configure_logging()
     sweep, cells = plan(args)
     failed: list[ChildProcessError] = []
@@ -161,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> str:
     path = sweep.root / f"table{args.table}"
     path.with_suffix(".md").write_text(table, encoding="utf-8")
     plot_accuracy_by_fraction(args.table, results, path)
-    print(table)
+    print(f"{table}\nThe table is in {path}.md, a plot of it in {path}.png.")
     if failed:
         raise ChildProcessError(" ".join(map(str, failed)))
     return table

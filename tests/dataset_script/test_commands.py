@@ -29,7 +29,7 @@ def test_check_prints_what_a_user_can_fix(monkeypatch, capsys, error):
 def test_make_demo_prints_what_a_user_can_fix(monkeypatch, capsys, error):
     with pytest.raises(SystemExit):
         fail_with(monkeypatch, make_demo, error)
-    assert capsys.readouterr().err.endswith(f"error: {error}\n")
+    assert capsys.readouterr().err.endswith(f"Error: {error}\n")
 
 
 @pytest.mark.parametrize("command", [check, make_demo])

@@ -244,7 +244,9 @@ def test_earlier_edition_is_named(corpus, cache):
 
 
 def test_unknown_configuration():
-    with pytest.raises(ValueError, match="no configuration 'split20': choose one of split5, split10"):
+    with pytest.raises(
+        ValueError, match=r"no configuration 'split20' \(did you mean 'split\d+'\?\): choose one of split5, split10"
+    ):
         load_scenes("split20")
 
 

@@ -15,6 +15,7 @@ from transformers import pipeline
 
 from dataset_script import write_logits
 from model_cards import push
+from model_cards.generator import write_card
 from tests.clean_process import run_in_clean_process
 from tests.hub_server import Handler, hub_environment, hub_server
 
@@ -106,7 +107,7 @@ def test_only_files_of_the_model_are_pushed(student, tmp_path):
         (student / name).write_text("secret")
     (student / "results").mkdir()
     (student / "results" / "notes.txt").write_text("secret")
-    push.write_card(student)
+    write_card(student)
     names = push.published_files(student)
     assert "model.safetensors" in names and "README.md" in names and "modeling_tfsepnet.py" in names
     assert not [name for name in names if "secret" in name or "notes" in name or name in ("optimizer.pt", ".env")]

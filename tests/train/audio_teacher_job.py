@@ -10,8 +10,8 @@ from transformers import TrainerCallback, set_seed
 
 from tests.train.audio_models import FAMILIES, save_model
 from tests.train.helpers import SCENES, make_dataset
-from train.classification.arguments import SceneTrainingArguments
 from train.classification.trainer import DistillationTrainer
+from train.classification.training_arguments import SceneTrainingArguments
 from train.common.encoders import freeze_encoder
 from train.common.teachers import load_teacher
 

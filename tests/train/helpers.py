@@ -8,9 +8,9 @@ import torch
 from transformers import set_seed
 
 from modeling_tfsepnet import TFSepNetConfig, TFSepNetFeatureExtractor, TFSepNetForAudioClassification
-from train.classification.arguments import SceneTrainingArguments
 from train.classification.data import SceneDataset
 from train.classification.trainer import DistillationTrainer
+from train.classification.training_arguments import SceneTrainingArguments
 
 
 REPOSITORY = Path(__file__).resolve().parents[2]

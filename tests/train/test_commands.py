@@ -327,7 +327,7 @@ class TestPushOfTheEvaluatedModel:
         ],
     )
     def test_refusals_come_first(self, command, monkeypatch, change, message):
-        monkeypatch.setattr(run_eval, "load_clips", lambda args: pytest.fail("clips were loaded"))
+        monkeypatch.setattr("train.evaluation.runs.load_clips", lambda args: pytest.fail("clips were loaded"))
         with pytest.raises(ValueError, match=message):
             run_eval.main([*command, *change])
 
@@ -430,7 +430,7 @@ class TestWrongInput:
         self.refuse([*student, "--teachers", "vanilla"], "'vanilla' is not one of a teacher", tmp_path)
 
     def test_batch_of_one(self, student, tmp_path):
-        self.refuse([*student, "--batch_size", "1"], "batch_size is 1", tmp_path)
+        self.refuse([*student, "--recipe", "vanilla", "--batch_size", "1"], "batch_size is 1", tmp_path)
 
     def test_empty_impulse_response_folder(self, student, logits, tmp_path):
         (tmp_path / "empty").mkdir()

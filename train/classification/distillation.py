@@ -15,12 +15,7 @@ from transformers import set_seed
 from dataset_script import read_logits
 from dataset_script.errors import InputError, input_errors
 from model_cards.results import find_results
-from train.classification.arguments import (
-    DataArguments,
-    DistillationArguments,
-    SceneTrainingArguments,
-    TeacherArguments,
-)
+from train.classification.arguments import DataArguments, DistillationArguments, TeacherArguments
 from train.classification.data import LOGITS_PREFIX
 from train.classification.semi_supervised import find_sound, predict_unlabelled, unlabelled_batches
 from train.classification.teacher_quality import compare_with_student, describe_teacher
@@ -32,9 +27,10 @@ from train.classification.training import (
     load_splits,
     run_training,
 )
+from train.classification.training_arguments import SceneTrainingArguments
 from train.classification.unlabelled import UnlabelledClips, cache_unlabelled
 from train.common.arguments import check_seed
-from train.common.availability import check_available
+from train.common.availability import check_available, check_start
 from train.common.models import load_classifier, load_config, new_student, student_config
 from train.common.recipes import is_recipe, recipe_arguments
 from train.common.runs import describe_run, run_or_load
@@ -153,16 +149,8 @@ def check_teachers_exist(teachers: Sequence[Teacher], data_args: DataArguments, 
                     f"The recipe {teacher.source!r} is not one of a teacher, as it names no pretrained model: choose "
                     "another recipe for --teachers."
                 )
-            if start is None:
-                continue
-            try:
-                check_available(start)
-            except FileNotFoundError as error:
-                fault = str(error).rstrip(".")
-                raise FileNotFoundError(
-                    f"The teacher {teacher.source!r} is fine-tuned from a model that is missing: {fault}; or set "
-                    "--teachers to fine-tuned models."
-                ) from None
+            if start is not None:
+                check_start(teacher.source, start, check_available)
 
 
 def check_teachers(

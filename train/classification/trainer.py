@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import (
+    EarlyStoppingCallback,
     EvalPrediction,
     PreTrainedModel,
     TrainerCallback,
@@ -20,8 +21,8 @@ from transformers import (
 from dataset_script.errors import InputError
 from dataset_script.waveforms import FULL_SCALE
 from train.classification import schedules
-from train.classification.arguments import SceneTrainingArguments
 from train.classification.data import MixedDataset, SceneDataset
+from train.classification.training_arguments import SceneTrainingArguments
 from train.common.augmentations import DeviceImpulseResponse, FrequencyMask, Mix, TimeRolling
 from train.common.distributed import BatchRows, synchronize_layers
 from train.common.encoders import encoder_of, layer_factors
@@ -261,6 +262,21 @@ class DistillationTrainer(ResumableTrainer):
 def _already_collated(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the batch of [`SceneDataset`], which reads all rows at once."""
     return batch
+
+
+class EarlyStopping(EarlyStoppingCallback):
+    """`EarlyStoppingCallback` that counts in the history of the run, so that a resumed one stops at the same epoch."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Count the epochs since the best one."""
+        super().on_train_begin(args, state, control, **kwargs)
+        metric = f"eval_{args.metric_for_best_model}"
+        values = [entry[metric] for entry in state.log_history if metric in entry]
+        if values:
+            self.early_stopping_patience_counter = len(values) - 1 - values.index(max(values))
+        control.should_training_stop = self.early_stopping_patience_counter >= self.early_stopping_patience
 
 
 class _SetEpoch(TrainerCallback):

@@ -16,10 +16,11 @@ from dataset_script import cache_waveforms, is_synthetic, load_scenes
 from dataset_script.errors import InputError
 from model_cards.complexity import measure_model
 from model_cards.plots import plot_learning_curve
-from train.classification.arguments import DataArguments, SceneTrainingArguments, TeacherArguments
+from train.classification.arguments import DataArguments, TeacherArguments
 from train.classification.data import MixedDataset, SceneDataset, UnlabelledBatches, check_splits, split_by_location
 from train.classification.schedules import sgdr, sgdr_ends
-from train.classification.trainer import DistillationTrainer
+from train.classification.trainer import DistillationTrainer, EarlyStopping
+from train.classification.training_arguments import SceneTrainingArguments
 from train.common.augmentations import read_impulse_responses
 from train.common.availability import check_available
 from train.common.checkpoints import last_complete_checkpoint
@@ -187,13 +188,18 @@ def run_training(
             clips - len(train),
             len(unlabelled.waveforms),
         )
+    if data_args.early_stopping_patience is not None:
+        trainer.add_callback(EarlyStopping(data_args.early_stopping_patience))
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(args.output_dir))
+    if trainer.control.should_training_stop and trainer.state.global_step < trainer.state.max_steps:
+        logger.info("No better epoch in %d: training stopped early.", data_args.early_stopping_patience)
     trainer.save_model()
 
     unseen = unseen_devices(scenes["train"], scenes["test"])
     metrics = evaluate_classifier(
         model, feature_extractor, scenes["test"], waveforms["test"], unseen, args.per_device_eval_batch_size
     )
+    trainer.log({f"test_{name}": metrics[name] for name in ("macro_accuracy", "accuracy", "log_loss")})
     results = {
         **description,
         "dataset": data_args.dataset,

@@ -1,31 +1,47 @@
 """Arguments that several commands share, and the parser of all commands."""
 
-import difflib
-import math
+import argparse
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NoReturn
 
-import torch
-from transformers import HfArgumentParser, TrainingArguments
-from transformers.training_args import OptimizerNames
+from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 
+from acoustic_scenes.suggestions import did_you_mean
 from dataset_script.errors import InputError, input_errors
 
 
 class CommandParser(HfArgumentParser):
     """`HfArgumentParser` without abbreviations, which reports invalid input in one sentence.
 
-    A flag is set by its name alone (`--push_to_hub`), or with a value (`--push_to_hub True`).
+    A flag is set by its name alone (`--push_to_hub`), or with a value (`--push_to_hub True`). `--help` describes the
+    main options on one screen, `--help-all` all of them; neither shows options that are refused.
 
     Args:
-        dataclass_types (`type` or `Iterable[type]`, *optional*): As for `HfArgumentParser`.
-        settings: Further arguments of `argparse.ArgumentParser`.
+        dataclass_types (`type` or `Iterable[type]`, *optional*): As for `HfArgumentParser`. The keys of a class
+            attribute `unsupported` are the names of arguments that are refused.
+        main_options (`Sequence[str]`, *optional*): Names of the main options, in the order of the help; defaults to
+            all options.
+        settings: Further arguments of `argparse.ArgumentParser`, such as `description`, the docstring of the command.
     """
 
-    def __init__(self, dataclass_types: Any = (), **settings: Any):
-        super().__init__(dataclass_types, allow_abbrev=False, **settings)
+    def __init__(
+        self, dataclass_types: Any = (), main_options: Sequence[str] = (), add_help: bool = True, **settings: Any
+    ):
+        settings = {"formatter_class": _OptionFormatter, **settings}
+        super().__init__(dataclass_types, allow_abbrev=False, add_help=False, **settings)
+        self.main_options = main_options
+        for action in self._actions:
+            if action.type is string_to_bool:  # also for those that default to None
+                action.nargs, action.const = "?", True
+        if add_help:
+            suppress = argparse.SUPPRESS
+            self.add_argument("-h", "--help", "--help-all", action=_Help, nargs=0, dest=suppress, default=suppress)
 
     def parse(self, arguments: Sequence[str] | None = None) -> list[Any]:
         """Parse the arguments of a command.
@@ -39,20 +55,113 @@ class CommandParser(HfArgumentParser):
         Raises:
             InputError: If an argument is unknown or missing, or its value is invalid.
         """
-        given = list(arguments) if arguments is not None else None
+        given = sys.argv[1:] if arguments is None else list(arguments)
+        self.check_names(given)
         _, unknown = self.parse_known_args(given)
         if unknown:
-            option = unknown[0].split("=")[0]
-            close = difflib.get_close_matches(option, self._option_string_actions, n=1, cutoff=0.75)
-            raise InputError(f"Unknown argument {option}: {f'use {close[0]}' if close else 'see --help'}.")
+            raise InputError(f"Unknown argument {unknown[0]}: see --help.")
         with input_errors():
             instances = list(self.parse_args_into_dataclasses(given, look_for_args_file=False))
         return instances
+
+    def check_names(self, arguments: Sequence[str], others: Iterable[str] = ()) -> None:
+        """Raise `InputError` for the first option that does not exist.
+
+        Args:
+            arguments (`Sequence[str]`): The command line.
+            others (`Iterable[str]`, *optional*): Names of arguments that exist besides those of this parser.
+        """
+        names = {*others, *(action.dest for action in self._actions)}
+        spellings = {f"--{prefix}{name}" for name in names for prefix in ("", "no_")}
+        known = {*self._option_string_actions, *spellings, *(name.replace("_", "-") for name in spellings)}
+        for argument in arguments:
+            option = argument.split("=")[0]
+            if option.startswith("--") and " " not in option and option not in known:
+                suggestion = did_you_mean(option, [f"--{name}" for name in names - self._refused()])
+                raise InputError(f"Unknown argument {option}{suggestion}: see --help.")
+
+    def _refused(self) -> set[str]:
+        """Return the names of the arguments that exist, but are refused."""
+        unsupported = {name for cls in self.dataclass_types for name in getattr(cls, "unsupported", {})}
+        return unsupported | {action.dest for action in self._actions if action.dest.endswith("_token")}
+
+    def format_help(self, complete: bool = True) -> str:
+        """Return the help.
+
+        Args:
+            complete (`bool`, *optional*, defaults to `True`): Whether to describe all options, not only the main ones.
+        """
+        refused = self._refused()
+        options = {
+            action.dest: action
+            for action in self._actions
+            if f"--{action.dest}" == action.option_strings[0] and action.dest not in refused
+        }
+        declared = {
+            name
+            for cls in self.dataclass_types
+            for parent in cls.__mro__
+            if not parent.__module__.startswith("transformers.")
+            for name in vars(parent).get("__annotations__", {})
+        }
+        inherited = [name for name in options if name not in {"recipe", *declared}]
+        shown = [name for name in options if name not in inherited]
+        title, rest = "Options", []
+        if self.main_options and not complete:
+            title, rest = "Main options", [name for name in shown if name not in self.main_options]
+            shown = list(self.main_options)
+        formatter = self._get_formatter()
+        formatter.add_text(self.description)
+        for heading, names in ((title, shown), ("Options of transformers' TrainingArguments", inherited)):
+            formatter.start_section(heading)
+            formatter.add_arguments(options[name] for name in names)
+            formatter.end_section()
+        if rest:
+            others = "the arguments of transformers' TrainingArguments, such as seed, use_cpu and report_to."
+            hidden = f"--help-all also describes {', '.join(sorted(rest))}, and {others}"
+            formatter.add_text(textwrap.fill(hidden, shutil.get_terminal_size().columns - 2))
+        return formatter.format_help()
 
     def error(self, message: str) -> NoReturn:
         """Raise `InputError` with argparse's message, without printing the usage, which fills a screen."""
         message = re.sub(r"/--[\w-]+", "", message).rstrip(".")  # the other spelling of an argument's name
         raise InputError(f"{message[0].upper()}{message[1:]}: see --help.")
+
+
+class _Help(argparse.Action):
+    """Action of `--help` and `--help-all`."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option_string: str | None = None
+    ) -> NoReturn:
+        assert isinstance(parser, CommandParser)
+        print(parser.format_help(complete=option_string == "--help-all"), end="")
+        parser.exit()
+
+
+class _OptionFormatter(argparse.RawDescriptionHelpFormatter):
+    """Formatter that shows one spelling of each option, and whether it is required or has a default."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=32)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        name = action.option_strings[0]
+        if action.nargs == "?":  # a flag
+            return name
+        value = "NUMBER" if action.type in (int, float) else "VALUE"
+        if action.choices:
+            value = "{" + ",".join(map(str, action.choices)) + "}"
+        return f"{name} {value}{' ...' if action.nargs in ('+', '*') else ''}"
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = str(action.help or "").rstrip(".")
+        if action.required:
+            return f"{text} (required)"
+        default = action.default
+        if default in (None, False, "", []):
+            return text
+        return f"{text} (default: {' '.join(map(str, default)) if isinstance(default, list) else default})"
 
 
 @dataclass
@@ -148,10 +257,10 @@ UNSUPPORTED_ARGUMENTS = {
 
 
 @dataclass
-class ResumableTrainingArguments(TrainingArguments):
-    """`TrainingArguments` of runs that can be interrupted and do not depend on the number of processes.
+class RunOptions:
+    """The options of a training run that this project adds to `TrainingArguments`, or changes.
 
-    Each process uses one device; `accelerate launch` starts several.
+    Declared apart from `TrainingArguments`, so that `--help` and wrong arguments need not wait for torch.
     """
 
     unsupported: ClassVar[dict[str, str]] = UNSUPPORTED_ARGUMENTS
@@ -159,72 +268,6 @@ class ResumableTrainingArguments(TrainingArguments):
     output_dir: str = field(default="trainer_output", metadata={"help": "Output folder of the run."})
     batch_size: int = field(default=256, metadata={"help": "Rows per forward pass, summed over all processes."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep, at least two."})
-
-    def __post_init__(self) -> None:
-        self._check_support()
-        if self.save_total_limit is not None and self.save_total_limit < 2:
-            raise InputError(
-                f"save_total_limit is {self.save_total_limit}, but a run that is killed while writing its only "
-                "checkpoint could not resume: choose 2 or more."
-            )
-        if self.batch_size < 1:
-            raise InputError(f"batch_size is {self.batch_size}: choose at least one row per forward pass.")
-        if self.save_only_model:
-            raise InputError("save_only_model leaves nothing to resume from: leave it out.")
-        if self.save_strategy == "steps" and self.save_steps <= 0:
-            raise InputError(f"save_steps is {self.save_steps}: choose a number above 0.")
-        check_seed(self.seed)
-        self._check_secrets()
-        self._check_integrations()
-        super().__post_init__()
-        self._check_optimizer()
-        if self.fp16 and self.device.type == "cpu":
-            raise InputError("fp16 has no effect on a CPU: leave it out, or use bf16 if the processor supports it.")
-        self._n_gpu = min(self.n_gpu, 1)  # the property n_gpu initializes _n_gpu
-        self.per_device_train_batch_size = math.ceil(self.batch_size / self.world_size)
-        self.ddp_broadcast_buffers = False
-
-    def _check_secrets(self) -> None:
-        """Raise `InputError` for a token: arguments are recorded with the run, and published with its results."""
-        for name in (item.name for item in fields(self) if item.name.endswith("_token")):
-            if getattr(self, name) is not None:
-                raise InputError(
-                    f"{name} is recorded with the run: leave it out, and log in with `hf auth login` or set the "
-                    "environment variable HF_TOKEN."
-                )
-
-    def _check_integrations(self) -> None:
-        services = [self.report_to] if isinstance(self.report_to, str) else list(self.report_to or [])
-        services = [service for service in services if service not in ("all", "none")]
-        if not services:
-            return
-        from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
-
-        known = set(INTEGRATION_TO_CALLBACK)
-        for service in services:
-            if service not in known:
-                raise InputError(f"report_to is {service!r}: choose from {', '.join(sorted(known))}, all or none.")
-            if service not in get_available_reporting_integrations():
-                raise InputError(f"report_to is {service!r}, whose package is missing: pip install {service}")
-
-    def _check_support(self) -> None:
-        """Raise `InputError` if an argument is set that has no effect."""
-        for argument in fields(self):
-            if argument.name in self.unsupported and getattr(self, argument.name) != argument.default:
-                raise InputError(f"{argument.name} has no effect here: {self.unsupported[argument.name]}.")
-
-    def _check_optimizer(self) -> None:
-        """Raise `InputError` if the optimizer cannot be created with its arguments."""
-        from transformers import Trainer  # takes seconds, after which a typing error would be reported late
-
-        try:
-            optimizer_class, settings = Trainer.get_optimizer_cls_and_kwargs(self)
-            optimizer_class([torch.nn.Parameter(torch.zeros(1))], **settings)
-        except (ImportError, RuntimeError, TypeError, ValueError) as error:
-            raise InputError(
-                f"The optimizer {OptimizerNames(self.optim).value} cannot be created ({error}): change optim, "
-                "optim_args, or the arguments that start with adam_."
-            ) from None
 
 
 def check_seed(seed: int) -> None:

@@ -1,7 +1,9 @@
 """Whether a pretrained model is available, found out before any other work and without waiting for a network."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import constants, get_session, try_to_load_from_cache
 from huggingface_hub.errors import HTTPError
@@ -28,6 +30,51 @@ CONVERSIONS = {
 SECONDS_TO_ANSWER = 5.0
 
 
+FOLDERS = ("data_dir", "impulse_responses")
+MODELS = ("model_name_or_path", "teacher_name_or_path", "tokenizer_name_or_path")
+"""Arguments whose values are existing folders, and models."""
+
+
+def check_paths(arguments: Any) -> None:
+    """Raise `FileNotFoundError` if a folder or the path of a model in the arguments of a command does not exist.
+
+    Args:
+        arguments: Has the arguments as attributes, and may lack some of them.
+    """
+    for name in MODELS:
+        model = getattr(arguments, name, None)
+        if model is not None and not getattr(arguments, "dry_run", False):  # which needs no models
+            check_exists(model)
+    for name in FOLDERS:
+        folder = getattr(arguments, name, None)
+        if folder is not None and not Path(folder).expanduser().exists():
+            raise FileNotFoundError(f"The folder {folder} does not exist: correct --{name}.")
+
+
+def check_exists(model_name_or_path: str) -> None:
+    """Raise `FileNotFoundError` if a model is a path that does not exist."""
+    if not Path(model_name_or_path).exists() and is_path(model_name_or_path):
+        raise FileNotFoundError(f"{model_name_or_path} does not exist: {_remedy(model_name_or_path)}.")
+
+
+def check_start(teacher: str, model_name_or_path: str, check: Callable[[str], None]) -> None:
+    """Raise `FileNotFoundError` if the model that a teacher is fine-tuned from is missing.
+
+    Args:
+        teacher (`str`): The recipe of the teacher.
+        model_name_or_path (`str`): Model folder or Hub id.
+        check (`Callable`): [`check_exists`] or [`check_available`].
+    """
+    try:
+        check(model_name_or_path)
+    except FileNotFoundError as error:
+        fault = str(error).rstrip(".")
+        raise FileNotFoundError(
+            f"The teacher {teacher!r} is fine-tuned from a model that is missing: {fault}; or set --teachers to "
+            "fine-tuned models."
+        ) from None
+
+
 def check_available(model_name_or_path: str) -> None:
     """Raise an error if a model is neither a local path nor can be loaded from the Hub.
 
@@ -37,10 +84,9 @@ def check_available(model_name_or_path: str) -> None:
     Raises:
         FileNotFoundError: If a path does not exist, or an id is not in the cache and the Hub does not answer.
     """
+    check_exists(model_name_or_path)
     if Path(model_name_or_path).exists():
         return
-    if is_path(model_name_or_path):
-        raise FileNotFoundError(f"{model_name_or_path} does not exist: {_remedy(model_name_or_path)}.")
     if isinstance(try_to_load_from_cache(model_name_or_path, "config.json"), str):
         return
     try:

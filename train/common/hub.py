@@ -12,7 +12,8 @@ from dataset_script import push_logits
 from dataset_script.errors import InputError
 from dataset_script.hub import check_repo_id
 from model_cards.push import push_model
-from train.common.arguments import HubArguments, ResumableTrainingArguments
+from train.common.arguments import HubArguments
+from train.common.training_arguments import ResumableTrainingArguments
 
 
 logger = logging.getLogger(__name__)

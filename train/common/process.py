@@ -1,4 +1,8 @@
-"""The process of a command: threads, memory, logging, synchronization and errors."""
+"""The process of a command: threads, memory, logging, synchronization and errors.
+
+torch and its companions take seconds to import; each function imports what it needs, so that a wrong argument is
+reported before.
+"""
 
 import ctypes
 import errno
@@ -8,12 +12,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
-
-import datasets
-import torch
-import torch.distributed as dist
-import transformers
-from accelerate import PartialState
 
 from dataset_script.errors import InputError
 
@@ -53,6 +51,8 @@ def use_all_cores() -> None:
     """
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ
     if launched and os.environ.get("OMP_NUM_THREADS") == "1":
+        import torch
+
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
@@ -74,6 +74,8 @@ def main_process_first() -> Iterator[None]:
     Unlike accelerate's version, the other processes also continue when the main one fails, so all raise the same error
     instead of hanging.
     """
+    from accelerate import PartialState
+
     state = PartialState()
     if not state.is_main_process:
         state.wait_for_everyone()
@@ -85,12 +87,16 @@ def main_process_first() -> Iterator[None]:
 
 
 def configure_logging(log_level: str = "info", disable_tqdm: bool | None = False) -> None:
-    """Show this project's messages on the main process, and only warnings of libraries.
+    """Show this project's messages on the main process, and only warnings of libraries; use all cores.
 
     Args:
         log_level (`str`, *optional*, defaults to `"info"`): As for `TrainingArguments`; `"passive"` means `"info"`.
         disable_tqdm (`bool`, *optional*, defaults to `False`): Whether to show no progress bars.
     """
+    import datasets
+    import transformers
+
+    use_all_cores()
     level = logging.INFO if log_level == "passive" else log_level.upper()
     logging.basicConfig(format="%(message)s")
     for name in ("train", "dataset_script", "model_cards", "__main__"):
@@ -111,16 +117,23 @@ def run_command(main: Callable[[], Any]) -> None:
         main (`Callable`): The command, without arguments.
     """
     keep_freed_memory()
-    use_all_cores()
     try:
         main()
-        if dist.is_available() and dist.is_initialized():
-            dist.destroy_process_group()  # its threads would abort a process that ends before them
+        _leave_process_group()
     except (ImportError, InputError, OSError) as error:
         logger.debug("Traceback of the error:", exc_info=True)
         sys.exit(f"Error: {_sentence(error)}" if _is_main_process() else 1)
     except KeyboardInterrupt:
         sys.exit("Interrupted: run the same command to resume." if _is_main_process() else 1)
+
+
+def _leave_process_group() -> None:
+    """Destroy the process group, whose threads would abort a process that ends before them."""
+    if "torch" in sys.modules:
+        import torch.distributed as dist
+
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def _sentence(error: Exception) -> str:

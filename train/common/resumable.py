@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PrinterCallback, Trainer
+from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Trainer
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from dataset_script.errors import InputError, input_errors
 from dataset_script.files import make_durable, write_json
 from model_cards.results import RESULTS_FILE, RUN_FILE, provenance
-from train.common.arguments import ResumableTrainingArguments
 from train.common.checkpoints import complete_checkpoint, find_checkpoints
+from train.common.progress import MetricLines
 from train.common.seeds import derived_seed
+from train.common.training_arguments import ResumableTrainingArguments
 
 
 class ResumableTrainer(Trainer):
@@ -32,8 +33,11 @@ class ResumableTrainer(Trainer):
     def __init__(self, *args: Any, **kwargs: Any):
         with input_errors():  # the base class checks the arguments again, against the machine and the model
             super().__init__(*args, **kwargs)
-        if self.args.log_level in ("warning", "error", "critical"):
-            self.remove_callback(PrinterCallback)  # prints the metrics of each epoch if there is no progress bar
+        for callback in (ProgressCallback, PrinterCallback):
+            self.remove_callback(callback)
+        quiet = self.args.log_level in ("warning", "error", "critical")
+        if not (quiet and self.args.disable_tqdm):
+            self.callback_handler.callbacks.insert(0, MetricLines(not self.args.disable_tqdm, not quiet))
         self.model_accepts_loss_kwargs = False
         self._micro_step = (-1, 0)
 
@@ -61,6 +65,10 @@ class ResumableTrainer(Trainer):
         if not torch.isfinite(loss):
             raise self._divergence(f"The loss is {loss.item()}")
         return loss
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if not self.control.should_training_stop:  # as early stopping had decided before the run was interrupted
+            super()._run_epoch(*args, **kwargs)
 
     def _divergence(self, what: str) -> InputError:
         rate = self._get_learning_rate()

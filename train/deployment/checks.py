@@ -8,6 +8,7 @@ from typing import TypeGuard
 from torch import nn
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
+from acoustic_scenes.packages import install_command
 from dataset_script.errors import InputError
 from model_cards.students import STUDENTS, StudentFeatureExtractor, StudentModel
 
@@ -23,7 +24,7 @@ def require_packages(extra: str, *names: str) -> None:
         try:
             import_module(name)
         except ImportError as error:
-            raise InputError(f'{name} cannot be imported ({error}): pip install -e ".[{extra}]".') from None
+            raise InputError(f"{name} cannot be imported ({error}): {install_command(extra)}") from None
 
 
 def check_writable(folder: Path, argument: str) -> None:

@@ -1,22 +1,10 @@
 """Arguments of pre-training and of fine-tuning on AudioSet."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
-
-import torch
+from typing import ClassVar, Literal
 
 from dataset_script.errors import InputError
-from train.common.arguments import (
-    UNSUPPORTED_ARGUMENTS,
-    CorpusArguments,
-    ModelArguments,
-    ResumableTrainingArguments,
-)
-from train.common.augmentations import SoftMixup, SpecAugment
-
-
-if TYPE_CHECKING:
-    import modeling_beats  # takes seconds, after which a wrong argument would be reported late
+from train.common.arguments import UNSUPPORTED_ARGUMENTS, CorpusArguments, ModelArguments, RunOptions
 
 
 @dataclass
@@ -69,8 +57,8 @@ REPLACED_ARGUMENTS = {
 
 
 @dataclass
-class PretrainingArguments(ResumableTrainingArguments):
-    """`TrainingArguments` of runs that count in steps, and in batches of crops over all processes."""
+class PretrainingOptions(RunOptions):
+    """The options of runs that count in steps, and in batches of crops over all processes."""
 
     unsupported: ClassVar[dict[str, str]] = (
         UNSUPPORTED_ARGUMENTS
@@ -88,23 +76,6 @@ class PretrainingArguments(ResumableTrainingArguments):
     num_train_epochs: float = field(default=-1.0, metadata={"help": "Has no effect: use max_steps."})
     logging_steps: int = field(default=50, metadata={"help": "Steps between log lines."})
     save_steps: int = field(default=1000, metadata={"help": "Steps between checkpoints."})
-
-    def __post_init__(self) -> None:
-        if self.max_steps < 1:
-            raise InputError(f"max_steps is {self.max_steps}: choose at least one optimizer step.")
-        if not 0.175 <= self.segment_seconds <= 60:
-            raise InputError(f"segment_seconds is {self.segment_seconds}: choose 0.175 (one patch) to 60 seconds.")
-        if not torch.accelerator.is_available():
-            # The recipes use bfloat16, which most CPUs only emulate, slowly.
-            self.use_cpu, self.bf16 = True, False
-        super().__post_init__()
-        if self.batch_size < self.world_size:
-            raise InputError(f"batch_size is {self.batch_size}: choose at least one crop for each process.")
-
-    def max_patches(self, config: "modeling_beats.BeatsConfig") -> int:
-        """Return a number of patches that no crop exceeds."""
-        frames = round(self.segment_seconds * 100)
-        return max(1, frames // config.patch_size) * (config.num_mel_bins // config.patch_size)
 
 
 @dataclass
@@ -133,8 +104,8 @@ class TaggedDataArguments:
 
 
 @dataclass
-class TaggingArguments(PretrainingArguments):
-    """`PretrainingArguments` with augmentations and the sampling of clips."""
+class TaggingOptions(PretrainingOptions):
+    """`PretrainingOptions` with augmentations and the sampling of clips."""
 
     unsupported: ClassVar[dict[str, str]] = UNSUPPORTED_ARGUMENTS | REPLACED_ARGUMENTS
 
@@ -147,14 +118,3 @@ class TaggingArguments(PretrainingArguments):
     )
     mixup_alpha: float = field(default=0.0, metadata={"help": "Beta parameter of mixup; 0 is off."})
     per_device_eval_batch_size: int = field(default=32, metadata={"help": "Clips per forward pass in the test."})
-
-    def __post_init__(self) -> None:
-        self.augmentations()  # so that invalid values are found at once
-        super().__post_init__()
-
-    def augmentations(self) -> tuple[SpecAugment | None, SoftMixup | None]:
-        """Return SpecAugment and mixup, None for those that are off."""
-        return (
-            SpecAugment(self.spec_augment_size) if self.spec_augment_size else None,
-            SoftMixup(self.mixup_alpha) if self.mixup_alpha else None,
-        )

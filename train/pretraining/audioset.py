@@ -10,13 +10,14 @@ from modeling_beats import BeatsFeatureExtractor, BeatsForAudioClassification
 from train.common.arguments import ModelArguments
 from train.common.models import new_teacher
 from train.evaluation.inference import compute_logits
-from train.pretraining.arguments import TaggedDataArguments, TaggingArguments
+from train.pretraining.arguments import TaggedDataArguments
 from train.pretraining.cost import print_cost
 from train.pretraining.labels import class_indices, load_class_names, load_tagged, multi_hot
 from train.pretraining.runs import train_or_load
 from train.pretraining.tagging import FirstSeconds, TaggedCrops, TaggingTrainer, tagging_metrics
 from train.pretraining.targets import find_config
 from train.pretraining.trainers import CropTrainer
+from train.pretraining.training_arguments import TaggingArguments
 
 
 logger = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ def finetune_tagger(
     def evaluate(trainer: CropTrainer) -> dict[str, Any]:
         logits = compute_logits(model.eval(), extractor, test_clips, args.per_device_eval_batch_size)
         metrics = tagging_metrics(logits, multi_hot(test_indices, len(classes)), class_names)
-        logger.info("Mean average precision: %.4f (chance: %.4f).", metrics["map"], metrics["chance"])
+        trainer.log({"test_map": metrics["map"]})
         return {"training_clips": len(train_source), "metrics": metrics}
 
     return train_or_load(recipe, (start, data), args, make_trainer, evaluate)

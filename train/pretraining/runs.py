@@ -5,8 +5,8 @@ from typing import Any
 
 from train.common.checkpoints import last_complete_checkpoint
 from train.common.runs import describe_run, run_or_load
-from train.pretraining.arguments import PretrainingArguments
 from train.pretraining.trainers import CropTrainer
+from train.pretraining.training_arguments import PretrainingArguments
 
 
 def train_or_load(

@@ -7,12 +7,13 @@ from typing import Any
 from transformers import TrainerState, set_seed
 
 from modeling_beats import BeatsRandomProjectionTokenizer
-from train.pretraining.arguments import AudioArguments, PretrainingArguments, StageArguments
+from train.pretraining.arguments import AudioArguments, StageArguments
 from train.pretraining.cost import print_cost
 from train.pretraining.crops import StreamedCrops
 from train.pretraining.runs import train_or_load
 from train.pretraining.targets import make_dataset, make_models
 from train.pretraining.trainers import CropTrainer, MaskedModelingTrainer, PretrainingTrainer, TokenizerTrainer
+from train.pretraining.training_arguments import PretrainingArguments
 
 
 TOKENIZER_FOLDER = "tokenizer"

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from modeling_beats import BeatsFeatureExtractor, BeatsForAudioClassification
 from train.common.sources import durations, encoded_audio, read_crop
-from train.pretraining.arguments import TaggingArguments
 from train.pretraining.crops import Crops
 from train.pretraining.labels import multi_hot
 from train.pretraining.trainers import CropTrainer
+from train.pretraining.training_arguments import TaggingArguments
 
 
 class TaggedCrops(Crops):

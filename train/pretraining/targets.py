@@ -8,8 +8,9 @@ import modeling_beats
 from dataset_script.errors import InputError
 from train.common.models import load_beats, load_beats_config, load_extractor, override
 from train.common.sources import load_unlabelled
-from train.pretraining.arguments import AudioArguments, PretrainingArguments, StageArguments
+from train.pretraining.arguments import AudioArguments, StageArguments
 from train.pretraining.crops import Crops, StreamedCrops
+from train.pretraining.training_arguments import PretrainingArguments
 
 
 logger = logging.getLogger(__name__)

@@ -18,8 +18,8 @@ from modeling_beats import (
 from train.common.distributed import BatchRows
 from train.common.resumable import ResumableTrainer
 from train.common.seeds import derived_seed
-from train.pretraining.arguments import PretrainingArguments
 from train.pretraining.crops import CropBatches, CropCollator, Crops, StreamedCrops
+from train.pretraining.training_arguments import PretrainingArguments
 
 
 class CodebookStatistics:

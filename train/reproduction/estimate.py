@@ -8,12 +8,8 @@ from typing import Literal, TypeVar
 import torch
 
 from modeling_beats import BeatsForAudioClassification
-from train.classification.arguments import (
-    DataArguments,
-    DistillationArguments,
-    SceneTrainingArguments,
-    TeacherArguments,
-)
+from train.classification.arguments import DataArguments, DistillationArguments, TeacherArguments
+from train.classification.training_arguments import SceneTrainingArguments
 from train.common.features import input_rate, model_inputs
 from train.common.models import load_config, new_student, new_teacher
 from train.common.recipes import parse_arguments
@@ -77,7 +73,7 @@ def estimate(step: Step, train_clips: int, test_clips: int) -> float:
 
 def _parse(training: Step, network: type[NetworkArguments]) -> tuple[NetworkArguments, SceneTrainingArguments]:
     types = (network, DataArguments, SceneTrainingArguments)
-    _, (network_args, _, args) = parse_arguments(types, "demo", list(training.arguments))
+    _, (network_args, _, args) = parse_arguments(types, ("demo",), list(training.arguments))
     return network_args, args
 
 

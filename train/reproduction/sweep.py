@@ -10,13 +10,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
-import torch
-
-from model_cards.report_tables import Cells
 from model_cards.results import RunResults, load_results
 from train.common.recipes import load_recipe
 
+
+if TYPE_CHECKING:
+    from model_cards.report_tables import Cells
 
 fcntl: ModuleType | None
 try:
@@ -84,6 +85,8 @@ class Step:
         Raises:
             ChildProcessError: If the command fails.
         """
+        import torch  # takes seconds, after which a wrong argument would be reported late
+
         path = str(COMMANDS / self.script)
         launcher = [sys.executable]
         if num_processes > 1 and self.script != "evaluate_logits.py":
@@ -218,7 +221,7 @@ class Sweep:
         return step
 
 
-def collect(cells: Mapping[tuple[str, int], Sequence[Sequence[Step]]]) -> Cells:
+def collect(cells: Mapping[tuple[str, int], Sequence[Sequence[Step]]]) -> "Cells":
     """Load the results of finished steps.
 
     Args:

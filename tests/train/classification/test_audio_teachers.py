@@ -20,8 +20,8 @@ from tests.train.audio_models import FAMILIES, KINDS, save_model
 from tests.train.audio_teacher_job import make_job, measured_job
 from tests.train.helpers import REPOSITORY, SCENES
 from train import predict_logits
-from train.classification.arguments import SceneTrainingArguments
 from train.classification.training import check_augmentations
+from train.classification.training_arguments import SceneTrainingArguments
 from train.common.checkpoints import last_complete_checkpoint
 from train.common.encoders import encoder_of
 from train.common.features import clip_spectrogram, model_inputs

@@ -12,16 +12,18 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 
+from dataset_script.errors import InputError
 from modeling_tfsepnet import TFSepNetForAudioClassification
 from tests.train.helpers import DEVICES, SCENES, make_dataset, make_extractor, make_model
 from train.classification import training
-from train.classification.arguments import DataArguments, SceneTrainingArguments
+from train.classification.arguments import DataArguments
 from train.classification.data import split_by_location
 from train.classification.training import (
     impulse_response_folder,
     run_training,
     warn_of_unfinished_cycle,
 )
+from train.classification.training_arguments import SceneTrainingArguments
 from train.evaluation.metrics import scene_metrics
 
 
@@ -104,6 +106,69 @@ def test_weights_of_the_selected_epoch_are_kept(tmp_path, run, monkeypatch, poli
     assert [epoch for epoch, equal in enumerate(same, 1) if equal] == [selected], (
         f"the weights of epoch {selected} should be kept with {policy}"
     )
+
+
+class TestEarlyStopping:
+    """Macro accuracies are scripted: epoch 2 is the best of the first five, and later ones would be better."""
+
+    SCRIPTED = (0.4, 0.6, 0.5, 0.6, 0.1, 0.9, 0.9, 0.9)
+
+    @pytest.fixture
+    def script(self, monkeypatch):
+        def metrics(trainer, prediction):
+            return {"macro_accuracy": self.SCRIPTED[round(trainer.state.epoch) - 1]}
+
+        monkeypatch.setattr(training.DistillationTrainer, "compute_scene_metrics", metrics)
+
+    def test_stops_after_epochs_without_a_better_one(self, script, run, tmp_path, caplog):
+        caplog.set_level(logging.INFO, "train")
+        policy = {"validation_fraction": 0.3, "early_stopping_patience": 3}
+        trainer, _ = run(policy, num_train_epochs=8, first_cycle=100)
+        assert trainer.state.epoch == 5, "epochs 3, 4 and 5 are not better than epoch 2"
+        assert "No better epoch in 3: training stopped early." in caplog.text
+        best = tmp_path / "run" / trainer.state.best_model_checkpoint / "model.safetensors"
+        assert best.read_bytes() == (tmp_path / "run" / "model.safetensors").read_bytes()
+
+    @pytest.mark.parametrize("epoch", [4, 5])
+    def test_a_resumed_run_stops_at_the_same_epoch(self, script, run, tmp_path, monkeypatch, epoch):
+        """Also if it was interrupted between the last epoch and the results."""
+        policy = {"validation_fraction": 0.3, "early_stopping_patience": 3}
+        original = training.DistillationTrainer._save_checkpoint
+
+        def interrupted(trainer, *arguments):
+            original(trainer, *arguments)
+            if round(trainer.state.epoch) == epoch:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(training.DistillationTrainer, "_save_checkpoint", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                run(policy, num_train_epochs=8, first_cycle=100)
+        trainer, _ = run(policy, num_train_epochs=8, first_cycle=100)
+        assert trainer.state.epoch == 5
+
+    @pytest.mark.parametrize(
+        ("policy", "message"),
+        [
+            ({"early_stopping_patience": 2}, "set --validation_fraction as well"),
+            ({"early_stopping_patience": 0, "validation_fraction": 0.1}, "early_stopping_patience is 0"),
+        ],
+    )
+    def test_needs_clips_to_measure_on(self, policy, message):
+        with pytest.raises(InputError, match=message):
+            DataArguments(**policy)
+
+
+def test_final_metrics_reach_the_services(run, monkeypatch):
+    """As logs of the trainer, which its callbacks for TensorBoard, trackio and W&B report."""
+    logged = []
+    monkeypatch.setattr(
+        "transformers.integrations.TensorBoardCallback.on_log",
+        lambda self, args, state, control, logs, **others: logged.append(dict(logs)),
+    )
+    _, results = run({}, report_to="tensorboard", num_train_epochs=1)
+    final = {f"test_{name}": results["metrics"][name] for name in ("macro_accuracy", "accuracy", "log_loss")}
+    assert final.items() <= logged[-1].items()
 
 
 @pytest.mark.parametrize("policy", [*POLICIES, "last epoch"])

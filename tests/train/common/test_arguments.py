@@ -9,7 +9,8 @@ import pytest
 from dataset_script.errors import InputError
 from model_cards.results import provenance
 from tests.train.helpers import REPOSITORY
-from train.common.arguments import CommandParser, ResumableTrainingArguments
+from train.common.arguments import CommandParser
+from train.common.training_arguments import ResumableTrainingArguments
 
 
 def parse(tmp_path, *arguments):
@@ -36,7 +37,7 @@ def test_tokens_are_refused_and_not_repeated(tmp_path):
         (["--save_strategy", "steps", "--save_steps", "0"], "save_steps is 0"),
         (["--fsdp", "full_shard"], "fsdp has no effect here: leave it out"),
         (["--save_only_model"], "save_only_model leaves nothing to resume from"),
-        (["--learning_rat", "1"], "Unknown argument --learning_rat: use --learning_rate"),
+        (["--learning_rat", "1"], r"Unknown argument --learning_rat \(did you mean '--learning_rate'\?\): see --help"),
         (["--learning_rate", "fast"], "(?i)invalid .*fast"),
     ],
 )

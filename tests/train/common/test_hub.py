@@ -2,7 +2,7 @@
 
 import pytest
 
-from train.classification.arguments import SceneTrainingArguments
+from train.classification.training_arguments import SceneTrainingArguments
 from train.common import hub
 from train.distill import main as distill
 from train.finetune_teacher import main as finetune_teacher

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from dataset_script.errors import InputError
 from dataset_script.files import write_json
 from model_cards.results import RUN_FILE, provenance
-from train.classification.arguments import DataArguments, SceneTrainingArguments
+from train.classification.arguments import DataArguments
+from train.classification.training_arguments import SceneTrainingArguments
 from train.common.checkpoints import COMPLETE, complete_checkpoint, last_complete_checkpoint
 from train.common.process import main_process_first
 from train.common.runs import claim_output_folder, describe_run, lock_folder, run_or_load

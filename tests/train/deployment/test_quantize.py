@@ -25,7 +25,7 @@ from train.evaluation.scoring import score_logits
 
 
 SMALL = {"base_channels": 8, "num_mel_bins": 64, "id2label": {0: "airport", 1: "bus", 2: "metro"}}
-ARGUMENTS = ["--model_name_or_path", "student", "--dataset", "mine", "--use_cpu", "True"]
+ARGUMENTS = ["--model_name_or_path", "me/student", "--dataset", "mine", "--use_cpu", "True"]
 
 
 def test_calibration_clips_are_chosen_evenly_by_class():
@@ -78,7 +78,7 @@ def run(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         calls = replace_tuning(patch)
-        patch.setattr(quantize, "load_clips", lambda args: (scenes, model, extractor))
+        patch.setattr("train.evaluation.inference.load_clips", lambda args: (scenes, model, extractor))
         patch.setattr(report, "cache_waveforms", cached)
         patch.setattr(quantization, "finetune", finetune)
         results = quantize.main(command)
@@ -150,7 +150,7 @@ class TestRefusals:
 
     @pytest.fixture(autouse=True)
     def nothing_starts(self, monkeypatch):
-        monkeypatch.setattr(quantize, "load_clips", lambda args: pytest.fail("clips were loaded"))
+        monkeypatch.setattr("train.evaluation.inference.load_clips", lambda args: pytest.fail("clips were loaded"))
         monkeypatch.setattr(report, "cache_waveforms", lambda *args: pytest.fail("clips were resampled"))
 
     @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ class TestRefusals:
         for name in [name for name in sys.modules if name.partition(".")[0] == package]:
             monkeypatch.delitem(sys.modules, name)
         monkeypatch.setitem(sys.modules, package, None)
-        with pytest.raises(InputError, match=rf'^{package}.* cannot be imported .*pip install -e "\.\[quantize\]"\.$'):
+        with pytest.raises(InputError, match=rf"^{package}.* cannot be imported .*pip install -e '\.\[quantize\]'$"):
             quantize.main([*ARGUMENTS, "--output_dir", str(tmp_path / "out")])
 
     @pytest.mark.parametrize(
@@ -189,7 +189,8 @@ class TestRefusals:
     )
     def test_models_that_cannot_become_compliant(self, tmp_path, monkeypatch, config, message):
         model = TFSepNetForAudioClassification(TFSepNetConfig(**config))
-        monkeypatch.setattr(quantize, "load_clips", lambda args: ({}, model, TFSepNetFeatureExtractor()))
+        loaded = {}, model, TFSepNetFeatureExtractor()
+        monkeypatch.setattr("train.evaluation.inference.load_clips", lambda args: loaded)
         with pytest.raises(InputError, match=message):
             quantize.main([*ARGUMENTS, "--output_dir", str(tmp_path / "out")])
         assert not (tmp_path / "out").exists()
@@ -198,7 +199,7 @@ class TestRefusals:
 class TestExportRefusals:
     @pytest.fixture(autouse=True)
     def nothing_starts(self, monkeypatch):
-        monkeypatch.setattr(onnx_export, "load_classifier", lambda *args: pytest.fail("the model was loaded"))
+        monkeypatch.setattr("train.common.models.load_classifier", lambda *args: pytest.fail("the model was loaded"))
 
     @pytest.mark.parametrize(
         ("output", "message"),
@@ -211,17 +212,17 @@ class TestExportRefusals:
     def test_output_that_cannot_be_written(self, tmp_path, output, message):
         (tmp_path / "file").touch()
         with pytest.raises((InputError, OSError), match=message) as error:
-            onnx_export.main(["--model_name_or_path", "student", "--output", str(tmp_path / output)])
+            onnx_export.main(["--model_name_or_path", "me/student", "--output", str(tmp_path / output)])
         assert "\n" not in str(error.value)
 
     def test_output_without_permission(self, tmp_path, monkeypatch):
         monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write everywhere
         with pytest.raises(OSError, match="no permission to write to"):
-            onnx_export.main(["--model_name_or_path", "student", "--output", str(tmp_path / "new" / "model.onnx")])
+            onnx_export.main(["--model_name_or_path", "me/student", "--output", str(tmp_path / "new" / "model.onnx")])
 
     def test_missing_package(self, tmp_path, monkeypatch):
         for name in [name for name in sys.modules if name.partition(".")[0] == "onnx"]:
             monkeypatch.delitem(sys.modules, name)
         monkeypatch.setitem(sys.modules, "onnx", None)
-        with pytest.raises(InputError, match=r'^onnx cannot be imported .*pip install -e "\.\[onnx\]"\.$'):
-            onnx_export.main(["--model_name_or_path", "student", "--output", str(tmp_path / "model.onnx")])
+        with pytest.raises(InputError, match=r"^onnx cannot be imported .*pip install -e '\.\[onnx\]'$"):
+            onnx_export.main(["--model_name_or_path", "me/student", "--output", str(tmp_path / "model.onnx")])

@@ -9,6 +9,7 @@ import pytest
 from dataset_script import write_logits
 from tests.train.helpers import make_extractor, make_model, make_scenes
 from train import evaluate_logits, run_eval
+from train.evaluation import runs
 from train.evaluation.inference import compute_logits
 from train.evaluation.scoring import score_logits
 
@@ -33,12 +34,21 @@ def test_a_model_is_scored_on_the_split(scenes, tmp_path, monkeypatch):
         assert sampling_rate == 4000
         return next(waveforms[split] for split, of_split in scenes.items() if of_split is clips)
 
-    monkeypatch.setattr(run_eval, "load_clips", lambda args: (scenes, model, extractor))
-    monkeypatch.setattr(run_eval, "load_config", lambda *args: model.config)
-    monkeypatch.setattr(run_eval, "cache_waveforms", cached)
+    monkeypatch.setattr(runs, "load_clips", lambda args: (scenes, model, extractor))
+    monkeypatch.setattr(runs, "load_config", lambda *args: model.config)
+    monkeypatch.setattr(runs, "cache_waveforms", cached)
     for split, unseen in (("test", ["s4"]), ("train", [])):
         output = tmp_path / split
-        command = ["--model_name_or_path", "m", "--output_dir", str(output), "--split", split, "--bootstrap", "50"]
+        command = [
+            "--model_name_or_path",
+            str(tmp_path),
+            "--output_dir",
+            str(output),
+            "--split",
+            split,
+            "--bootstrap",
+            "50",
+        ]
         results = run_eval.main([*command, "--use_cpu"])
         logits = compute_logits(model, extractor, waveforms[split])
         assert results["metrics"] == score_logits(logits, scenes[split], unseen, 50)
@@ -59,7 +69,7 @@ def test_logits_are_averaged_over_the_models(scenes, tmp_path, monkeypatch):
         write_logits(
             tmp_path / f"m{number}", filenames, values[order], teacher=f"t{number}", revision="0", label_names=names
         )
-    monkeypatch.setattr(evaluate_logits, "load_scenes", lambda *args, **kwargs: scenes)
+    monkeypatch.setattr(runs, "load_scenes", lambda *args, **kwargs: scenes)
     folders = [str(tmp_path / f"m{number}") for number in range(3)]
     command = ["--logits", *folders, "--output_dir", str(tmp_path / "out"), "--bootstrap", "50"]
     results = evaluate_logits.main(command)

@@ -21,8 +21,8 @@ from modeling_beats import (
 from tests.train.pretraining.helpers import TINY, pretraining_command, record_calls, tokenizer_options
 from train.common.models import override
 from train.pretrain_teacher import main as pretrain_teacher
-from train.pretraining.arguments import PretrainingArguments
 from train.pretraining.trainers import CodebookStatistics, PretrainingTrainer, TokenizerTrainer, teacher_output
+from train.pretraining.training_arguments import PretrainingArguments
 
 
 def test_codebook_statistics():
