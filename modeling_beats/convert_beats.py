@@ -1,4 +1,4 @@
-"""Conversion of BEATs checkpoints to model folders.
+"""Convert BEATs checkpoints to model folders.
 
 ```
 python -m modeling_beats.convert_beats BEATs_iter3_plus_AS2M.pt OUTPUT_FOLDER

@@ -13,7 +13,7 @@ import train  # noqa: F401 - first, for it checks the packages
 from train.common.arguments import CommandParser
 from train.common.availability import check_paths
 from train.common.process import configure_logging, run_command
-from train.deployment.arguments import HalfPrecisionArguments
+from train.deployment.arguments import ConversionArguments
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         FileNotFoundError, InputError: If an argument, the corpus or the model is invalid, or the float16 model would
             exceed a limit of the challenge.
     """
-    (args,) = CommandParser(HalfPrecisionArguments, description=__doc__).parse(arguments)
+    (args,) = CommandParser(ConversionArguments, description=__doc__).parse(arguments)
     check_paths(args)
     # These take seconds to import, and a wrong argument is reported before.
     from model_cards.tables import half_precision_table, percent

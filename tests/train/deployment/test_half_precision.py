@@ -104,4 +104,4 @@ def test_refused():
     with pytest.raises(InputError, match=r"the largest of float16, in classifier\.bias"):
         to_half(model, "student")
     with pytest.raises(InputError, match="leave out dtype and torch_compile"):
-        half_precision.HalfPrecisionArguments(model_name_or_path="", output_dir="", dtype="bfloat16")
+        half_precision.ConversionArguments(model_name_or_path="", output_dir="", dtype="bfloat16")
