@@ -21,6 +21,7 @@ import json
 import os
 import re
 import reprlib
+import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -114,6 +115,7 @@ def save_folder(folder: Path, model: PreTrainedModel, feature_extractor: Sequenc
         feature_extractor.save_pretrained(part)
         folder.mkdir(exist_ok=True)
         for file in Path(part).iterdir():
+            shutil.copymode(Path(part) / "config.json", file)  # safetensors lets only the owner read its files
             file.replace(folder / file.name)
 
 
