@@ -21,7 +21,6 @@ import json
 import os
 import re
 import reprlib
-import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -114,8 +113,9 @@ def save_folder(folder: Path, model: PreTrainedModel, feature_extractor: Sequenc
         model.save_pretrained(part)
         feature_extractor.save_pretrained(part)
         folder.mkdir(exist_ok=True)
-        for file in Path(part).iterdir():
-            shutil.copymode(Path(part) / "config.json", file)  # safetensors lets only the owner read its files
+        permissions = (Path(part) / "config.json").stat().st_mode  # safetensors lets only the owner read its files
+        for file in list(Path(part).iterdir()):
+            file.chmod(permissions)
             file.replace(folder / file.name)
 
 

@@ -2,8 +2,11 @@
 
 import json
 import re
+import shutil
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from huggingface_hub import ModelCard
 
@@ -15,6 +18,7 @@ from model_cards.snippets import pin_revision
 from modeling_tfsepnet import TFSepNetConfig, TFSepNetForAudioClassification
 from tests.model_cards.helpers import make_student, make_teacher
 from tests.model_cards.test_generator import as_int8, edit
+from train.common.models import load_classifier
 
 
 @pytest.mark.parametrize(
@@ -114,8 +118,6 @@ def test_snippets_are_pinned(student):
 
 def test_snippets_run(student, monkeypatch, tmp_path):
     """All of them but the pipeline of files, which other tests load, are executed as they stand."""
-    import soundfile
-
     (student / "model.onnx").write_bytes(b"input: log-mel, float32")
     text = write_card(student).text
     assert "onnxruntime" in text and "| bytes of `model.onnx` | 23 |" in text
@@ -125,6 +127,27 @@ def test_snippets_run(student, monkeypatch, tmp_path):
     scope = {}
     exec(snippet.replace(", trust_remote_code=True", ""), scope)
     assert scope["embedding"].shape == (20,)  # 2.5 * base_channels
+
+
+@pytest.mark.parametrize("waveform", [False, True])
+def test_onnx_snippets_run(student, monkeypatch, waveform):
+    """The logits of the snippet are those of the model, up to the rounding of two runtimes."""
+    pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    from train.deployment.onnx_model import export_onnx
+
+    model, extractor = load_classifier(str(student))
+    export_onnx(model, student / "model.onnx", "qdq", extractor, waveform)
+    snippets = re.findall(r"```python\n(.*?)```", write_card(student).text, re.DOTALL)
+    (snippet,) = [code for code in snippets if "onnxruntime" in code]
+    monkeypatch.chdir(student.parent)
+    shutil.copy(student / "model.onnx", ".")
+    clip = np.random.default_rng(0).normal(scale=0.1, size=32_000).astype(np.float32)
+    soundfile.write("clip.wav", clip, 32_000, subtype="FLOAT")
+    scope = {}
+    exec(snippet.replace(", trust_remote_code=True", ""), scope)
+    with torch.no_grad():
+        logits = model(**extractor(clip, sampling_rate=32_000, return_tensors="pt")).logits
+    torch.testing.assert_close(torch.tensor(scope["logits"]).view(1, -1), logits, atol=1e-4, rtol=0)
 
 
 def test_no_local_path_without_a_repository(student):
