@@ -4,8 +4,7 @@ They contain no audio, so they can be shared where TAU itself may not be.
 """
 
 import os
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,61 +13,19 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from datasets import ClassLabel, DatasetInfo, Features, List, Value
+from datasets import ClassLabel, Features, List, Value
 from datasets.info import DatasetInfosDict
-from datasets.utils.metadata import MetadataConfigs
-from huggingface_hub import DatasetCard, DatasetCardData, snapshot_download
+from huggingface_hub import snapshot_download
 
 from dataset_script.cards import read_card
 from dataset_script.errors import InputError
 from dataset_script.files import atomic_path
-from dataset_script.hub import push_files
-from dataset_script.markdown import code
+from dataset_script.hub import check_repo_id, push_files
+from dataset_script.logits_card import make_logits_card, point_to
 from dataset_script.splits import SCENES
 
 
 PARQUET_FILE = "data/train-00000-of-00001.parquet"
-
-CARD = """\
----
-{metadata}
----
-
-# Logits of {teacher}
-{synthetic}
-Logits of the teacher `{teacher}` (revision `{revision}`) for {rows:,} clips, for knowledge distillation. This \
-dataset contains no audio.
-
-| column | content |
-|---|---|
-| `filename` | the clip, as in the tables of the corpus; unique |
-| `logits` | {classes} values (float32) before the softmax, in the order of the classes below |
-| `prediction` | the class with the largest logit (`ClassLabel`, in the order of the logits) |
-| `teacher`, `revision` | the model and the revision that predicted the logits |
-
-Classes: {label_names}.
-
-Join them to the clips by `filename`, never by row order:
-
-```python
-from dataset_script import load_scenes
-
-scenes = load_scenes({corpus}, teacher_logits={{"name": "path or id of this dataset"}})
-```
-
-Under the rules of DCASE, a teacher may only be trained on clips of the subset that its student is trained on.
-{licence}"""
-
-SYNTHETIC_NOTE = "\n> The clips are **synthetic**: a demo corpus generated from a seed.\n"
-TAU_LICENCE_NOTE = """
-The logits are derived from TAU Urban Acoustic Scenes 2022 Mobile (Copyright (c) 2022 Tampere University and its
-licensors), whose audio and metadata may only be used for experimental and non-commercial purposes.
-"""
-OTHER_LICENCE_NOTE = """
-The logits are derived from recordings that are not part of TAU; their licence is not recorded here.
-"""
-
-TAU_FILENAME = re.compile(rf"audio/({'|'.join(SCENES)})-[a-z]+-\d+-\d+-\d+-[a-z]\d*\.wav")
 
 
 @dataclass
@@ -98,6 +55,8 @@ def write_logits(
     label_names: Sequence[str] = SCENES,
     synthetic: bool = False,
     license: str | None = None,
+    config_name: str | None = None,
+    accuracies: Mapping[str, float] | None = None,
 ) -> None:
     """Write a logits dataset, replacing the one in `folder` if there is one.
 
@@ -113,6 +72,9 @@ def write_logits(
             dataset card.
         license (`str`, *optional*): Licence of the logits, as the Hub names it, such as `"cc-by-4.0"`. By default
             logits of clips with the file names of TAU are under TAU's licence; other recordings may have such names.
+        config_name (`str`, *optional*): Configuration of the clips, as for `load_scenes`, for the dataset card.
+        accuracies (`Mapping[str, float]`, *optional*): Accuracies of the teacher, as fractions, by what they are of,
+            for the dataset card.
 
     Raises:
         InputError: If the shapes do not match, a value is not finite, or a clip occurs twice.
@@ -143,40 +105,22 @@ def write_logits(
             "revision": [revision] * len(filenames),
         }
     ).cast(features.arrow_schema)
-    if license is not None:
-        licence, licence_name, note = license, None, ""
-    elif synthetic:
-        licence, licence_name, note = "cc0-1.0", None, ""
-    elif label_names == list(SCENES) and all(map(TAU_FILENAME.fullmatch, filenames)):
-        licence, licence_name, note = "other", "tau-non-commercial", TAU_LICENCE_NOTE
-    else:
-        licence, licence_name, note = "unknown", None, OTHER_LICENCE_NOTE
-    metadata = DatasetCardData(
-        pretty_name=f"Logits of {teacher}",
-        task_categories=["audio-classification"],
-        tags=["knowledge-distillation", "acoustic-scene-classification", *(["synthetic"] if synthetic else [])],
-        license=licence,
-        license_name=licence_name,
-    )
-    DatasetInfosDict(default=DatasetInfo(features=features)).to_dataset_card_data(metadata)
-    data_files = [{"split": "train", "path": "data/train-*"}]
-    MetadataConfigs(default={"data_files": data_files}).to_dataset_card_data(metadata)
-    card = CARD.format(
-        metadata=metadata.to_yaml(),
+    folder = Path(folder)
+    card = make_logits_card(
+        folder,
+        filenames,
+        features,
         teacher=teacher,
         revision=revision,
-        rows=len(filenames),
-        classes=len(label_names),
-        label_names=", ".join(map(code, label_names)),
-        synthetic=SYNTHETIC_NOTE if synthetic else "",
-        corpus='"demo"' if synthetic else '"split25", data_dir="…"',
-        licence=note,
+        synthetic=synthetic,
+        license=license,
+        config_name=config_name,
+        accuracies=accuracies,
     )
-    folder = Path(folder)
     with atomic_path(folder / PARQUET_FILE) as part:
         pq.write_table(table, part, write_page_checksum=True)
     with atomic_path(folder / "README.md") as part:
-        DatasetCard(card).save(part)
+        card.save(part)
 
 
 def read_logits(path_or_id: str | os.PathLike, label_names: Sequence[str] = SCENES) -> TeacherLogits:
@@ -257,7 +201,10 @@ def push_logits(folder: str | os.PathLike, repo_id: str, private: bool | None = 
         ConnectionError: If the Hub is unreachable or refuses.
         InputError: If the logits dataset or `repo_id` is invalid.
     """
+    check_repo_id(repo_id)
     read_logits(folder)
+    with atomic_path(Path(folder) / "README.md") as part:
+        point_to(read_card(Path(folder) / "README.md"), repo_id).save(part)
     patterns = ("README.md", "data/*.parquet")
     return push_files(folder, repo_id, patterns, message="Upload teacher logits", repo_type="dataset", private=private)
 

@@ -14,6 +14,7 @@ def add_card_arguments(parser: argparse.ArgumentParser) -> None:
         "--results", nargs="+", default=[], help="Results of the same recipe on other subsets or with other seeds."
     )
     parser.add_argument("--counterpart", help="Results of the INT8 or float16 form of a float model, or vice versa.")
+    parser.add_argument("--base_model", help="Id on the Hub of the model that this one was converted or tuned from.")
     parser.add_argument("--dataset_name", help="Name of the data, unless it is TAU or the demo corpus.")
     parser.add_argument("--dataset_license", help="Its licence, as the Hub names it, such as cc-by-4.0.")
     parser.add_argument(

@@ -8,12 +8,14 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES
 
 from dataset_script.errors import InputError
+from model_cards.students import STUDENTS, StudentConfig
 from modeling_cpmobile.complexity import count_complexity as count_cpmobile
 from modeling_tfsepnet.complexity import MAX_MACS, MAX_PARAMETER_BYTES
 from modeling_tfsepnet.complexity import count_complexity as count_tfsepnet
@@ -142,6 +144,40 @@ def _count(config: PreTrainedConfig, parameters: int, tensors: Iterable[tuple[st
         return ModelComplexity("INT8", parameters, sizes[False], sizes[True], macs, official_bytes, official_macs)
     number_format = FORMATS[max(tensors, key=lambda tensor: tensor[2])[1]]
     return ModelComplexity(number_format, parameters, sizes[False], 0, macs, sizes[False], macs)
+
+
+def peak_activations(config: StudentConfig) -> int:
+    """Return the values of the largest input and output of a layer, for one window.
+
+    Memory for as many values has to be there at once, whatever the runtime; skip connections and copies of a runtime
+    come on top. With the default kernels and strides of TF-SepNet it is that of the second layer of the stem: a
+    quarter of `base_channels * num_mel_bins * num_frames`.
+
+    Args:
+        config (`PreTrainedConfig`): The network of a student.
+    """
+    peak = 0
+
+    def measure(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        nonlocal peak
+        peak = max(peak, inputs[0][0].numel() + output[0].numel())
+
+    with torch.device("meta"):
+        model = STUDENTS[config.model_type].model(config).train()  # whose batch norms are not folded
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d | nn.MaxPool2d):
+                module.register_forward_hook(measure)
+        model(torch.empty(2, 1, config.num_mel_bins, config.num_frames))
+    return peak
+
+
+def stored_integers(model_dir: str | Path) -> dict[str, int]:
+    """Return the numbers of weights and biases that an INT8 model stores, with its batch norms folded in."""
+    counts = {"weight": 0, "bias": 0}
+    for name, _, size in _stored_tensors(weight_files(model_dir)):
+        if (kind := name.rpartition(".")[2]) in counts:
+            counts[kind] += size
+    return counts
 
 
 def check_limits(

@@ -9,11 +9,12 @@ from dataset_script.errors import InputError
 from dataset_script.markdown import code, code_block, markdown_table, plain
 from model_cards.complexity import measure_folder, read_config
 from model_cards.corpora import SYNTHETIC
-from model_cards.results import RESULTS_FILE, RunResults
+from model_cards.inputs import input_table
+from model_cards.links import TEMPLATES, citations, commit_link, hub_id, reference_link
+from model_cards.results import RESULTS_FILE, RunResults, portable
 from model_cards.tables import hyperparameter_table
 
 
-TEMPLATES = Path(__file__).with_name("templates")
 FINE_TUNING = "train/finetune_teacher.py --recipe ssl --model_name_or_path"
 
 KINDS = {
@@ -67,19 +68,24 @@ def make_encoder_card(
         raise InputError(f"The audio is synthetic: it cannot be published as {dataset_name!r}.")
     metrics = {**results.content.get("figures", {}), **results.content.get("metrics", {})}
     rows = [[name, f"{value:.4g}"] for name, value in metrics.items() if isinstance(value, int | float)]
+    start = arguments.get("model_name_or_path")
+    base, data = hub_id(start, model_dir), hub_id(str(arguments["dataset"]).partition(":")[0], model_dir)
     name = (repo_id or model_dir.resolve().name).split("/")[-1]
     card_data = ModelCardData(
         license="apache-2.0" if synthetic else dataset_license or "other",
         license_name=None if synthetic or dataset_license else "that-of-the-audio",
         library_name="transformers",
         pipeline_tag=task,
+        base_model=base,
+        base_model_relation="finetune" if base else None,
+        datasets=[data] if data else None,
         tags=["beats", "self-supervised-learning", *(["synthetic-data"] if synthetic else [])],
     )
     return ModelCard.from_template(
         card_data,
         template_path=str(TEMPLATES / "encoder.md"),
         name=name,
-        model_id=shlex.quote(repo_id or str(model_dir)),
+        model_id=shlex.quote(repo_id or portable(str(model_dir))),
         plain=plain,
         code=code,
         code_block=code_block,
@@ -88,11 +94,13 @@ def make_encoder_card(
         synthetic=synthetic,
         dataset=dataset_name or arguments["dataset"],
         dataset_license=SYNTHETIC.license if synthetic else dataset_license,
-        start=arguments.get("model_name_or_path"),
+        start=reference_link(start, model_dir) if start else None,
+        commit_link=commit_link,
+        inputs=input_table(model_dir),
         parameters=measure_folder(model_dir).parameters,
         metrics=markdown_table(["at the end of the run", "value"], rows),
         results=results,
         hyperparameters=hyperparameter_table(arguments),
-        citations=(TEMPLATES / "citations.bib").read_text(encoding="utf-8").strip(),
+        citations=citations("cai2024data", "chen2023beats"),
         results_file=RESULTS_FILE,
     )

@@ -132,6 +132,23 @@ def collect_evidence(
     return Evidence(own, named, other, corpus)
 
 
+def plot_title(name: str, results: RunResults, corpus: Corpus | None = None) -> str:
+    """Return the title of the plots of a model: its name and the data.
+
+    Args:
+        name (`str`): Of the model.
+        results (`RunResults`): Of the model.
+        corpus (`Corpus`, *optional*): What they are on; other recordings than TAU are named by their configuration.
+    """
+    data = configuration(results.dataset)
+    if corpus is None:
+        try:
+            corpus = identify_corpus(results)
+        except InputError:  # recordings that have not been named
+            return f"{name} on {data}"
+    return f"{name} on {corpus.name} ({data})"
+
+
 def _network(results: RunResults) -> dict[str, int]:
     return {count: value for count, value in results.complexity.items() if count in NETWORK_COUNTS}
 

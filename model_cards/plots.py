@@ -1,4 +1,7 @@
-"""Plots of results, each as PNG and SVG, drawn without a display."""
+"""Plots of results, each as PNG and SVG, drawn without a display.
+
+Accuracies are in percent. Colours come with hatches, markers or line styles, so that prints in grey are readable.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,110 +9,195 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 
 BLUE, ORANGE, GREY = "#3b6ea5", "#d9822b", "#8a8a8a"
+HATCH = "///"
+
+INTERVAL_NOTE = "95 % Wilson intervals, as if clips were independent"
 
 
-def plot_confusion_matrix(confusion: Sequence[Sequence[int]], labels: Sequence[str], path: str | Path) -> None:
+def plot_results(metrics: Mapping[str, Any], folder: str | Path, title: str, unseen: Sequence[str] = ()) -> None:
+    """Draw the plots of an evaluated model: `confusion_matrix`, `classes` and `devices`.
+
+    Args:
+        metrics (`Mapping`): As of [`~train.evaluation.metrics.scene_metrics`].
+        folder (`str` or `Path`): Folder to write to.
+        title (`str`): Model and data.
+        unseen (`Sequence[str]`, *optional*): Devices that are not in the training data.
+    """
+    folder = Path(folder)
+    plot_confusion_matrix(metrics["confusion_matrix"], list(metrics["class_wise"]), folder / "confusion_matrix", title)
+    plot_classes(metrics["class_wise"], folder / "classes", title)
+    plot_devices(metrics["device_wise"], folder / "devices", title, unseen)
+
+
+def plot_confusion_matrix(
+    confusion: Sequence[Sequence[int]], labels: Sequence[str], path: str | Path, title: str
+) -> None:
     """Draw the confusion matrix: predictions (columns) in percent of each true class (rows).
 
     Args:
         confusion (array of shape `(classes, classes)`): Clips, by true and predicted class.
         labels (`Sequence[str]`): Names of the classes.
         path (`str` or `Path`): File to write, without its suffix.
+        title (`str`): Model and data.
     """
     counts = np.asarray(confusion, dtype=float)
-    percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    figure = Figure(figsize=(1.6 + 0.62 * len(labels), 1.2 + 0.55 * len(labels)), layout="constrained")
+    clips = counts.sum(1)
+    percent = 100 * counts / np.maximum(clips[:, None], 1)
+    figure = Figure(figsize=(2.4 + 0.62 * len(labels), 1.9 + 0.55 * len(labels)), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
+    axes.imshow(percent, cmap="Blues", vmin=0, vmax=100, aspect="auto")
     for row, column in np.ndindex(percent.shape):
         if counts[row, column]:
             color = "white" if percent[row, column] > 55 else "black"
             axes.text(column, row, f"{percent[row, column]:.0f}", ha="center", va="center", color=color, fontsize=9)
     names = [_text(label) for label in labels]
-    axes.set_xticks(range(len(names)), names, rotation=40, ha="right")
-    axes.set_yticks(range(len(names)), names)
-    axes.set(xlabel="predicted", ylabel="true", title="percent of the true class")
+    axes.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(names)), [f"{name} ({count:,.0f})" for name, count in zip(names, clips, strict=True)])
+    axes.set(xlabel="predicted class", ylabel="true class (clips)")
+    set_title(figure, title, "percent of the clips of each true class, rounded")
     save_figure(figure, path)
 
 
-def plot_groups(groups: Mapping[str, Mapping[str, Any] | None], path: str | Path, unseen: Sequence[str] = ()) -> None:
-    """Draw the accuracy of each group of clips, such as the recording devices, as bars.
+def plot_classes(classes: Mapping[str, Mapping[str, Any] | None], path: str | Path, title: str) -> None:
+    """Draw the accuracy of each class with its interval, best class first.
 
     Args:
-        groups (`Mapping`): `device_wise`, `class_wise` or `city_wise` of [`~train.evaluation.metrics.scene_metrics`].
+        classes (`Mapping`): `class_wise` of [`~train.evaluation.metrics.scene_metrics`].
         path (`str` or `Path`): File to write, without its suffix.
-        unseen (`Sequence[str]`, *optional*): Groups that are not in the training data, drawn in another colour.
+        title (`str`): Model and data.
     """
-    scores = {name: group for name, group in groups.items() if group is not None}
-    figure = Figure(figsize=(1.5 + 0.62 * len(scores), 3.6), layout="constrained")
+    scores = sorted(
+        ((name, group) for name, group in classes.items() if group), key=lambda item: -float(item[1]["accuracy"])
+    )
+    figure = Figure(figsize=(6.4, 1.5 + 0.3 * len(scores)), layout="constrained")
     axes = figure.subplots()
-    heights = [100 * group["accuracy"] for group in scores.values()]
-    bars = axes.bar(range(len(scores)), heights, color=[ORANGE if name in unseen else BLUE for name in scores])
-    axes.bar_label(bars, fmt="%.0f", padding=2, fontsize=9)
-    rotation = 40 if max(map(len, scores)) > 4 else 0
-    names = [_text(name) for name in scores]
-    axes.set_xticks(range(len(scores)), names, rotation=rotation, ha="right" if rotation else "center")
-    axes.set(ylabel="accuracy, %", ylim=(0, 110))
-    if set(unseen) & set(scores):
-        axes.set_title("orange: not in the training data", fontsize=10)
-    axes.spines[["top", "right"]].set_visible(False)
+    rows = np.arange(len(scores))
+    accuracy, errors = _accuracies([group for _, group in scores])
+    axes.barh(rows, accuracy, color=BLUE, xerr=errors, error_kw={"capsize": 2, "lw": 1})
+    for row, value in zip(rows, accuracy, strict=True):
+        axes.text(101, float(row), f"{value:.1f}", va="center", fontsize=9)
+    mean = accuracy.mean()
+    axes.axvline(mean, color="black", linestyle="--", lw=1, label=f"macro average, {mean:.1f} %")
+    axes.set_yticks(rows, [f"{_text(name)} ({group['clips']:,})" for name, group in scores])
+    axes.set_ylim(len(scores) - 0.4, -0.6)
+    axes.set(xlabel="accuracy, %", ylabel="class (clips)", xlim=(0, 100))
+    _finish(figure, axes, title)
     save_figure(figure, path)
 
 
-def plot_learning_curve(log_history: Sequence[Mapping[str, float]], path: str | Path) -> None:
+def plot_devices(
+    devices: Mapping[str, Mapping[str, Any]], path: str | Path, title: str, unseen: Sequence[str] = ()
+) -> None:
+    """Draw the accuracy of each recording device with its interval, and the means of seen and unseen devices.
+
+    Args:
+        devices (`Mapping`): `device_wise` of [`~train.evaluation.metrics.scene_metrics`].
+        path (`str` or `Path`): File to write, without its suffix.
+        title (`str`): Model and data.
+        unseen (`Sequence[str]`, *optional*): Devices that are not in the training data.
+    """
+    figure = Figure(figsize=(max(4.8, 1.8 + 0.62 * len(devices)), 4), layout="constrained")
+    axes = figure.subplots()
+    accuracy, errors = _accuracies(list(devices.values()))
+    clips = np.array([group["clips"] for group in devices.values()])
+    hidden = np.array([name in unseen for name in devices])
+    for chosen, kind, color, hatch, line in (
+        (~hidden, "seen", BLUE, "", "--"),
+        (hidden, "unseen", ORANGE, HATCH, ":"),
+    ):
+        if chosen.any():
+            places = np.flatnonzero(chosen)
+            mean = np.average(accuracy[chosen], weights=clips[chosen])
+            axes.bar(
+                places,
+                accuracy[chosen],
+                color=color,
+                hatch=hatch,
+                edgecolor="white",
+                yerr=errors[:, chosen],
+                error_kw={"capsize": 2, "lw": 1},
+                label=f"{kind} in training" if hidden.any() else None,
+            )
+            label = f"mean of the clips, {kind}, {mean:.1f} %" if hidden.any() else f"mean of the clips, {mean:.1f} %"
+            axes.hlines(mean, places[0] - 0.5, places[-1] + 0.5, color="black", linestyle=line, lw=1.2, label=label)
+    names = [f"{_text(name)}\n({group['clips']:,})" for name, group in devices.items()]
+    axes.set_xticks(range(len(names)), names)
+    axes.set(xlabel="device (clips)", ylabel="accuracy, %", ylim=(0, 100))
+    _finish(figure, axes, title)
+    save_figure(figure, path)
+
+
+def plot_learning_curve(log_history: Sequence[Mapping[str, float]], path: str | Path, title: str) -> None:
     """Draw loss and learning rate, and the accuracy on held-out clips if there are any, over the epochs.
+
+    The epoch whose weights were kept is marked: that with the best accuracy on held-out clips, or else the last one.
 
     Args:
         log_history (`Sequence[Mapping]`): `trainer.state.log_history`.
         path (`str` or `Path`): File to write, without its suffix.
+        title (`str`): Model and data.
     """
     training = [entry for entry in log_history if "loss" in entry]
     evaluation = [entry for entry in log_history if "eval_macro_accuracy" in entry]
-    panels = [("loss", [(training, "loss", "training", BLUE), (evaluation, "eval_loss", "held out", ORANGE)])]
+    curves = [("loss", training, "loss", "training", BLUE, "-", 1.0)]
     if evaluation:
-        panels.append(("macro accuracy", [(evaluation, "eval_macro_accuracy", "held out", ORANGE)]))
-    panels.append(("learning rate", [(training, "learning_rate", "", GREY)]))
+        curves += [("loss", evaluation, "eval_loss", "held out", ORANGE, "--", 1.0)]
+        curves += [("macro accuracy, %", evaluation, "eval_macro_accuracy", "held out", ORANGE, "--", 100.0)]
+    curves.append(("learning rate", training, "learning_rate", "", GREY, "-", 1.0))
+    panels = list(dict.fromkeys(panel for panel, *_ in curves))
     figure = Figure(figsize=(6.4, 2.2 * len(panels)), layout="constrained")
-    for axes, (title, curves) in zip(
-        figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0], panels, strict=True
-    ):
-        for entries, name, label, color in curves:
-            if entries:
-                axes.plot([e["epoch"] for e in entries], [e[name] for e in entries], color=color, label=label)
-        axes.set_ylabel(title)
+    heights = [1 if panel == "learning rate" else 2 for panel in panels]
+    grid = figure.subplots(len(panels), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    for panel, entries, name, label, color, line, unit in curves:
+        axes = grid[panels.index(panel)]
+        values = [(entry["epoch"], unit * entry[name]) for entry in entries if name in entry]
+        if values:
+            axes.plot(*zip(*values, strict=True), line, color=color, label=label or None)
+    kept = max(evaluation, key=lambda entry: entry["eval_macro_accuracy"]) if evaluation else (training or [{}])[-1]
+    for panel, axes in zip(panels, grid, strict=True):
+        axes.set_ylabel(panel)
         axes.grid(alpha=0.3)
-        if len(curves) > 1 and evaluation:
-            axes.legend()
-    axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if "epoch" in kept:
+            axes.axvline(kept["epoch"], color="black", linestyle=":", lw=1.2, label=f"kept: epoch {kept['epoch']:g}")
+        if panel != "learning rate":
+            axes.legend(fontsize=8)
+    grid[-1].set_xlabel("epoch")
+    grid[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    set_title(figure, title)
     save_figure(figure, path)
 
 
-def plot_layers(decibels: Mapping[str, float], path: str | Path) -> None:
-    """Draw what each layer of an INT8 network costs; a longer bar means a smaller error.
+def plot_layers(decibels: Mapping[str, float], path: str | Path, title: str) -> None:
+    """Draw how little each layer of an INT8 network changes the logits; higher is better.
 
     Args:
         decibels (`Mapping[str, float]`): Signal-to-quantization-noise ratio of the logits with one layer in INT8, by
             its name, in the order of the layers.
         path (`str` or `Path`): File to write, without its suffix.
+        title (`str`): Model and data.
     """
-    figure = Figure(figsize=(7, 0.19 * len(decibels) + 1), layout="constrained")
+    figure = Figure(figsize=(7, 0.19 * len(decibels) + 1.8), layout="constrained")
     axes = figure.subplots()
     worst = min(decibels, key=lambda name: decibels[name])
-    colors = [ORANGE if name == worst else BLUE for name in decibels]
-    axes.barh(range(len(decibels)), list(decibels.values()), color=colors)
-    axes.set_yticks(range(len(decibels)), [name.partition(".")[2] or name for name in decibels], fontsize=7)
+    bars = axes.barh(range(len(decibels)), list(decibels.values()), color=BLUE)
+    bar = bars[list(decibels).index(worst)]
+    bar.set(facecolor=ORANGE, hatch=HATCH, edgecolor="white")
+    names = [name.partition(".")[2] or name for name in decibels]  # without that of the network
+    names = [name.replace("stages", "stage").replace("blocks", "block").replace(".", " ") for name in names]
+    axes.set_yticks(range(len(decibels)), [_text(name) for name in names], fontsize=7)
     axes.set_ylim(len(decibels) - 0.4, -0.6)
-    axes.set(
-        xlabel="SQNR of the logits with this layer alone in INT8, dB",
-        title="Error by layer: longer is better",
-    )
+    axes.set(xlabel="SQNR of the logits with only this layer in INT8, dB")
+    label = f"largest error: {decibels[worst]:.1f} dB"
+    figure.legend(handles=[Patch(facecolor=ORANGE, hatch=HATCH, edgecolor="white", label=label)], **_LEGEND)
     axes.spines[["top", "right"]].set_visible(False)
+    set_title(figure, title, "higher is better: SQNR in dB")
     save_figure(figure, path)
 
 
@@ -124,7 +212,43 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context({"svg.hashsalt": path.name}):
         figure.savefig(f"{path}.svg", metadata={"Date": None})
-    figure.savefig(f"{path}.png", dpi=150)
+    figure.savefig(f"{path}.png", dpi=150, pil_kwargs={"optimize": True})
+
+
+def wilson_interval(hits: float, clips: int, z: float = 1.959964) -> tuple[float, float]:
+    """Return the Wilson interval of a fraction of clips; 95 % by default.
+
+    Args:
+        hits (`float`): Clips that are right.
+        clips (`int`): All clips, at least one.
+        z (`float`, *optional*, defaults to 1.959964): Quantile of the normal distribution.
+    """
+    fraction, spread = hits / clips, z**2 / clips
+    centre = (fraction + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * (fraction * (1 - fraction) / clips + spread / (4 * clips)) ** 0.5
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+_LEGEND: dict[str, Any] = {"loc": "outside lower center", "ncols": 2, "fontsize": 8, "frameon": False}
+
+
+def _accuracies(groups: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the accuracies of groups in percent, and how far their intervals extend below and above."""
+    accuracy = np.array([100 * group["accuracy"] for group in groups])
+    bounds = np.array([wilson_interval(group["accuracy"] * group["clips"], group["clips"]) for group in groups])
+    return accuracy, np.abs(100 * bounds.T - accuracy)
+
+
+def _finish(figure: Figure, axes: Axes, title: str) -> None:
+    """Add the legend and the title of a plot of accuracies."""
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(**_LEGEND)
+    set_title(figure, title, INTERVAL_NOTE)
+
+
+def set_title(figure: Figure, title: str, note: str = "") -> None:
+    """Centre a title over the whole figure, with a note below it."""
+    figure.suptitle("\n".join([_text(title), note]).strip(), fontsize=10)
 
 
 def _text(name: str) -> str:

@@ -2,9 +2,10 @@
 
     scenes push outputs/s2-split25 user/tfsepnet-64-split25 --results outputs/s2-split5 --private
 
-One commit contains the weights, the feature extractor, the code, the card, the results behind it and the plots. The
-challenge's limits are checked and the card is written before anything is sent. A push that fails leaves everything on
-disk; run the same command to finish it.
+One commit contains the weights, the feature extractor, the code, the card, the results behind it and the plots. A
+second one pins the snippets of the card to the first, so that readers run the code that was pushed. The challenge's
+limits are checked and the card is written before anything is sent. A push that fails leaves everything on disk; run
+the same command to finish it.
 """
 
 from collections.abc import Sequence
@@ -12,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from acoustic_scenes.command_line import CommandLine
+from dataset_script.files import atomic_path
 from dataset_script.hub import check_repo_id, push_files
 from model_cards.command_line import add_card_arguments, run_command
 from model_cards.results import RESULTS_FILE
+from model_cards.snippets import pin_revision
 
 
 CONFIGURATIONS = ("config.json", "preprocessor_config.json", "inc_config.json", "generation_config.json")
@@ -45,12 +48,12 @@ def published_files(folder: Path) -> list[str]:
     weights = [path.name for path in weight_files(folder)]
     results = [f"results/{path.name}" for path in (folder / "results").glob("*.json")]
     index = "model.safetensors.index.json"
-    names = ["README.md", RESULTS_FILE, *CONFIGURATIONS, *weights, index, *modules, *plots, *results]
+    names = ["README.md", RESULTS_FILE, *CONFIGURATIONS, *weights, index, "model.onnx", *modules, *plots, *results]
     return [name for name in names if (folder / name).exists()]
 
 
 def push_model(folder: str | Path, repo_id: str, *, private: bool | None = None, **card_options: Any) -> str:
-    """Write the card of a model folder, and push the whole model in one commit.
+    """Write the card of a model folder, push the whole model in one commit, and pin the card to it in another.
 
     Args:
         folder (`str` or `Path`): Model folder, with its `results.json`.
@@ -59,7 +62,7 @@ def push_model(folder: str | Path, repo_id: str, *, private: bool | None = None,
         card_options: As for [`~model_cards.generator.write_card`].
 
     Returns:
-        `str`: URL of the commit.
+        `str`: URL of the commit of the model.
 
     Raises:
         ConnectionError: If the Hub cannot be reached or refuses; the folder is complete and can be pushed again.
@@ -69,10 +72,14 @@ def push_model(folder: str | Path, repo_id: str, *, private: bool | None = None,
 
     check_repo_id(repo_id)
     folder = Path(folder)
-    write_card(folder, repo_id=repo_id, **card_options)
-    return push_files(
-        folder, repo_id, published_files(folder), message="Upload the model with its card and results", private=private
-    )
+    card = write_card(folder, repo_id=repo_id, **card_options)
+    files, message = published_files(folder), "Upload the model with its card and results"
+    url = push_files(folder, repo_id, files, message=message, private=private)
+    pinned = pin_revision(card.content, url.rpartition("/")[2])
+    with atomic_path(folder / "README.md") as part:
+        part.write_text(pinned, encoding="utf-8")
+    push_files(folder, repo_id, ["README.md"], message="Pin the snippets of the card to the upload", private=private)
+    return url
 
 
 def main(arguments: Sequence[str] | None = None) -> str:

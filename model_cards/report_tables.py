@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
 from dataset_script.errors import InputError
 from dataset_script.markdown import markdown_table
+from model_cards.corpora import TAU
 from model_cards.evidence import identify_corpus
-from model_cards.plots import BLUE, GREY, ORANGE, save_figure
+from model_cards.plots import BLUE, GREY, ORANGE, save_figure, set_title
 from model_cards.published import PUBLISHED_ROWS, published, published_row
 from model_cards.results import RunResults
 from model_cards.tables import mean_interval, mean_metric
@@ -19,7 +21,8 @@ Cells = Mapping[str, Mapping[str, Mapping[int, Sequence[RunResults]]]]
 
 SUBSETS = (5, 10, 25, 50, 100)
 TITLES = {system: row for system, (_, row) in PUBLISHED_ROWS.items()}
-COLORS = (BLUE, ORANGE, "#4f9d5d", "#9a5aa8", "#b5493b")
+STYLES = ((BLUE, "o"), (ORANGE, "s"), ("#4f9d5d", "^"), ("#9a5aa8", "D"), ("#b5493b", "v"))
+"""Colour and marker of each system in a plot."""
 
 
 def comparable(cells: Cells) -> bool:
@@ -30,6 +33,12 @@ def comparable(cells: Cells) -> bool:
 def _finished(cells: Cells) -> list[Sequence[RunResults]]:
     """Return the runs of each cell that has any, one for each seed."""
     return [runs for formats in cells.values() for subsets in formats.values() for runs in subsets.values()]
+
+
+def _other_data(cells: Cells) -> str:
+    """Return what to call the data of results that are not on TAU."""
+    synthetic = any(run.synthetic for runs in _finished(cells) for run in runs)
+    return "the **synthetic** demo corpus" if synthetic else "recordings other than TAU"
 
 
 def _is_tau(run: RunResults) -> bool:
@@ -73,10 +82,9 @@ def report_table(number: int, cells: Cells) -> str:
         runs_per_cell = f"{min(seeds)} to {runs_per_cell}"
     notes = [f"Macro-averaged accuracy in percent; our results are means over {runs_per_cell}."]
     if not on_tau:
-        synthetic = any(run.synthetic for runs in _finished(cells) for run in runs)
-        data = "the **synthetic** demo corpus" if synthetic else "recordings other than TAU"
         notes.append(
-            f"Ours are on {data}, the published results on TAU: they are not comparable, and no difference is given."
+            f"Ours are on {_other_data(cells)}, the published results on TAU: they are not comparable, and no "
+            "difference is given."
         )
     notes.append(f"Published: {table['source']}.")
     if any(system.startswith("ensemble") for system in cells):
@@ -97,41 +105,53 @@ def _row(values: Mapping[int, float], spec: str = ".1f") -> list[str]:
 
 
 def plot_accuracy_by_fraction(table_number: int, cells: Cells, path: str | Path) -> None:
-    """Draw macro accuracy against the fraction of the training clips: ours solid with intervals, published dashed.
+    """Draw macro accuracy against the fraction of the training clips.
+
+    A system has one colour and marker: filled and solid with 95 % intervals for ours, hollow and dashed for the
+    published results.
 
     Args:
         table_number (`int`): Of the report, 1 or 3.
         cells (`Cells`): As for [`report_table`].
         path (`str` or `Path`): File to write, without its suffix.
     """
-    table = published()["teachers" if table_number == 1 else "student"]
-    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    figure = Figure(figsize=(6.4, 5.6), layout="constrained")
     axes = figure.subplots()
     if table_number == 1 and "baseline" not in cells:
         reference = published_row("baseline")
         axes.plot(SUBSETS, [reference[p] for p in SUBSETS], "--", color=GREY, label="Baseline, published")
-    colors = iter(COLORS)
+    styles = iter(STYLES)
     for number, (system, formats) in enumerate(cells.items()):
-        color = GREY if system == "baseline" else next(colors)
+        color, marker = (GREY, "X") if system == "baseline" else next(styles)
         reference = published_row(system)
-        axes.plot(SUBSETS, [reference[p] for p in SUBSETS], "--", color=color, alpha=0.6)
+        hollow: dict[str, Any] = {
+            "color": color,
+            "marker": marker,
+            "markerfacecolor": "white",
+            "linestyle": "--",
+            "alpha": 0.7,
+        }
+        label = f"{TITLES[system]}, {_published_format(system)}, published"
+        axes.plot(SUBSETS, [reference[p] for p in SUBSETS], label=label, **hollow)
         number_format = "INT8" if formats.get("INT8") else "float32"
         if not (subsets := formats.get(number_format)):
             continue
         beside = 1.03 ** (number - (len(cells) - 1) / 2)  # so that intervals do not cover each other
         places = [percentage * beside for percentage in subsets]
         accuracy = [100 * mean_metric(runs) for runs in subsets.values()]
-        axes.plot(places, accuracy, "o-", color=color, label=f"{TITLES[system]}, {number_format}")
+        axes.plot(places, accuracy, f"{marker}-", color=color, label=f"{TITLES[system]}, {number_format}, ours")
         for place, bounds in zip(places, map(mean_interval, subsets.values()), strict=True):
             if bounds:
                 axes.plot([place, place], [100 * bound for bound in bounds], "_-", color=color, alpha=0.7)
-    axes.plot([], [], "--", color="black", alpha=0.6, label=f"published on TAU, {table['number_format']}")
     axes.set_xscale("log")
     axes.set_xticks(SUBSETS, [str(percentage) for percentage in SUBSETS])
     axes.minorticks_off()
-    title = "" if comparable(cells) else "solid: not on TAU, not comparable with the published results"
     axes.set(xlabel="training clips, %", ylabel="macro accuracy, %")
-    axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    systems = "Teachers" if table_number == 1 else "Students"
+    title, note = f"{systems} on {TAU.name}", "bars: 95 % intervals over recording locations"
+    if not comparable(cells):
+        title = f"{systems}: ours on {_other_data(cells).replace('*', '')}, published on TAU: not comparable"
+    set_title(figure, title, note)
     save_figure(figure, path)

@@ -34,6 +34,9 @@ NOT_HYPERPARAMETERS = {
 }
 """Arguments of a run that are not hyperparameters, or are elsewhere in a card."""
 
+VALUE_BYTES = {"INT8": 1, "float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+"""Bytes of an activation, by the number format of a network."""
+
 DISTILLATION_ONLY = {"kd_lambda", "kd_reduction", "temperature"}
 """Hyperparameters without effect if there are no teachers."""
 
@@ -184,45 +187,96 @@ def group_table(subsets: Subsets, grouping: str) -> str:
 
 
 def complexity_table(
-    complexity: ModelComplexity, file_bytes: int, own: RunResults, counterpart: RunResults | None
+    complexity: ModelComplexity,
+    own: RunResults,
+    counterpart: RunResults | None,
+    file_bytes: Sequence[int | None],
+    onnx_bytes: int | None = None,
+    activations: int | None = None,
 ) -> str:
     """Return size and cost beside accuracy, as stored and in the other number format, with the challenge's limits.
 
     Args:
         complexity (`ModelComplexity`): Of the model.
-        file_bytes (`int`): Size of the files with its weights.
         own (`RunResults`): Of the model.
         counterpart (`RunResults` or `None`): Of the same network in the other number format.
+        file_bytes (`Sequence[int | None]`): Size of the files with the weights, of the model and of its counterpart.
+        onnx_bytes (`int`, *optional*): Size of its ONNX file.
+        activations (`int`, *optional*): Values of [`~model_cards.complexity.peak_activations`].
     """
     quantized = complexity.number_format == "INT8"
     converted = complexity.number_format in SUBMITTED_FORMATS
     other_format = "float32" if converted else (counterpart and counterpart.converted_format) or "INT8"
+    formats = (complexity.number_format, other_format)
     counted = counterpart.complexity if counterpart else {}
     other_bytes = complexity.parameters * 4 if converted else counted.get("parameter_bytes", complexity.parameters)
     macs = complexity.macs
     byte_limit = None if macs is None else MAX_PARAMETER_BYTES
     rows = [
-        ["parameters", f"{complexity.parameters:,}", f"{complexity.parameters:,}", ""],
+        ["parameters", *[f"{complexity.parameters:,}"] * 2, ""],
         [
-            "bytes of parameters",
+            "bytes of parameters" + (", as the challenge counts" if byte_limit else ""),
             _with_limit(complexity.parameter_bytes, byte_limit),
             _with_limit(other_bytes, byte_limit),
-            "" if byte_limit is None else f"{byte_limit:,}",
+            f"{byte_limit:,}" if byte_limit else "",
         ],
-        ["bytes of the file", f"{file_bytes:,}", "", ""],
+        ["bytes of the file", *(f"{size:,}" if size else "" for size in file_bytes), ""],
     ]
+    if onnx_bytes is not None:
+        rows.append(["bytes of `model.onnx`", f"{onnx_bytes:,}", "", ""])
     if macs is not None:
         rows.append(["MACs for one second", *[_with_limit(macs, MAX_MACS)] * 2, f"{MAX_MACS:,}"])
+    if activations is not None:
+        rows.append(
+            ["peak activation memory, bytes", *(f"{activations * VALUE_BYTES[name]:,}" for name in formats), ""]
+        )
+    latency = latency_results(own, counterpart).get("latency_ms")
+    if latency and "float16" not in formats:
+        times = [f"{latency['int8' if name == 'INT8' else 'float']:.1f}" for name in formats]
+        rows.append(["milliseconds for one second", *times, ""])
     if quantized:
         script = f"{complexity.official_bytes:,} bytes, {complexity.official_macs:,} MACs"
-        rows += [["bytes of scales", f"{complexity.scale_bytes:,}", "", ""]]
         rows += [["the challenge's script prints", script, "", ""]]
     accuracy = percent(mean_metric([counterpart])) if counterpart else "not measured"
     rows.append(["macro accuracy, %", percent(mean_metric([own])), accuracy, ""])
-    header = ["", f"{complexity.number_format} (this model)", other_format, "limit"]
+    header = ["", f"{formats[0]} (this model)", formats[1], "limit"]
     if macs is None and counterpart is None:
         header, rows = header[:2], [row[:2] for row in rows]
     return markdown_table(header, rows)
+
+
+def latency_results(own: RunResults, counterpart: RunResults | None) -> dict[str, Any]:
+    """Return the content of the results that have a measured latency, of either format; empty if none has."""
+    contents = [run.content for run in (own, counterpart) if run is not None]
+    return next((content for content in contents if "latency_ms" in content), {})
+
+
+def int8_table(results: RunResults, complexity: ModelComplexity, stored: Mapping[str, int]) -> str:
+    """Return what quantization did to a network: what is stored, and how far the outputs are from those in float.
+
+    Args:
+        results (`RunResults`): Of train/quantize.py.
+        complexity (`ModelComplexity`): Of the INT8 model.
+        stored (`Mapping[str, int]`): As of [`~model_cards.complexity.stored_integers`].
+    """
+    content = results.content
+    rows = [
+        ["weights, one byte each", f"{stored['weight']:,}"],
+        ["biases, two bytes each", f"{stored['bias']:,}"],
+        ["bytes of scales, zero points and smoothing factors", f"{complexity.scale_bytes:,}"],
+    ]
+    if "calibration_clips" in content:
+        rows.append(["calibration clips", f"{content['calibration_clips']:,}"])
+    if content.get("qat_epochs"):
+        rows.append(["epochs of quantization-aware fine-tuning", str(content["qat_epochs"])])
+    if "sqnr_db" in content:
+        rows.append(["SQNR of the logits, dB", f"{content['sqnr_db']:.1f}"])
+    if "agreement" in content:
+        rows.append(["test clips with the same decision as in float, %", percent(content["agreement"])])
+    if decibels := content.get("layer_sqnr_db"):
+        worst = min(decibels, key=lambda name: decibels[name])
+        rows.append([f"SQNR with only {code(worst)} in INT8, the lowest, dB", f"{decibels[worst]:.1f}"])
+    return markdown_table(["quantization", "value"], rows)
 
 
 def hyperparameter_table(arguments: Mapping[str, Any]) -> str:

@@ -4,8 +4,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub import DatasetCard
 
-from dataset_script import SCENES, load_scenes, read_logits, write_logits
+from dataset_script import SCENES, load_scenes, push_logits, read_logits, write_logits
 from dataset_script.errors import InputError
 from dataset_script.logits import PARQUET_FILE
 
@@ -74,6 +75,27 @@ def test_card_says_whose_and_on_what(tmp_path, filenames, values):
     own = [f"recordings/{index}.wav" for index in range(len(filenames))]
     others = (write(tmp_path / "own", own, values) / "README.md").read_text()
     assert "not part of TAU" in others and "non-commercial" not in others
+
+
+def test_card_has_a_size_an_accuracy_and_snippets_that_work(
+    demo_root, cache, tmp_path, filenames, values, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    folder = write(tmp_path / "logits" / "big", filenames, values, config_name="split5", accuracies={"here": 0.9342})
+    card = DatasetCard.load(folder / "README.md")
+    assert card.data.size_categories == ["n<1K"] and "| here | 93.4 |" in card.text
+    call = 'load_scenes("split5", data_dir="TAU", teacher_logits={"teacher": "logits/big"})'
+    assert f"scenes = {call}" in card.text
+    assert 'distill.py --recipe s1 --dataset split5 --teachers "logits/big"' in card.text
+    call = call.replace('"TAU"', "demo_root").replace("})", "}, cache_dir=cache)")
+    scenes = eval(call, {"load_scenes": load_scenes, "demo_root": demo_root, "cache": cache})
+    assert "teacher_logits_teacher" in scenes["train"].column_names
+    monkeypatch.setattr("dataset_script.logits.push_files", lambda folder, *arguments, **options: folder)
+    push_logits(folder, "user/logits")
+    text = (folder / "README.md").read_text()
+    assert '{"teacher": "user/logits"}' in text and '--teachers "user/logits"' in text and "logits/big" not in text
+    monkeypatch.chdir("/")
+    assert str(tmp_path) not in (write(tmp_path / "elsewhere", filenames, values) / "README.md").read_text()
 
 
 def test_classes_of_another_order_or_name_are_refused(tmp_path, filenames, values):

@@ -22,7 +22,7 @@ from tests.hub_server import Handler, hub_environment, hub_server
 
 LOADED = """
 from transformers import pipeline
-classifier = pipeline("audio-classification", model="user/scenes", trust_remote_code=True)
+classifier = pipeline("audio-classification", model="user/scenes", revision=REVISION, trust_remote_code=True)
 report({"scores": classifier(WAV, top_k=None), "module": type(classifier.model).__module__})
 """
 
@@ -62,9 +62,10 @@ def test_interrupted_push_and_back(student, smaller, tmp_path, monkeypatch):
 
         pushed = push_command(hub, tmp_path, student, "user/scenes", "--results", smaller)
         assert pushed.returncode == 0, pushed.stderr
-        assert pushed.stdout.strip().endswith("/commit/" + hub.repositories["models", "user/scenes"].head)
-        assert len(hub.repositories["models", "user/scenes"].commits) == 2  # the empty one, and ours
+        _, uploaded, pinned = hub.repositories["models", "user/scenes"].commits  # the first one is empty
+        assert pushed.stdout.strip().endswith(f"/commit/{uploaded}")
         files = hub.files("models", "user/scenes")
+        assert hub.repositories["models", "user/scenes"].head == pinned
         assert set(files) == {
             "README.md",
             "config.json",
@@ -79,6 +80,9 @@ def test_interrupted_push_and_back(student, smaller, tmp_path, monkeypatch):
             "results.json",
             "results/demo5-0.json",
         }
+        card = before.pop("README.md").replace(b'revision="main"', f'revision="{uploaded}"'.encode())
+        assert card.count(uploaded.encode()) == 3  # the pipeline, the feature extractor and the network
+        before["README.md"] = card
         assert content(student) == before
         assert all(files[name] == before[name] for name in files)
         assert any("validate-yaml" in request for request in hub.requests)
@@ -88,7 +92,7 @@ def test_interrupted_push_and_back(student, smaller, tmp_path, monkeypatch):
         clean = tmp_path / "clean"
         clean.mkdir()
         environment = {**hub_environment(hub, clean / "home"), "HF_HUB_OFFLINE": "0", "PATH": ""}
-        back = run_in_clean_process(f"WAV = {str(wav)!r}\n" + LOADED, clean, **environment)
+        back = run_in_clean_process(f"WAV = {str(wav)!r}; REVISION = {uploaded!r}\n" + LOADED, clean, **environment)
     assert back["module"].startswith("transformers_modules.")
     assert back["scores"] == pipeline("audio-classification", model=str(student))(str(wav), top_k=None)
 

@@ -1,4 +1,5 @@
 import json
+import os
 import sys
 
 import pytest
@@ -6,8 +7,17 @@ import soundfile
 import torch
 from safetensors.torch import load_file, save_file
 
+from modeling_beats.convert_beats import save_folder as save_beats_folder
 from modeling_tfsepnet import TFSepNetConfig, TFSepNetFeatureExtractor, TFSepNetForAudioClassification
-from modeling_tfsepnet.convert_tfsepnet import BLOCKS, UNITS, convert_key, convert_state_dict, load_checkpoint, main
+from modeling_tfsepnet.convert_tfsepnet import (
+    BLOCKS,
+    UNITS,
+    convert_key,
+    convert_state_dict,
+    load_checkpoint,
+    main,
+    save_folder,
+)
 
 
 LAYERS = ["conv.weight"]
@@ -53,6 +63,19 @@ def test_files(model, public_state_dict, tmp_path, kind):
     else:
         save_file(public_state_dict, path)
     assert load_checkpoint(path).keys() == public_state_dict.keys()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no permissions of this kind")
+@pytest.mark.parametrize("save", [save_folder, save_beats_folder])
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_weights_are_as_readable_as_other_files(tmp_path, save, mask):
+    before = os.umask(mask)
+    try:
+        model = TFSepNetForAudioClassification(TFSepNetConfig(base_channels=8))
+        save(tmp_path / "model", model, TFSepNetFeatureExtractor())
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "model").iterdir()} == {0o666 & ~mask}
 
 
 PREFIXES = ["", "module.", "_orig_mod.", "backbone.", "backbone._orig_mod.", "module.backbone.", "model.", "student."]

@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 
 from dataset_script import is_synthetic, read_logits
 from dataset_script.errors import InputError
-from dataset_script.logits import TAU_FILENAME, join_logits
+from dataset_script.logits import join_logits
+from dataset_script.logits_card import TAU_FILENAME
 from train.classification.arguments import DataArguments, DistillationArguments
 from train.classification.data import UnlabelledBatches
 from train.classification.teacher_quality import highest_probability

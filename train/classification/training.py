@@ -15,7 +15,9 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from dataset_script import cache_waveforms, is_synthetic, load_scenes
 from dataset_script.errors import InputError
 from model_cards.complexity import measure_model
+from model_cards.evidence import plot_title
 from model_cards.plots import plot_learning_curve
+from model_cards.results import RunResults
 from train.classification.arguments import DataArguments, TeacherArguments
 from train.classification.data import MixedDataset, SceneDataset, UnlabelledBatches, check_splits, split_by_location
 from train.classification.schedules import sgdr, sgdr_ends
@@ -212,7 +214,9 @@ def run_training(
         "complexity": measure_model(model).as_results(),
     }
     if args.should_save:
-        plot_learning_curve(trainer.state.log_history, Path(args.output_dir) / "learning_curve")
+        folder = Path(args.output_dir)
+        title = plot_title(folder.resolve().name, RunResults(folder, results))
+        plot_learning_curve(trainer.state.log_history, folder / "learning_curve", title)
         write_results(args.output_dir, results)
     PartialState().wait_for_everyone()
     return results

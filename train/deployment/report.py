@@ -1,5 +1,7 @@
 """Quantization of a trained student, and its evaluation beside the float model."""
 
+import platform
+import re
 import shutil
 import time
 from collections.abc import Mapping
@@ -16,8 +18,9 @@ from dataset_script import cache_waveforms, is_synthetic
 from dataset_script.files import write_json
 from dataset_script.waveforms import FULL_SCALE
 from model_cards.complexity import measure_folder
+from model_cards.evidence import plot_title
 from model_cards.plots import plot_layers
-from model_cards.results import RESULTS_FILE, provenance
+from model_cards.results import RESULTS_FILE, RunResults, provenance
 from model_cards.tables import quantization_table
 from train.classification.data import SceneDataset
 from train.deployment.arguments import QuantizationArguments
@@ -73,6 +76,13 @@ def measure_latency(models: Mapping[str, nn.Module], example: torch.Tensor, repe
     return {name: float(np.median(values)) for name, values in times.items()}
 
 
+def processor_name() -> str:
+    """Return the name of the processor, as the system has it."""
+    described = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*:\s*(.+)$", described.read_text(), re.MULTILINE) if described.is_file() else []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
 def quantize_and_measure(
     args: QuantizationArguments, scenes: datasets.DatasetDict, quantizer: INCQuantizer, run: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -121,7 +131,6 @@ def quantize_and_measure(
     }
     windows = calibration["input_values"][:, 0]
     decibels = layer_sqnr(quantizer.folded, quantized.cpu(), windows[:: 1 + len(windows) // CLIPS_PER_STEP])
-    plot_layers(decibels, output / "layers")
     complexity = measure_folder(output / "model")
     results = {
         **run,
@@ -133,9 +142,12 @@ def quantize_and_measure(
         **agreement(torch.from_numpy(logits["float"]), torch.from_numpy(logits["int8"])),
         "layer_sqnr_db": decibels,
         "latency_ms": measure_latency({"float": model.cpu(), "int8": quantized}, windows[:1].unsqueeze(1)),
+        "processor": processor_name(),
         "complexity": complexity.as_results() | {"scale_bytes": complexity.scale_bytes},
         "provenance": provenance(),
     }
+    evaluated = RunResults(output, {**results, "metrics": metrics["int8"]})
+    plot_layers(decibels, output / "layers", plot_title(output.resolve().name, evaluated))
     (output / "results.md").write_text(quantization_table(results), encoding="utf-8")
     write_json(output / RESULTS_FILE, results)
     return results

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 from zipfile import BadZipFile
@@ -23,7 +23,7 @@ from dataset_script import cache_waveforms, is_synthetic, load_scenes, read_logi
 from dataset_script.errors import InputError
 from dataset_script.files import atomic_path
 from dataset_script.waveforms import FULL_SCALE
-from model_cards.results import portable
+from model_cards.results import find_results, portable
 from train.common.arguments import InferenceArguments
 from train.common.features import AnyFeatureExtractor, input_rate, model_inputs
 from train.common.models import load_classifier, load_config
@@ -39,6 +39,9 @@ CLIPS_PER_PART = 4096
 
 PARTS = "parts"
 """Folder of these parts."""
+
+TAU_BUILDER = "tau_urban_2022"
+"""Name that `datasets` has for the builder of TAU and of the demo corpus."""
 
 
 class WaveformRows(Protocol):
@@ -110,7 +113,21 @@ def predict_split(
         teacher,
         batch_size,
         is_synthetic(scenes),
+        labels=scenes["label"],
+        config_name=scenes.info.config_name if scenes.info.builder_name == TAU_BUILDER else None,
+        accuracies=tested_accuracy(teacher),
     )
+
+
+def tested_accuracy(teacher: str) -> dict[str, float]:
+    """Return the accuracy of a teacher in the results of its folder, by what it is of; empty if there are none."""
+    try:
+        results = find_results(teacher) if Path(teacher).is_dir() else None
+        content = {} if results is None else results.content
+        name = f"macro average on the {content['split']} split of {portable(content['dataset'])}"
+        return {name: float(content["metrics"]["macro_accuracy"])}
+    except (InputError, KeyError, TypeError, ValueError):  # other results, or damaged ones
+        return {}
 
 
 def predict_clips(
@@ -123,6 +140,9 @@ def predict_clips(
     teacher: str,
     batch_size: int = 256,
     synthetic: bool = False,
+    labels: Sequence[int] | None = None,
+    config_name: str | None = None,
+    accuracies: Mapping[str, float] | None = None,
 ) -> None:
     """Predict the logits of clips and write them as a logits dataset; an interrupted call resumes.
 
@@ -137,6 +157,9 @@ def predict_clips(
         teacher (`str`): Name of the model in the dataset; a path outside the working directory is shortened.
         batch_size (`int`, *optional*, defaults to 256): Clips per forward pass.
         synthetic (`bool`, *optional*, defaults to `False`): Whether the clips are those of the demo corpus.
+        labels (`Sequence[int]`, *optional*): Classes of the clips; the dataset card has the accuracy on them.
+        config_name (`str`, *optional*): As for [`~dataset_script.write_logits`].
+        accuracies (`Mapping[str, float]`, *optional*): As for [`~dataset_script.write_logits`].
 
     Raises:
         FileExistsError: If the folder contains the logits of another model or of other clips.
@@ -157,6 +180,9 @@ def predict_clips(
                 model, feature_extractor, load_waveforms(), filenames, folder, teacher, batch_size
             )
             if PartialState().is_main_process:
+                measured = dict(accuracies or {})
+                if labels is not None:
+                    measured["on these clips"] = float((logits.argmax(1) == np.asarray(labels)).mean())
                 write_logits(
                     folder,
                     filenames,
@@ -165,6 +191,8 @@ def predict_clips(
                     revision=revision,
                     label_names=label_names,
                     synthetic=synthetic,
+                    config_name=config_name,
+                    accuracies=measured,
                 )
         if PartialState().is_main_process:
             shutil.rmtree(folder / PARTS, ignore_errors=True)

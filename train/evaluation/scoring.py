@@ -10,8 +10,9 @@ from transformers import PreTrainedModel
 
 from dataset_script.errors import InputError
 from dataset_script.files import write_json
-from model_cards.plots import plot_confusion_matrix, plot_groups
-from model_cards.results import RESULTS_FILE, provenance
+from model_cards.evidence import plot_title
+from model_cards.plots import plot_results
+from model_cards.results import RESULTS_FILE, RunResults, provenance
 from model_cards.tables import confusion_table, results_table
 from train.common.features import AnyFeatureExtractor
 from train.evaluation.inference import WaveformRows, compute_logits
@@ -100,9 +101,8 @@ def write_results(folder: str | Path, results: dict[str, Any]) -> None:
     folder = Path(folder)
     metrics = results["metrics"]
     labels = list(metrics["class_wise"])
-    plot_confusion_matrix(metrics["confusion_matrix"], labels, folder / "confusion_matrix")
-    plot_groups(metrics["class_wise"], folder / "classes")
-    plot_groups(metrics["device_wise"], folder / "devices", results["unseen_devices"])
+    title = plot_title(folder.resolve().name, RunResults(folder / RESULTS_FILE, results))
+    plot_results(metrics, folder, title, results["unseen_devices"])
     tables = f"{results_table(results)}\n{confusion_table(metrics['confusion_matrix'], labels)}"
     (folder / "results.md").write_text(tables, encoding="utf-8")
     write_json(folder / RESULTS_FILE, {**results, "provenance": provenance()})

@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import TrainerState, set_seed
 
+from dataset_script.files import make_durable
 from modeling_beats import BeatsRandomProjectionTokenizer
 from train.pretraining.arguments import AudioArguments, StageArguments
 from train.pretraining.cost import print_cost
@@ -51,6 +52,8 @@ def run_stage(recipe: str, stage: StageArguments, audio: AudioArguments, args: P
                 target = BeatsRandomProjectionTokenizer.from_pretrained(folder)
             elif args.should_save:
                 target.save_pretrained(folder)
+                for path in folder.glob("*.safetensors"):
+                    make_durable(path)
         args.ignore_data_skip = audio.streaming  # streamed crops skip by themselves
         trainer = TRAINERS[stage.stage](model, args, extractor, target, dataset)
         if isinstance(dataset, StreamedCrops) and checkpoint is not None:

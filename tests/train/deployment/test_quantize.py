@@ -135,7 +135,7 @@ def test_results_compare_both_networks_on_the_test_clips(run):
     decibels = 10 * np.log10(np.square(logits["float"]).sum() / noise)
     assert results["sqnr_db"] == pytest.approx(decibels, abs=1e-3) and 10 < decibels < 50
     assert len(results["layer_sqnr_db"]) == 43 and 10 < min(results["layer_sqnr_db"].values()) < 100
-    assert set(results["latency_ms"]) == {"float", "int8"}
+    assert set(results["latency_ms"]) == {"float", "int8"} and results["processor"]
     assert results["calibration_clips"] == 24
 
 
