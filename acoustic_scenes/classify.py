@@ -34,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse(arguments)
     if missing := [name for name in args.recordings if not Path(name).is_file()]:
         parser.fail(f"There is no file {missing[0]}: correct its name.")
+    if args.top_k < 1:
+        parser.fail(f"--top_k is {args.top_k}: choose at least 1.")
     # These take seconds to import, and a wrong argument is reported before.
     from transformers import pipeline
     from transformers.utils.logging import disable_progress_bar

@@ -74,6 +74,7 @@ def test_cpmobile_needs_no_remote_code(recording, tmp_path, capsys):
     [
         (["nowhere.wav"], "Error: There is no file nowhere.wav: correct its name.\n"),
         (["a.wav", "--top"], "Error: Unknown argument --top (did you mean '--top_k'?): see --help.\n"),
+        ([__file__, "--top_k", "0"], "Error: --top_k is 0: choose at least 1.\n"),
         ([], "Error: The following arguments are required: recordings: see --help.\n"),
     ],
 )
