@@ -36,6 +36,10 @@ class SceneClassificationPipeline(ChunkPipeline, AudioClassificationPipeline):
     decoders of torchcodec as in a decoded one, and lists, generators and dataset columns of these. Channels are
     averaged. Recordings of any length are read, resampled and classified in blocks, in bounded memory.
 
+    With `return_timestamps=True`, the result for an input is a dict: `labels`, as without it, and `chunks`, a list of
+    dicts with the `timestamp` of each window, `(start, end)` in seconds, and the `labels` of this window alone. The
+    last window ends with the audio and may overlap the one before it.
+
     Raises:
         ConnectionError: If a URL cannot be downloaded.
         FileNotFoundError: If a path does not exist.
@@ -79,34 +83,75 @@ class SceneClassificationPipeline(ChunkPipeline, AudioClassificationPipeline):
         results = super().__call__(items, **kwargs)
         return list(results) if isinstance(inputs, Sized) and not is_dataset else results
 
+    def _sanitize_parameters(
+        self, top_k: int | None = None, function_to_apply: str | None = None, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        preprocess, forward, postprocess = super()._sanitize_parameters(top_k, function_to_apply, **kwargs)
+        if kwargs.get("return_timestamps") is not None:
+            postprocess["return_timestamps"] = kwargs["return_timestamps"]
+        return preprocess, forward, postprocess
+
     # transformers annotates the next three methods for one pass per input, not as a ChunkPipeline needs them.
     def preprocess(self, inputs: Any) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         """Convert one input to model inputs, a few windows at a time."""
         blocks, sampling_rate, name = self.open_audio(inputs)
-        stream = self.feature_extractor.stream(blocks, sampling_rate, name)
+        num_samples = 0
+
+        def count(blocks: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+            nonlocal num_samples
+            for block in blocks:
+                num_samples += len(block)
+                yield block
+
+        stream = self.feature_extractor.stream(count(blocks), sampling_rate, name)
         windows = next(stream, None)
         while windows is not None:
             following = next(stream, None)
             yield {
                 "input_values": windows.unsqueeze(0).to(self.dtype),
                 "attention_mask": torch.ones(1, len(windows), dtype=torch.long),
+                "duration": num_samples / sampling_rate,  # that of the audio if this is the last part
                 "is_last": following is None,
             }
             windows = following
 
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
-        is_last = model_inputs.pop("is_last")
-        num_windows = model_inputs["attention_mask"].sum(dim=1)
-        return {"logits": self.model(**model_inputs).logits, "num_windows": num_windows, "is_last": is_last}
+        windows = model_inputs["input_values"]
+        logits = self.model(windows.flatten(0, 1).unsqueeze(1)).logits
+        return {
+            "logits": logits.unflatten(0, windows.shape[:2]),
+            "num_windows": model_inputs["attention_mask"].sum(dim=1),
+            "duration": model_inputs["duration"],
+            "is_last": model_inputs["is_last"],
+        }
 
     def postprocess(  # type: ignore[override]
-        self, model_outputs: list[dict[str, Any]], top_k: int = 5, function_to_apply: str | None = None
-    ) -> list[dict[str, Any]]:
+        self,
+        model_outputs: list[dict[str, Any]],
+        top_k: int = 5,
+        function_to_apply: str | None = None,
+        return_timestamps: bool = False,
+    ) -> list[dict[str, Any]] | dict[str, Any]:
         """Convert the logits of all windows of one input to labels and scores."""
-        logits = torch.cat([output["logits"] for output in model_outputs]).float()
-        num_windows = torch.cat([output["num_windows"] for output in model_outputs]).float()
-        mean = (num_windows @ logits / num_windows.sum()).unsqueeze(0)
-        return super().postprocess(SequenceClassifierOutput(logits=mean), top_k, function_to_apply)
+        # Windows beyond `num_windows` pad a batch.
+        logits = torch.cat([output["logits"][0, : output["num_windows"]] for output in model_outputs]).float()
+        rows = [logits.mean(dim=0), *(logits if return_timestamps else [])]
+        convert = super().postprocess
+        labels, *window_labels = [
+            convert(SequenceClassifierOutput(logits=row.unsqueeze(0)), top_k, function_to_apply) for row in rows
+        ]
+        if not return_timestamps:
+            return labels
+        timestamps = self.timestamps(len(logits), model_outputs[-1]["duration"])
+        chunks = zip(timestamps, window_labels, strict=True)
+        return {"labels": labels, "chunks": [{"timestamp": times, "labels": best} for times, best in chunks]}
+
+    def timestamps(self, num_windows: int, duration: float) -> list[tuple[float, float]]:
+        """Return the start and end, in seconds, of the windows of audio of a duration in seconds."""
+        length = self.feature_extractor.window_length / self.feature_extractor.sampling_rate
+        starts = [length * index for index in range(num_windows)]
+        starts[-1] = max(0.0, min(starts[-1], duration - length))
+        return [(start, min(start + length, duration)) for start in starts]
 
     def read(self, inputs: Any) -> tuple[np.ndarray, float]:
         """Return the mono waveform of one input, (samples,), and its sampling rate in Hz."""

@@ -76,6 +76,19 @@ def test_long_files_equal_the_model(classifier, noise, tmp_path):
     assert [results[label] for label in classifier.model.config.id2label.values()] == pytest.approx(expected, abs=1e-5)
 
 
+def test_timestamps_equal_the_pipeline_of_transformers(classifier, noise):
+    """For each window alone."""
+    audio = np.concatenate([noise, 0.1 * noise, 3 * noise])[:-8_000]
+    parts = {"model": classifier.model, "feature_extractor": classifier.feature_extractor}
+    theirs = AudioClassificationPipeline(task="audio-classification", **parts)
+    result = classifier(audio, top_k=2, return_timestamps=True)
+    assert result["labels"] == classifier(audio, top_k=2)
+    assert [chunk["timestamp"] for chunk in result["chunks"]] == [(0.0, 1.0), (1.0, 2.0), (1.75, 2.75)]
+    for chunk in result["chunks"]:
+        start, end = (round(RATE * seconds) for seconds in chunk["timestamp"])
+        assert scores(chunk["labels"]) == pytest.approx(scores(theirs(audio[start:end], top_k=2)), abs=1e-6)
+
+
 @pytest.mark.parametrize("name", ["open_file", "OpenEnded", "states_length", "decode", "Numbered"])
 def test_the_model_folders_share_these_functions(name):
     """Each folder must be self-contained on the Hub, so these functions exist several times."""

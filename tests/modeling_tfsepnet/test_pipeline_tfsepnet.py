@@ -1,6 +1,7 @@
 import inspect
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -16,6 +17,7 @@ from transformers import (
     AutoModelForAudioClassification,
     pipeline,
 )
+from transformers.pipelines.pt_utils import KeyDataset
 
 from modeling_beats import BeatsAudioClassificationPipeline, pipeline_beats
 from modeling_tfsepnet import (
@@ -165,6 +167,86 @@ def test_long_files_are_classified_to_the_end(classifier, noise, tmp_path):
     one_second = scores(classifier(noise, top_k=None, function_to_apply="none"))
     for label, value in logits[0].items():
         assert value == pytest.approx(0.9 * logits[1][label] + 0.1 * one_second[label], abs=1e-3)
+
+
+class TestTimestamps:
+    @pytest.fixture
+    def recording(self):
+        """Two and a half seconds that differ."""
+        levels = np.repeat([0.1, 0.02, 0.3], [RATE, RATE, RATE // 2])
+        return (np.random.default_rng(1).normal(size=len(levels)) * levels).astype(np.float32)
+
+    def test_chunks_are_the_windows_alone(self, classifier, recording):
+        result = classifier(recording, top_k=3, return_timestamps=True)
+        assert set(result) == {"labels", "chunks"} and result["labels"] == classifier(recording, top_k=3)
+        assert [chunk["timestamp"] for chunk in result["chunks"]] == [(0.0, 1.0), (1.0, 2.0), (1.5, 2.5)]
+        for chunk in result["chunks"]:
+            start, end = (round(RATE * seconds) for seconds in chunk["timestamp"])
+            alone = classifier(recording[start:end], top_k=3)
+            assert scores(chunk["labels"]) == pytest.approx(scores(alone), abs=1e-5)
+        assert len({chunk["labels"][0]["score"] for chunk in result["chunks"]}) == 3
+
+    @pytest.mark.parametrize(
+        ("num_samples", "rate", "expected"),
+        [
+            (8_000, RATE, [(0.0, 0.25)]),  # repeated to a second
+            (RATE, RATE, [(0.0, 1.0)]),
+            (2 * RATE + 499, RATE, [(0.0, 1.0), (1.0, 2.0)]),  # less than a hop is dropped
+            (2 * 44_100, 44_100, [(0.0, 1.0), (1.0, 2.0)]),
+            (66_150, 44_100, [(0.0, 1.0), (0.5, 1.5)]),
+            (12_000, 8_000, [(0.0, 1.0), (0.5, 1.5)]),
+        ],
+    )
+    def test_times(self, classifier, num_samples, rate, expected):
+        audio = {"array": np.full(num_samples, 0.1, dtype=np.float32), "sampling_rate": rate}
+        assert [chunk["timestamp"] for chunk in classifier(audio, return_timestamps=True)["chunks"]] == expected
+
+    def test_long_recordings_are_read_in_parts(self, classifier, noise, tmp_path):
+        """No more than 33 windows are in memory, whatever the length."""
+        levels = 10.0 ** np.linspace(-3, -1, 70)
+        audio = (levels[:, None] * np.resize(noise, RATE)).ravel()[: -RATE // 4]
+        soundfile.write(tmp_path / "long.wav", audio, RATE, subtype="FLOAT")
+        parts = [len(part["input_values"][0]) for part in classifier.preprocess(tmp_path / "long.wav")]
+        assert sum(parts) == 70 and max(parts) <= 33 and len(parts) == 3
+        chunks = classifier(tmp_path / "long.wav", return_timestamps=True, top_k=1)["chunks"]
+        assert [chunk["timestamp"] for chunk in chunks[:69]] == [(second, second + 1) for second in range(69)]
+        assert chunks[69]["timestamp"] == (68.75, 69.75)
+        for second in (0, 31, 32, 33, 68):  # around the ends of the parts
+            alone = classifier(levels[second].astype(np.float32) * noise, top_k=1)
+            assert scores(chunks[second]["labels"]) == pytest.approx(scores(alone), abs=1e-5)
+
+    @pytest.mark.parametrize("batch_size", [1, 2, 3])
+    def test_collections(self, classifier, noise, recording, files, batch_size):
+        inputs = [noise, recording, str(files / "long.wav"), noise[:5000]]
+        expected = [classifier(one, return_timestamps=True) for one in inputs]
+        options = {"return_timestamps": True, "batch_size": batch_size}
+        rows = [{"audio": audio} for audio in inputs]
+        for collection in (inputs, (one for one in inputs), KeyDataset(rows, "audio")):
+            for result, reference in zip(classifier(collection, **options), expected, strict=True):
+                for ours, theirs in zip(result["chunks"], reference["chunks"], strict=True):
+                    assert ours["timestamp"] == theirs["timestamp"]
+                    assert scores(ours["labels"]) == pytest.approx(scores(theirs["labels"]), abs=1e-5)
+
+    def test_decoded_rows(self, classifier, recording):
+        """Rows of a decoded `Audio` column are dicts, or, since datasets 4, decoders of torchcodec with their keys."""
+
+        class Decoder:
+            def get_all_samples(self):
+                return SimpleNamespace(data=torch.from_numpy(recording).unsqueeze(0), sample_rate=RATE)
+
+            def __getitem__(self, key):
+                return {"array": recording, "sampling_rate": RATE}[key]
+
+        row = {"path": "row.wav", "array": recording, "sampling_rate": RATE}
+        expected = classifier(recording, return_timestamps=True)
+        assert classifier(row, return_timestamps=True) == classifier(Decoder(), return_timestamps=True) == expected
+        dataset = KeyDataset([{"audio": row}, {"audio": Decoder()}], "audio")
+        assert list(classifier(dataset, return_timestamps=True)) == [expected, expected]
+
+    def test_option_of_the_pipeline(self, folder, classifier, recording):
+        ours = pipeline("audio-classification", model=str(folder), return_timestamps=True)
+        assert ours(recording, top_k=2) == classifier(recording, top_k=2, return_timestamps=True)
+        assert ours(recording, top_k=2, return_timestamps=False) == classifier(recording, top_k=2)
 
 
 BAD_INPUTS = {

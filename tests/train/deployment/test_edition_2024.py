@@ -124,7 +124,8 @@ def test_weights(evaluation_set, models, about, tmp_path):
 
 
 def test_incomplete_submissions_are_refused(evaluation_set, models, about, tmp_path, monkeypatch):
-    monkeypatch.setattr(submission, "load_scenes", lambda *args, **kwargs: pytest.fail("the clips were read"))
+    loader = "train.deployment.submission.load_scenes"
+    monkeypatch.setattr(loader, lambda *args, **kwargs: pytest.fail("the clips were read"))
     with pytest.raises(InputError, match="There is no model of the 25 %, 50 %, 100 % subset: pass five models"):
         submission.main(command(evaluation_set, models[:2], tmp_path, "--about", str(about)))
     with pytest.raises(InputError, match=r"lacks submission.name, .*\[0\].email, .*: write a file with --write_about"):

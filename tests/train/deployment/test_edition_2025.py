@@ -5,6 +5,7 @@ import importlib
 import json
 import subprocess
 import sys
+from importlib.metadata import distributions
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,17 @@ import pytest
 import soundfile
 import torch
 import yaml
+from packaging.version import Version
 
 from dataset_script import SCENES, cache_waveforms, load_scenes
 from dataset_script.errors import InputError
+from modeling_cpmobile import CPMobileConfig, CPMobileFeatureExtractor, CPMobileForAudioClassification
 from modeling_tfsepnet import TFSepNetFeatureExtractor
 from tests.clean_process import run_in_clean_process
 from tests.model_cards.helpers import save_results
 from tests.train.deployment.conftest import float_model
 from train import submission
+from train.common.models import load_classifier
 from train.deployment.edition_2025 import DEVICE_IDS, complexity_by_device, read_model, weight_sharing
 from train.evaluation.inference import compute_logits
 
@@ -125,11 +129,11 @@ def expected(folders, number, clips, cache):
     names = ["general", "int8", "half"]
     logits = []
     for folder in (folders[names[number - 1]], folders["a"]):
-        model, extractor = submission.edition_2025.load_classifier(str(folder))
+        model, extractor = load_classifier(str(folder))
         waveforms = cache_waveforms(test, extractor.sampling_rate, cache)
         logits.append(compute_logits(model, extractor, waveforms))
     own = np.array([device == "a" and number == 1 for device in devices])[:, None]
-    labels = submission.edition_2025.load_classifier(str(folders[names[number - 1]]))[0].config.id2label
+    labels = load_classifier(str(folders[names[number - 1]]))[0].config.id2label
     return np.where(own, logits[1], logits[0]), [labels[index] for index in range(10)]
 
 
@@ -165,11 +169,41 @@ def test_functions(folders, package, clips, demo_cache, monkeypatch, number):
         torch.testing.assert_close(together[0], api.predict([other], ["b"], use_cuda=False)[0][0])
 
 
+def test_cpmobile_in_float16(submit, clips, demo_cache, tmp_path, monkeypatch):
+    """The network of the challenge's baseline, of which the challenge's script prints 122,296 bytes."""
+    torch.manual_seed(0)
+    model = CPMobileForAudioClassification(CPMobileConfig()).train()
+    with torch.no_grad():
+        model(2.5 * torch.randn(8, 1, 256, 65) - 4)
+    save_results(tmp_path / "model", model.half(), "demo25")
+    model.save_pretrained(tmp_path / "model")
+    CPMobileFeatureExtractor().save_pretrained(tmp_path / "model")
+    (tmp_path / "about.yaml").write_text("submission: {name: x, authors: []}\nsystem: {inference_code: x}\n")
+    package = submit(4, tmp_path / "model", more=["--about", str(tmp_path / "about.yaml")])
+    monkeypatch.syspath_prepend(str(package))
+    namespace: dict = {}
+    exec(AS_THE_SCRIPTS, namespace)
+    results = namespace["run"](4, clips[1][:3], ["a", "s10", "unknown"])
+    assert results["shapes"] == [[1, 1, 256, 65]] * 3
+    assert results["counts"] == [(29_419_156, 122_296)] * 3
+    complexity = json.loads((package / f"{NAME}_4.complexity.json").read_text())
+    assert complexity["per_device"]["s10"] == {"MACs": 29_419_156, "Params": 122_296}
+    assert complexity["stored"]["per_device"] == complexity["per_device"] and complexity["reason"] is None
+    stated = yaml.safe_load((package / f"{NAME}_4.meta.yaml").read_text())["system"]["complexity"]
+    assert stated == {"total_model_size": 122_296, "total_parameters": 61_148, "macs": 29_419_156}
+    network, extractor = load_classifier(str(tmp_path / "model"))
+    waveforms = cache_waveforms(clips[0].select(range(3)), extractor.sampling_rate, demo_cache)
+    np.testing.assert_allclose(results["logits"], compute_logits(network, extractor, waveforms), atol=1e-4)
+
+
 @pytest.mark.slow
 def test_installed_package_in_a_clean_process(folders, package, clips, demo_cache, tmp_path):
     """As on the organisers' machine: installed, without this project."""
     pytest.importorskip("pip")
-    pytest.importorskip("setuptools", minversion="70.1", reason="builds wheels since then")
+    # Its version is read without importing it: an early one cannot be imported beside distutils.
+    installed = next((found.version for found in distributions(name="setuptools")), "0")
+    if Version(installed) < Version("70.1"):
+        pytest.skip("setuptools builds wheels since 70.1")
     options = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--target", str(tmp_path / "site")]
     subprocess.run([sys.executable, "-m", "pip", "install", *options, str(package)], check=True)
     _, files, devices = clips
