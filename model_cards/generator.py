@@ -26,7 +26,14 @@ from model_cards.encoder_cards import TEMPLATES, make_encoder_card
 from model_cards.evidence import NETWORK_COUNTS, Evidence, collect_evidence
 from model_cards.plots import plot_confusion_matrix, plot_groups
 from model_cards.results import RESULTS_FILE, RunResults, configuration, read_results
-from model_cards.tables import complexity_table, group_table, hyperparameter_table, mean_metric, summary_table
+from model_cards.tables import (
+    complexity_table,
+    device_models_table,
+    group_table,
+    hyperparameter_table,
+    mean_metric,
+    summary_table,
+)
 
 
 REDRAWN_PLOTS = {"confusion_matrix.png": "Confusion matrix on the test split", "devices.png": "Accuracy by device"}
@@ -113,6 +120,9 @@ def make_card(
         summary_table=summary_table(evidence.by_subset, training.recipe, corpus, complexity.number_format),
         class_table=group_table(evidence.by_subset, "class_wise"),
         device_table=group_table(evidence.by_subset, "device_wise"),
+        device_models_table=device_models_table(own.content) if own.content.get("device_models") else "",
+        device_id=json.dumps(next(iter(own.content.get("device_models", {})), None)),
+        adaptation=hyperparameter_table(own.arguments),
         complexity_table=complexity_table(complexity, file_bytes, own, evidence.counterpart),
         hyperparameters=hyperparameter_table(training.arguments),
         files=list(evidence.files),

@@ -17,6 +17,7 @@ import modeling_tfsepnet
 from dataset_script import push_logits
 from dataset_script.hub import check_repo_id, push_files
 from model_cards.complexity import read_config, weight_files
+from model_cards.device_models import device_models
 from model_cards.generator import add_card_arguments, run_command, write_card
 from model_cards.results import RESULTS_FILE
 
@@ -47,7 +48,13 @@ def published_files(folder: Path) -> list[str]:
     weights = [path.name for path in weight_files(folder)]
     results = [f"results/{path.name}" for path in (folder / "results").glob("*.json")]
     index = "model.safetensors.index.json"
-    names = ["README.md", RESULTS_FILE, *CONFIGURATIONS, *weights, index, *modules, *plots, *results]
+    # The code of the general model loads them too.
+    devices = [
+        f"{own.relative_to(folder).as_posix()}/{name}"
+        for own in device_models(folder).values()
+        for name in (*CONFIGURATIONS, *(path.name for path in weight_files(own)))
+    ]
+    names = ["README.md", RESULTS_FILE, *CONFIGURATIONS, *weights, index, *modules, *plots, *results, *devices]
     return [name for name in names if (folder / name).exists()]
 
 

@@ -353,7 +353,8 @@ audio, rate = soundfile.read({str(files / "a.wav")!r})
 probabilities = model(**extractor(audio, sampling_rate=rate, return_tensors="pt")).logits.softmax(1)[0]
 classify = pipeline("audio-classification", model={str(copy)!r}, trust_remote_code=True)
 scores = classify({str(files / "a.wav")!r}, device_id="s1", top_k=None)
-report([type(model).__module__.split(".")[0], sorted(probabilities.tolist(), reverse=True), [s["score"] for s in scores]])
+module = type(model).__module__.split(".")[0]
+report([module, sorted(probabilities.tolist(), reverse=True), [score["score"] for score in scores]])
 """
         module, probabilities, found = run_in_clean_process(code, tmp_path)
         assert module == "transformers_modules"
