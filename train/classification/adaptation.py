@@ -3,6 +3,7 @@
 import copy
 import logging
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -103,13 +104,6 @@ def select_trainable(model: PreTrainedModel, trainable: Literal["all", "norms", 
             raise InputError(
                 f"A {model.config.model_type} model has no normalisation to train: set trainable to all or classifier."
             )
-
-
-def device_args(args: SceneTrainingArguments, device: str) -> SceneTrainingArguments:
-    """Return the arguments of the run of one device, in its own folder."""
-    own = copy.copy(args)
-    own.output_dir = str(Path(args.output_dir) / DEVICES_FOLDER / device)
-    return own
 
 
 def adapt_to_device(
@@ -220,15 +214,12 @@ def adapt_devices(
         rate = input_rate(feature_extractor)
         waveforms = {split: cache_waveforms(clips[split], rate, data_args.cache_dir) for split in clips}
         train = SceneDataset(clips["train"], waveforms["train"])
-        folders = {}
+        folders: dict[str, str] = {}
         for device, of_device in rows.items():
-            own_args, own_clips = device_args(args, device), train.subset(of_device)
-            folders[device] = own_args.output_dir
-            run_or_load(
-                own_args.output_dir,
-                run | {"device": device},
-                lambda: adapt_to_device(device, adaptation_args, own_args, own_clips),  # noqa: B023 - called at once
-            )
+            own_args = copy.copy(args)
+            own_args.output_dir = folders[device] = str(Path(args.output_dir) / DEVICES_FOLDER / device)
+            adapt = partial(adapt_to_device, device, adaptation_args, own_args, train.subset(of_device))
+            run_or_load(own_args.output_dir, run | {"device": device}, adapt)
         metrics, adapted = evaluate_devices(
             general, feature_extractor, folders, clips, waveforms["test"], args, trusted
         )
