@@ -279,7 +279,7 @@ class AdaptationArguments:
         default="all", metadata={"help": "Parameters to train: all, those of normalisation layers, or the classifier."}
     )
     min_clips: int = field(
-        default=50, metadata={"help": "Fewest training clips of a device; devices with fewer keep the general model."}
+        default=100, metadata={"help": "Fewest training clips of a device; devices with fewer keep the general model."}
     )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run the own code of the student and teachers."})
 
