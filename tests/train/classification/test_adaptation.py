@@ -79,6 +79,25 @@ def test_each_device_learns_its_own_clips(adapt, scenes, student, monkeypatch):
     assert not torch.equal(*(weights(output / "devices" / device)["classifier.weight"] for device in "ab"))
 
 
+def test_distillation_stays_on(adapt, scenes, monkeypatch):
+    """The logits are in a column of the clips, as `load_splits` returns them."""
+    logits = np.random.default_rng(0).normal(size=(len(scenes["train"]), 3)).astype(np.float32)
+    taught = scenes["train"].add_column("teacher_logits_t", logits.tolist())
+    monkeypatch.setattr(adaptation, "load_splits", lambda *arguments: {**scenes, "train": taught})
+    batches = {}
+
+    def stop(device, adaptation_args, args, clips):
+        batches[device] = clips.__getitems__([0, 1])["teacher_logits"]
+        if device == "b":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(adaptation, "adapt_to_device", stop)
+    with pytest.raises(KeyboardInterrupt):
+        adapt(trainable="classifier")
+    for device, batch in batches.items():
+        np.testing.assert_array_equal(batch, logits[rows_of(scenes, "train", device)[:2]])
+
+
 def test_results_are_those_of_the_models_on_disk(adapt, scenes, tmp_path):
     output, results = adapt()
     waveforms = adaptation.cache_waveforms(scenes["test"], 4000, str(tmp_path / "cache"))
