@@ -32,6 +32,7 @@ COMMANDS = {
     "finetune-teacher": "train.finetune_teacher",
     "predict-logits": "train.predict_logits",
     "distill": "train.distill",
+    "adapt-devices": "train.adapt_devices",
     "evaluate": "train.run_eval",
     "evaluate-logits": "train.evaluate_logits",
     "quantize": "train.quantize",

@@ -29,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("recordings", nargs="+", help="Audio files of any length and rate: WAV, FLAC, OGG or MP3.")
     parser.add_argument("--model", default=str(SHIPPED_MODEL), help="Model folder or Hub id.")
     parser.add_argument("--top_k", type=int, default=3, help="Classes to print.")
+    parser.add_argument("--device_id", help="Recording device, for models that have one for each.")
     parser.add_argument("--timeline", action="store_true", help="Also print which class is heard from when to when.")
     parser.add_argument("--trust_remote_code", action="store_true", help="Run the model's own code.")
     args = parser.parse(arguments)
@@ -47,8 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     disable_progress_bar()
     try:
         classify = pipeline("audio-classification", model=args.model, trust_remote_code=args.trust_remote_code)
+        device = {} if args.device_id is None else {"device_id": args.device_id}
         for name in args.recordings:
-            found: Any = classify(name, top_k=args.top_k, return_timestamps=args.timeline)
+            found: Any = classify(name, top_k=args.top_k, return_timestamps=args.timeline, **device)
             if args.timeline and not isinstance(found, Mapping):  # the pipelines of other models ignore the argument
                 parser.fail(f"{args.model} does not classify each second: use a student, or leave out --timeline.")
             scores = found["labels"] if args.timeline else found

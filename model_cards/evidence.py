@@ -53,7 +53,14 @@ class Evidence:
 
     @property
     def training(self) -> RunResults:
-        """The results that tell how the model was trained: for a converted model those of its float counterpart."""
+        """The results that tell how the model was trained: for a converted model those of its float counterpart.
+
+        With models of devices, they are those of the general model, which have neither recipe nor arguments if they
+        are not known.
+        """
+        if "device_models" in self.own.content:
+            known = self.own.content["general"] or {"provenance": self.own.provenance}
+            return RunResults(self.own.path, known)
         return self.own if self.own.recipe or self.counterpart is None else self.counterpart
 
     @property

@@ -44,6 +44,7 @@ from model_cards.snippets import usage
 from model_cards.students import STUDENTS, Student
 from model_cards.tables import (
     complexity_table,
+    device_models_table,
     group_table,
     hyperparameter_table,
     int8_table,
@@ -150,6 +151,9 @@ def make_card(
         summary_table=summary_table(evidence.by_subset, training.recipe, corpus, complexity.number_format),
         class_table=group_table(evidence.by_subset, "class_wise"),
         device_table=group_table(evidence.by_subset, "device_wise") if has_devices(own) else "",
+        device_models_table=device_models_table(own.content) if own.content.get("device_models") else "",
+        device_id=json.dumps(next(iter(own.content.get("device_models", {})), None)),
+        adaptation=hyperparameter_table(own.arguments),
         complexity_table=complexity_table(
             complexity,
             own,

@@ -16,6 +16,7 @@ from acoustic_scenes.command_line import CommandLine
 from dataset_script.files import atomic_path
 from dataset_script.hub import check_repo_id, push_files
 from model_cards.command_line import add_card_arguments, run_command
+from model_cards.device_models import device_models
 from model_cards.results import RESULTS_FILE
 from model_cards.snippets import pin_revision
 
@@ -48,7 +49,14 @@ def published_files(folder: Path) -> list[str]:
     weights = [path.name for path in weight_files(folder)]
     results = [f"results/{path.name}" for path in (folder / "results").glob("*.json")]
     index = "model.safetensors.index.json"
+    # The code of the general model loads them too.
+    devices = [
+        f"{own.relative_to(folder).as_posix()}/{name}"
+        for own in device_models(folder).values()
+        for name in (*CONFIGURATIONS, *(path.name for path in weight_files(own)))
+    ]
     names = ["README.md", RESULTS_FILE, *CONFIGURATIONS, *weights, index, "model.onnx", *modules, *plots, *results]
+    names += devices
     return [name for name in names if (folder / name).exists()]
 
 

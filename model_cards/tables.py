@@ -25,6 +25,7 @@ NOT_HYPERPARAMETERS = {
     "data_dir",
     "dataset",
     "impulse_responses",
+    "model_revision",
     "recipe",
     "student",
     "teacher_revisions",
@@ -65,7 +66,8 @@ def results_table(results: Mapping[str, Any]) -> str:
         taught = f"{percent(teacher['training_accuracy'])} % of the clips it teaches"
         rows.append([f"teacher {plain(teacher['name'])}", tested + taught])
     rows += [[name.replace("_", " "), f"{count:,}"] for name, count in results["complexity"].items()]
-    return markdown_table(["", "result"], rows) + "\n"
+    table = markdown_table(["", "result"], rows) + "\n"
+    return f"{table}\n{device_models_table(results)}" if results.get("device_models") else table
 
 
 def quantization_table(results: Mapping[str, Any]) -> str:
@@ -184,6 +186,27 @@ def group_table(subsets: Subsets, grouping: str) -> str:
     title = {"class_wise": "class", "device_wise": "device"}[grouping]
     columns = (f"{subset_percentage(subset)} %" for subset in subsets)
     return markdown_table([f"{title}, accuracy in %", *columns], rows)
+
+
+def device_models_table(results: Mapping[str, Any]) -> str:
+    """Return the accuracies of the general model beside those with the models of devices, as a Markdown table.
+
+    Args:
+        results (`Mapping`): The content of `results.json` of train/adapt_devices.py.
+    """
+    general, adapted = results["metrics"], results["metrics_with_device_models"]
+    rows = [
+        [name.replace("_", " "), "", accuracy_text(general, name), accuracy_text(adapted, name)]
+        for name in ("macro_accuracy", "accuracy")
+    ]
+    rows.append(["log loss", "", f"{general['log_loss']:.3f}", f"{adapted['log_loss']:.3f}"])
+    for group, scores in general["device_groups"].items():
+        rows.append([f"{group} devices", "", accuracy_text(scores), accuracy_text(adapted["device_groups"][group])])
+    for device, scores in general["device_wise"].items():
+        clips = results["device_models"].get(device)
+        own = "general model" if clips is None else accuracy_text(adapted["device_wise"][device])
+        rows.append([f"device {plain(device)}", "" if clips is None else f"{clips:,}", accuracy_text(scores), own])
+    return markdown_table(["", "training clips", "general model", "with device models"], rows) + "\n"
 
 
 def complexity_table(

@@ -19,6 +19,7 @@ from .feature_extraction_cpmobile import CPMobileFeatureExtractor
 from transformers import AudioClassificationPipeline
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.pipelines.base import ChunkPipeline
+from transformers.utils import cached_file
 
 
 class CPMobileAudioClassificationPipeline(ChunkPipeline, AudioClassificationPipeline):
@@ -33,6 +34,9 @@ class CPMobileAudioClassificationPipeline(ChunkPipeline, AudioClassificationPipe
     With `return_timestamps=True`, the result for an input is a dict: `labels`, as without it, and `chunks`, a list of
     dicts with the `timestamp` of each window, `(start, end)` in seconds, and the `labels` of this window alone. The
     last window ends with the audio and may overlap the one before it.
+
+    If the recording device of all inputs is known, the argument `device_id` selects the model of that device, see
+    [`model_of`].
 
     Raises:
         ConnectionError: If a URL cannot be downloaded.
@@ -52,6 +56,10 @@ class CPMobileAudioClassificationPipeline(ChunkPipeline, AudioClassificationPipe
         """Create the pipeline that fits the model: its own `pipeline_class`, or else `replaced_class`."""
         right_class = cls if model is None else getattr(model, "pipeline_class", cls.replaced_class)
         return super().__new__(cls) if right_class is cls else right_class(model, *args, **kwargs)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.device_models: dict[str | None, Any] = {}
+        super().__init__(*args, **kwargs)
 
     def __call__(  # type: ignore[override]  # the parent's annotations leave out lists of inputs
         self, inputs: Any, **kwargs: Any
@@ -80,10 +88,33 @@ class CPMobileAudioClassificationPipeline(ChunkPipeline, AudioClassificationPipe
     def _sanitize_parameters(
         self, top_k: int | None = None, function_to_apply: str | None = None, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        preprocess, forward, postprocess = super()._sanitize_parameters(top_k, function_to_apply, **kwargs)
+        forward = {"device_id": kwargs.pop("device_id")} if "device_id" in kwargs else {}
+        preprocess, _, postprocess = super()._sanitize_parameters(top_k, function_to_apply, **kwargs)
         if kwargs.get("return_timestamps") is not None:
             postprocess["return_timestamps"] = kwargs["return_timestamps"]
         return preprocess, forward, postprocess
+
+    def model_of(self, device_id: str | None) -> Any:
+        """Return the model for the recordings of a device.
+
+        It is loaded once, from the subfolder `devices/<device_id>` of the model folder or repository.
+
+        Args:
+            device_id (`str`, *optional*): The device.
+
+        Returns:
+            `PreTrainedModel`: The model of the device; the general model if the device is None, or has none.
+        """
+        general: Any = self.model
+        if device_id not in self.device_models:
+            folder = f"devices/{device_id}"
+            source: dict[str, Any] = {"subfolder": folder, "revision": getattr(general.config, "_commit_hash", None)}
+            name, model = general.name_or_path, None
+            named = name and os.path.basename(folder) == device_id
+            if named and cached_file(name, "config.json", **source) is not None:
+                model = type(general).from_pretrained(name, dtype=general.dtype, **source).to(general.device)
+            self.device_models[device_id] = model
+        return self.device_models[device_id] or general
 
     # transformers annotates the next three methods for one pass per input, not as a ChunkPipeline needs them.
     def preprocess(self, inputs: Any) -> Iterator[dict[str, Any]]:  # type: ignore[override]
@@ -109,9 +140,11 @@ class CPMobileAudioClassificationPipeline(ChunkPipeline, AudioClassificationPipe
             }
             windows = following
 
-    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
+    def _forward(  # type: ignore[override]
+        self, model_inputs: dict[str, Any], device_id: str | None = None
+    ) -> dict[str, Any]:
         windows = model_inputs["input_values"]
-        logits = self.model(windows.flatten(0, 1).unsqueeze(1)).logits
+        logits = self.model_of(device_id)(windows.flatten(0, 1).unsqueeze(1)).logits
         return {
             "logits": logits.unflatten(0, windows.shape[:2]),
             "num_windows": model_inputs["attention_mask"].sum(dim=1),

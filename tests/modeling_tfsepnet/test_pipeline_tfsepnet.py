@@ -383,3 +383,64 @@ report([*errors, error(__import__, {module!r})])
         for message in run_in_clean_process(code, tmp_path):
             assert f"({error}): repair or uninstall the package" in message
             assert "torchaudio, uninstall it" in message
+
+
+@pytest.fixture(scope="module")
+def both(folder, tmp_path_factory):
+    """A general model, and one of the device s1 with other weights."""
+    both = shutil.copytree(folder, tmp_path_factory.mktemp("both") / "model")
+    torch.manual_seed(1)
+    TFSepNetForAudioClassification(TFSepNetConfig(base_channels=8)).save_pretrained(both / "devices" / "s1")
+    TFSepNetFeatureExtractor().save_pretrained(both / "devices" / "s1")
+    return both
+
+
+class TestDeviceModels:
+    """Models of recording devices are in the subfolder `devices` of the general model."""
+
+    def test_each_device_gets_its_model(self, both, noise):
+        general = pipeline("audio-classification", model=str(both))
+        own = pipeline("audio-classification", model=str(both / "devices" / "s1"))
+        assert general(noise) != own(noise)
+        assert general(noise, device_id="s1") == own(noise)
+        assert general([noise, noise], device_id="s1") == own([noise, noise])
+        for device in (None, "s9", "", "..", "../devices/s1"):
+            assert general(noise, device_id=device) == general(noise), f"{device} should get the general model"
+        assert general.model_of("s1") is general.model_of("s1"), "it should be loaded once"
+        fixed = pipeline("audio-classification", model=str(both), device_id="s1")
+        assert fixed(noise) == own(noise)
+        assert fixed(noise, device_id=None) == general(noise)
+
+    def test_model_without_folder(self, noise):
+        model = TFSepNetForAudioClassification(TFSepNetConfig(base_channels=8)).eval()
+        classify = SceneClassificationPipeline(model, feature_extractor=TFSepNetFeatureExtractor())
+        assert classify(noise, device_id="s1") == classify(noise)
+
+    def test_precision_of_the_general_model(self, both):
+        classify = pipeline("audio-classification", model=str(both), dtype="bfloat16")
+        assert classify.model_of("s1").dtype is classify.model.dtype is torch.bfloat16
+
+    def test_subfolder_as_remote_code(self, both, files, tmp_path):
+        """Where the package is not installed; the code is that of the general model."""
+        copy = shutil.copytree(both, tmp_path / "copy")
+        for module in (copy / "devices" / "s1").glob("*.py"):
+            module.unlink()
+        code = f"""
+import soundfile
+from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, pipeline
+where = {{"subfolder": "devices/s1", "trust_remote_code": True}}
+extractor = AutoFeatureExtractor.from_pretrained({str(copy)!r}, **where)
+model = AutoModelForAudioClassification.from_pretrained({str(copy)!r}, **where).eval()
+audio, rate = soundfile.read({str(files / "a.wav")!r})
+probabilities = model(**extractor(audio, sampling_rate=rate, return_tensors="pt")).logits.softmax(1)[0]
+classify = pipeline("audio-classification", model={str(copy)!r}, trust_remote_code=True)
+scores = classify({str(files / "a.wav")!r}, device_id="s1", top_k=None)
+module = type(model).__module__.split(".")[0]
+report([module, sorted(probabilities.tolist(), reverse=True), [score["score"] for score in scores]])
+"""
+        module, probabilities, found = run_in_clean_process(code, tmp_path)
+        assert module == "transformers_modules"
+        np.testing.assert_allclose(found, probabilities, rtol=1e-5)
+        own = pipeline("audio-classification", model=str(both / "devices" / "s1"))
+        expected = [score["score"] for score in own(str(files / "a.wav"), top_k=None)]
+        np.testing.assert_allclose(found, expected, rtol=1e-5)

@@ -229,3 +229,29 @@ class DistillationArguments:
             batch_size (`int`): Clips in a batch.
         """
         return min(max(round(batch_size * self.unlabelled_fraction), 1), batch_size - 1)
+
+
+@dataclass
+class AdaptationArguments:
+    """The student that is adapted to recording devices, its teachers, and the part of it that is trained."""
+
+    model_name_or_path: str = field(
+        default="", metadata={"help": "Model folder or Hub id of the student, the general model."}
+    )
+    teachers: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Teachers to distil while adapting, as for train/distill.py; without any, labels alone."},
+    )
+    trainable: Literal["all", "norms", "classifier"] = field(
+        default="all", metadata={"help": "Parameters to train: all, those of normalisation layers, or the classifier."}
+    )
+    min_clips: int = field(
+        default=100, metadata={"help": "Fewest training clips of a device; devices with fewer keep the general model."}
+    )
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run the own code of the student and teachers."})
+
+    def __post_init__(self) -> None:
+        if not self.model_name_or_path:
+            raise InputError("model_name_or_path is missing: set it to the model folder of a finished student.")
+        if self.min_clips < 2:
+            raise InputError(f"min_clips is {self.min_clips}: choose at least 2.")

@@ -3,8 +3,14 @@ import yaml
 
 from dataset_script.errors import InputError
 from dataset_script.splits import subset_percentage
-from train.classification.arguments import DataArguments, DistillationArguments, TeacherArguments
+from train.classification.arguments import (
+    AdaptationArguments,
+    DataArguments,
+    DistillationArguments,
+    TeacherArguments,
+)
 from train.classification.training_arguments import SceneTrainingArguments
+from train.common.arguments import CorpusArguments
 from train.common.recipes import COMMAND_LINE_ONLY, FOLDER, is_recipe, load_recipe, parse_arguments
 
 
@@ -26,6 +32,15 @@ def test_every_recipe_is_understood(name):
     assert data_args.dataset == "split25"
     assert args.output_dir == ("outputs/demo" if name == "demo" else f"outputs/{name}-split25")
     assert args.learning_rate > 0
+
+
+def test_recipe_of_device_models_imitates_no_other_device():
+    command = ["--model_name_or_path", "outputs/s1_25", "--dataset", "split25", "--use_cpu", "True"]
+    types = (AdaptationArguments, CorpusArguments, SceneTrainingArguments)
+    name, (own, corpus_args, args) = parse_arguments(types, ("adapt_devices",), command)
+    assert (name, own.model_name_or_path, own.teachers) == ("adapt_devices", "outputs/s1_25", [])
+    assert (corpus_args.dataset, args.output_dir) == ("split25", "outputs/adapt_devices-split25")
+    assert (args.impulse_response_p, args.freq_mixstyle_p) == (0, 0)
 
 
 def test_learning_rates_are_those_of_table_3(shared):
