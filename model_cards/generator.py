@@ -4,6 +4,7 @@ The folder's own results are those of the model; others are runs of the same rec
 seeds.
 """
 
+import json
 import re
 import shlex
 import shutil
