@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -16,13 +16,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_AUDIO_CLASSIFICATIO
 
 from dataset_script.errors import InputError
 from model_cards.students import STUDENTS, StudentConfig
-from modeling_cpmobile.complexity import count_complexity as count_cpmobile
 from modeling_tfsepnet.complexity import MAX_MACS, MAX_PARAMETER_BYTES
-from modeling_tfsepnet.complexity import count_complexity as count_tfsepnet
 
-
-COUNTERS: dict[str, Callable[[Any], tuple[int, int]]] = {"tfsepnet": count_tfsepnet, "cpmobile": count_cpmobile}
-"""Functions that count the parameters and operations of a student, by the type of its configuration."""
 
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I8": 1, "I16": 2, "I32": 4}
 """Bytes of a parameter, by the name that safetensors has for its type."""
@@ -122,7 +117,7 @@ def measure_folder(model_dir: str | Path) -> ModelComplexity:
     """
     config = read_config(model_dir)
     tensors = list(_stored_tensors(weight_files(model_dir)))
-    if config["model_type"] in COUNTERS:
+    if config["model_type"] in STUDENTS:
         return _count(AutoConfig.from_pretrained(model_dir), 0, tensors)
     parameters = sum(size for name, _, size in tensors if not name.endswith(STATISTICS))
     return _count(PreTrainedConfig(), parameters, tensors)
@@ -131,8 +126,8 @@ def measure_folder(model_dir: str | Path) -> ModelComplexity:
 def _count(config: PreTrainedConfig, parameters: int, tensors: Iterable[tuple[str, str, int]]) -> ModelComplexity:
     """Count tensors of `(name, safetensors type, values)`; `parameters` is used for networks other than students."""
     macs = None
-    if counter := COUNTERS.get(config.model_type):
-        parameters, macs = counter(config)
+    if student := STUDENTS.get(config.model_type):
+        parameters, macs = student.count_complexity(config)
     tensors = [(name, kind, size) for name, kind, size in tensors if not name.endswith(STATISTICS)]
     sizes = {False: 0, True: 0}
     for name, kind, size in tensors:
@@ -215,9 +210,9 @@ def read_config(model_dir: str | Path) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(f"{path} is damaged ({error}): finish the run that makes it, or download it again.") from None
     kind = config.get("model_type") if isinstance(config, Mapping) else None
-    if kind not in (*COUNTERS, "beats", *MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES):
+    if kind not in (*STUDENTS, "beats", *MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES):
         raise InputError(
-            f"{model_dir} is a {kind} model: cards are made for students ({', '.join(COUNTERS)}) and teachers (beats, "
+            f"{model_dir} is a {kind} model: cards are made for students ({', '.join(STUDENTS)}) and teachers (beats, "
             "or an audio classifier of transformers)."
         )
     return dict(config)

@@ -9,10 +9,10 @@ from dataset_script.errors import InputError
 from dataset_script.markdown import code, code_block, markdown_table, plain
 from model_cards.complexity import measure_folder, read_config
 from model_cards.corpora import SYNTHETIC
+from model_cards.hyperparameters import hyperparameter_table
 from model_cards.inputs import input_table
 from model_cards.links import TEMPLATES, citations, commit_link, hub_id, reference_link
 from model_cards.results import RESULTS_FILE, RunResults, portable
-from model_cards.tables import hyperparameter_table
 
 
 FINE_TUNING = "train/finetune_teacher.py --recipe ssl --model_name_or_path"

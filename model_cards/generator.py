@@ -29,6 +29,7 @@ from model_cards.complexity import (
 )
 from model_cards.encoder_cards import make_encoder_card
 from model_cards.evidence import NETWORK_COUNTS, Evidence, collect_evidence, plot_title
+from model_cards.hyperparameters import hyperparameter_table
 from model_cards.inputs import input_table
 from model_cards.links import (
     TEMPLATES,
@@ -47,7 +48,6 @@ from model_cards.tables import (
     complexity_table,
     device_models_table,
     group_table,
-    hyperparameter_table,
     int8_table,
     latency_results,
     mean_metric,

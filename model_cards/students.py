@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, TypeAlias
 
-import modeling_cpmobile
-import modeling_tfsepnet
+import modeling_cpmobile.complexity
+import modeling_tfsepnet.complexity
 from modeling_cpmobile import CPMobileConfig, CPMobileFeatureExtractor, CPMobileForAudioClassification
 from modeling_tfsepnet import TFSepNetConfig, TFSepNetFeatureExtractor, TFSepNetForAudioClassification
 
@@ -28,6 +28,7 @@ class Student:
         config (`type`): Its configuration.
         model (`Callable`): Creates the network from a configuration.
         feature_extractor (`type`): Its feature extractor.
+        count_complexity (`Callable`): Counts its parameters and operations, from a configuration.
     """
 
     title: str
@@ -37,6 +38,7 @@ class Student:
     config: type[StudentConfig]
     model: Callable[[Any], StudentModel]
     feature_extractor: type[StudentFeatureExtractor]
+    count_complexity: Callable[[Any], tuple[int, int]]
 
 
 STUDENTS = {
@@ -49,6 +51,7 @@ STUDENTS = {
         TFSepNetConfig,
         TFSepNetForAudioClassification,
         TFSepNetFeatureExtractor,
+        modeling_tfsepnet.complexity.count_complexity,
     ),
     "cpmobile": Student(
         "CP-Mobile",
@@ -59,6 +62,7 @@ STUDENTS = {
         CPMobileConfig,
         CPMobileForAudioClassification,
         CPMobileFeatureExtractor,
+        modeling_cpmobile.complexity.count_complexity,
     ),
 }
 """Students by the `model_type` of their configuration."""

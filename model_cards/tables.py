@@ -19,27 +19,8 @@ Subsets = Mapping[str, Sequence[RunResults]]
 GROUPS = {"device_groups": "{} devices", "device_wise": "device {}", "class_wise": "class {}", "city_wise": "city {}"}
 """Groups of clips whose accuracy a table of one run has, and what it calls them."""
 
-NOT_HYPERPARAMETERS = {
-    "cache_dir",
-    "config_overrides",
-    "data_dir",
-    "dataset",
-    "impulse_responses",
-    "model_revision",
-    "recipe",
-    "student",
-    "teacher_revisions",
-    "teachers",
-    "unlabelled",
-    "unlabelled_sound",
-}
-"""Arguments of a run that are not hyperparameters, or are elsewhere in a card."""
-
 VALUE_BYTES = {"INT8": 1, "float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 """Bytes of an activation, by the number format of a network."""
-
-DISTILLATION_ONLY = {"kd_lambda", "kd_reduction", "temperature"}
-"""Hyperparameters without effect if there are no teachers."""
 
 
 def results_table(results: Mapping[str, Any]) -> str:
@@ -300,21 +281,6 @@ def int8_table(results: RunResults, complexity: ModelComplexity, stored: Mapping
         worst = min(decibels, key=lambda name: decibels[name])
         rows.append([f"SQNR with only {code(worst)} in INT8, the lowest, dB", f"{decibels[worst]:.1f}"])
     return markdown_table(["quantization", "value"], rows)
-
-
-def hyperparameter_table(arguments: Mapping[str, Any]) -> str:
-    """Return the hyperparameters of a run that are neither off, zero, unset nor without effect.
-
-    Args:
-        arguments (`Mapping`): Arguments of the run.
-    """
-    omitted = NOT_HYPERPARAMETERS if arguments.get("teachers") else NOT_HYPERPARAMETERS | DISTILLATION_ONLY
-    rows = [
-        [code(name), code(str(value))]
-        for name, value in arguments.items()
-        if name not in omitted and (value or name == "seed") and not (name == "max_steps" and value < 0)
-    ]
-    return markdown_table(["argument", "value"], rows) if rows else ""
 
 
 def mean_metric(runs: Sequence[RunResults], name: str = "macro_accuracy") -> float:

@@ -109,7 +109,9 @@ def save_folder(folder: Path, model: PreTrainedModel, feature_extractor: Sequenc
         model.save_pretrained(part)
         feature_extractor.save_pretrained(part)
         folder.mkdir(exist_ok=True)
-        for file in Path(part).iterdir():
+        permissions = (Path(part) / "config.json").stat().st_mode  # safetensors lets only the owner read its files
+        for file in list(Path(part).iterdir()):
+            file.chmod(permissions)
             file.replace(folder / file.name)
 
 

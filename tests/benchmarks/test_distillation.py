@@ -91,7 +91,7 @@ def test_arguments_of_students(tmp_path):
         (["--unlabelled_fraction", "0.99"], "unlabelled_fraction is 0.99: choose a fraction that leaves clips of "),
         (["--student_options", "seed=3"], "student_options sets seed, which the benchmark sets itself: leave it out."),
         (["--student_options", "seed"], "The student option 'seed' has no value: write it as name=value."),
-        (["--step", "5"], "Unknown argument --step: use --steps."),
+        (["--step", "5"], "Unknown argument --step (did you mean '--steps'?)"),
     ],
 )
 def test_bad_arguments_are_refused_in_one_sentence(options, message):

@@ -174,7 +174,7 @@ def test_teacher_of_a_student_has_its_own_command(tmp_path):
         arguments={"recipe": "ssl", "model_name_or_path": "checkpoints/BEATs", "freeze_encoder": False, "seed": 42},
         provenance={"command": "python train/distill.py --recipe s2", "commit": None, "versions": {"python": "3"}},
     )
-    command = "python train/finetune_teacher.py --recipe ssl --dataset demo10 --model_name_or_path checkpoints/BEATs"
+    command = "scenes finetune-teacher --recipe ssl --dataset demo10 --model_name_or_path checkpoints/BEATs"
     text = write_card(folder, repo_id="user/beats").text
     assert f"{command} --seed 42 --output_dir outputs/teacher" in text
     assert "python train/distill.py --recipe s1 --dataset demo10 --teachers user/beats" in text

@@ -13,7 +13,8 @@ from transformers import pipeline
 
 from dataset_script import load_scenes, write_logits
 from model_cards.device_models import device_models
-from model_cards.push import published_files, write_card
+from model_cards.generator import write_card
+from model_cards.push import published_files
 from tests.clean_process import run_in_clean_process
 from tests.hub_server import hub_environment, hub_server
 from tests.model_cards.helpers import make_student

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import pipeline
 
 from dataset_script import load_scenes, write_logits
-from model_cards.space.app import classify, load_models
+from model_cards.space.app import classify, load_models, read_start, spectrogram
 from modeling_cpmobile import CPMobileForAudioClassification
 from tests.train.deployment.conftest import replace_tuning
 from train import onnx_export, quantize, run_eval
@@ -89,7 +89,6 @@ def test_quantization_and_export(baseline, data, tmp_path, monkeypatch):
     pytest.importorskip("optimum")
     pytest.importorskip("onnx")
     replace_tuning(monkeypatch)
-    monkeypatch.setattr(quantize, "require_packages", lambda *names: None)
     arguments = ["--calibration_clips", "16", "--tolerable_loss", "0.99", "--bootstrap", "10", "--use_cpu", "True"]
     source = ["--model_name_or_path", str(baseline.folder)]
     results = quantize.main([*data, *source, *arguments, "--output_dir", str(tmp_path / "int8")])
@@ -105,11 +104,12 @@ def test_pipeline_and_space(baseline, demo_corpus):
     clip = str(next((demo_corpus / "audio").iterdir()))
     answer = pipeline("audio-classification", str(baseline.folder), trust_remote_code=True)(clip, top_k=None)
     (classifier,) = load_models([str(baseline.folder)]).values()
-    scores, seconds, spectrogram = classify(classifier, clip)
-    assert {name: scores[name.replace("_", " ")] for name in (row["label"] for row in answer)} == pytest.approx(
+    audio, rate = read_start(classifier, clip)
+    found = classify("baseline", classifier, audio, rate)
+    assert {name: found.scores[name.replace("_", " ")] for name in (row["label"] for row in answer)} == pytest.approx(
         {row["label"]: row["score"] for row in answer}, abs=1e-5
     )
-    assert seconds.shape == (1, 10) and spectrogram.shape == (64, 65)
+    assert found.timeline.shape == (1, 10) and spectrogram(classifier, audio, rate)[0].shape == (64, 65)
 
 
 def test_students_by_name():

@@ -17,7 +17,13 @@ from train.common.summary import scenes_command
 
 
 MODULES = [name for name in COMMANDS.values() if name.startswith("train.")]
-WITH_RECIPES = ["train.distill", "train.finetune_teacher", "train.pretrain_teacher", "train.finetune_audioset"]
+WITH_RECIPES = [
+    "train.distill",
+    "train.adapt_devices",
+    "train.finetune_teacher",
+    "train.pretrain_teacher",
+    "train.finetune_audioset",
+]
 
 
 def show_help(module, capsys, monkeypatch, option="--help"):
@@ -62,10 +68,8 @@ def test_all_options_are_those_that_are_accepted(module, capsys, monkeypatch):
     assert {"--seed", "--report_to", "--recipe", "--batch_size", "--output_dir", "--push_to_hub"} <= shown
     refused = {"--per_device_train_batch_size", "--hub_token", "--fsdp", "--eval_strategy", "--resume_from_checkpoint"}
     assert not refused & shown
-    kind = (
-        "--num_train_epochs" if module in ("train.pretrain_teacher", "train.finetune_audioset") else "--warmup_steps"
-    )
-    assert kind not in shown
+    by_steps = module in ("train.pretrain_teacher", "train.finetune_audioset")
+    assert ("--num_train_epochs" if by_steps else "--lr_scheduler_type") not in shown
 
 
 def test_names_of_training_arguments_are_read_without_importing_them():
