@@ -69,7 +69,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         f"Macro accuracy: {after} % as float16, {before} % as float32; "
         f"{results['complexity']['parameter_bytes']:,} bytes.",
         half_precision_table(results),
-        scenes_command("submit", edition="2025", models=f"{output}/model", write_about="about.yaml"),
+        scenes_command(
+            "submit",
+            edition="2025",
+            label="NAME_INSTITUTE_task1_1",
+            models=f"{output}/model",
+            output_dir=f"{output}-package",
+            write_about="about.yaml",
+        ),
     )
     if args.push_to_hub:
         push_folder(args, f"{output}/model")
