@@ -1,7 +1,7 @@
 """TF-SepNet: a network of time-frequency separable convolutions for acoustic scene classification."""
 
 import math
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import nn
@@ -69,7 +69,6 @@ class TFSepNetConvUnit(nn.Module):
             bias=False,
         )
         self.normalization = nn.BatchNorm2d(out_channels)
-        self._kept: tuple[list[Any], tuple[torch.Tensor, torch.Tensor]] | None = None
 
     def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
         """Map (batch, in_channels, frequency, time) to (batch, out_channels, frequency / stride, time / stride)."""
@@ -77,34 +76,12 @@ class TFSepNetConvUnit(nn.Module):
             # Hooks, such as those of tools that count operations, have to see both layers.
             return self.normalization(self.convolution(hidden_state)).relu_()
         # With fixed statistics the normalisation is a scale and a shift per channel. Folding them into the convolution
-        # saves a pass over its output.
-        weight, bias = self.folded()
-        return self.convolution._conv_forward(hidden_state, weight, bias).relu_()
-
-    def folded(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the weight and bias of the convolution with the normalisation in it.
-
-        Without gradients they are kept until the weights change: folding all units takes as long as a clip. Weights
-        that are changed through `.data`, which torch does not notice, need a call of `model.eval()`.
-        """
+        # costs a few thousand operations and saves a pass over its output.
         convolution, norm = self.convolution, self.normalization
         assert norm.running_mean is not None and norm.running_var is not None
-        tensors = (convolution.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var)
-        state = None
-        if not (torch.is_grad_enabled() or torch.compiler.is_compiling() or any(map(torch.is_inference, tensors))):
-            state = [(tensor.data_ptr(), tensor._version, tensor.dtype, tensor.device) for tensor in tensors]
-            if self._kept is not None and self._kept[0] == state:
-                return self._kept[1]
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        folded = convolution.weight * scale.view(-1, 1, 1, 1), norm.bias - norm.running_mean * scale
-        if state is not None:
-            self._kept = state, folded
-        return folded
-
-    def train(self, mode: bool = True) -> Self:
-        """Set training or evaluation mode, and forget the folded weights."""
-        self._kept = None
-        return super().train(mode)
+        weight, bias = convolution.weight * scale.view(-1, 1, 1, 1), norm.bias - norm.running_mean * scale
+        return convolution._conv_forward(hidden_state, weight, bias).relu_()
 
 
 class TFSepNetResidualNorm(nn.Module):

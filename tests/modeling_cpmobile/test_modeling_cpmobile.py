@@ -1,5 +1,4 @@
 import copy
-import inspect
 
 import pytest
 import torch
@@ -16,7 +15,6 @@ from modeling_cpmobile.modeling_cpmobile import (
     CPMobileConvUnit,
     CPMobileResponseNorm,
 )
-from modeling_tfsepnet.modeling_tfsepnet import TFSepNetConvUnit
 
 
 pytestmark = pytest.mark.processor
@@ -308,8 +306,3 @@ def test_input_of_any_type(model, inputs):
     half = copy.deepcopy(model).half()
     with torch.no_grad():
         torch.testing.assert_close(half(inputs).logits, half(inputs.half()).logits, atol=0, rtol=0)
-
-
-@pytest.mark.parametrize("name", ["folded", "train"])
-def test_weights_are_folded_as_in_tf_sepnet(name):
-    assert inspect.getsource(getattr(CPMobileConvUnit, name)) == inspect.getsource(getattr(TFSepNetConvUnit, name))
