@@ -101,7 +101,7 @@ def make_card(
     of_tau = corpus.kind == "tau"
     student = STUDENTS.get(config["model_type"])
     foreign = student is None and config["model_type"] != "beats"
-    quantized = complexity.number_format == "INT8"
+    stored = stored_integers(model_dir) if complexity.number_format == "INT8" else {}
     network = student.config.from_pretrained(model_dir) if student else None
     license_of_data = "apache-2.0" if corpus.kind == "synthetic" else corpus.license
     card_data = ModelCardData(
@@ -164,7 +164,7 @@ def make_card(
             peak_activations(network) if network else None,
         ),
         latency=latency_results(own, evidence.counterpart),
-        int8_table=int8_table(own, complexity, stored) if (stored := stored_integers(model_dir)) and quantized else "",
+        int8_table=int8_table(own, complexity, stored) if stored else "",
         stored=sum(stored.values()),
         hyperparameters=hyperparameter_table(training.arguments),
         files=list(evidence.files),

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors.torch import load_file
+from torch import Tensor
 
 from dataset_script.errors import InputError
 from dataset_script.files import atomic_path
-from model_cards.complexity import ModelComplexity, check_limits, measure_folder
+from model_cards.complexity import ModelComplexity, check_limits, measure_folder, weight_files
 from model_cards.results import RunResults, float_results, load_results
 from train.deployment.external_data import TODO, external_resources, usage
 
@@ -253,6 +255,11 @@ def write_template(path: str | Path, content: Mapping[str, Any]) -> None:
         }
 
     write_yaml(Path(path), unfinished(content))
+
+
+def read_weights(folder: str) -> dict[str, Tensor]:
+    """Return the tensors of a model folder, as they are stored."""
+    return {name: tensor for file in weight_files(folder) for name, tensor in load_file(file).items()}
 
 
 def write_yaml(path: Path, content: Mapping[str, Any]) -> None:

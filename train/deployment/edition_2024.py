@@ -11,13 +11,11 @@ import datasets
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import load_file
 
 from dataset_script import SCENES, cache_waveforms
 from dataset_script.errors import InputError
 from dataset_script.files import atomic_path
 from dataset_script.splits import PERCENTAGES, subset_percentage
-from model_cards.complexity import weight_files
 from train.common.features import input_rate
 from train.common.models import load_classifier
 from train.deployment.challenge import (
@@ -26,6 +24,7 @@ from train.deployment.challenge import (
     development_results,
     merge,
     read_model,
+    read_weights,
     submission_block,
     system_block,
     write_yaml,
@@ -179,9 +178,8 @@ def write_weights(folder: Path, model: SubmittedModel) -> None:
         folder (`Path`): Gets `model_state_dict.pt`, with the tensors as they are stored, and `info.json`.
         model (`SubmittedModel`): The model.
     """
-    tensors = {name: tensor for file in weight_files(model.folder) for name, tensor in load_file(file).items()}
     with atomic_path(folder / "model_state_dict.pt") as part:
-        torch.save(tensors, part)
+        torch.save(read_weights(model.folder), part)
     info = {
         "MACs": model.complexity.macs,
         "Params": model.complexity.parameters,

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import soundfile
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from dataset_script import SCENES, cache_waveforms
@@ -32,6 +31,7 @@ from train.deployment.challenge import (
     difference_reason,
     merge,
     read_model,
+    read_weights,
     submission_block,
     system_block,
     write_yaml,
@@ -185,8 +185,7 @@ def weight_sharing(general: str, device_models: Mapping[str, str]) -> str:
         return "fully shared"
 
     def parameters(folder: str) -> dict[str, Tensor]:
-        tensors = {name: tensor for file in weight_files(folder) for name, tensor in load_file(file).items()}
-        return {name: tensor for name, tensor in tensors.items() if name.endswith((".weight", ".bias"))}
+        return {name: tensor for name, tensor in read_weights(folder).items() if name.endswith((".weight", ".bias"))}
 
     own = parameters(general)
     equal = [
