@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 METHOD = "cpmobile_int8"
 """`quant_method` of the models' configurations."""
 
+ACTIVATION_RANGES = {8: (0, 255), 16: (-32768, 32767)}
+"""Smallest and largest integer of an activation, by its bits."""
+
 
 class CPMobileInt8Config(QuantizationConfigMixin):
     """Configuration that marks a model folder as INT8 and records how it was quantized.
@@ -29,8 +33,13 @@ class CPMobileInt8Config(QuantizationConfigMixin):
             Neural Compressor's algorithm for the activation ranges, `"kl"` or `"minmax"`.
         activation_symmetric (`bool`, *optional*):
             Whether the activation ranges are symmetric about zero.
+        activation_bits (`int`, *optional*, defaults to 8):
+            Bits of the inputs of the layers, 8 (unsigned) or 16 (signed); weights have 8.
         **kwargs:
             Further entries of a stored `quantization_config`, which are ignored.
+
+    Raises:
+        ValueError: If `activation_bits` is neither 8 nor 16.
     """
 
     def __init__(
@@ -38,16 +47,20 @@ class CPMobileInt8Config(QuantizationConfigMixin):
         calibration_clips: int | None = None,
         activation_algorithm: str | None = None,
         activation_symmetric: bool | None = None,
+        activation_bits: int = 8,
         **kwargs: Any,
     ) -> None:
+        if activation_bits not in ACTIVATION_RANGES:
+            raise ValueError(f"activation_bits is {activation_bits}: choose 8 or 16.")
         self.quant_method = METHOD  # type: ignore[assignment]  # annotated with transformers' own methods only
         self.calibration_clips = calibration_clips
         self.activation_algorithm = activation_algorithm
         self.activation_symmetric = activation_symmetric
+        self.activation_bits = activation_bits
 
 
 class CPMobileInt8Conv(nn.Module):
-    """Convolution with 8-bit inputs and weights and a folded batch norm, with an optional ReLU.
+    """Convolution with 8-bit weights, 8- or 16-bit inputs and a folded batch norm, with an optional ReLU.
 
     The state contains everything that integer arithmetic needs: `weight` (int8, output channels first), `weight_scale`
     (float32, one per output channel), `bias` (int16) and its `bias_scale`, `input_scale` (float32) and
@@ -74,10 +87,11 @@ class CPMobileInt8Conv(nn.Module):
     centred = False
     """Whether an offset is subtracted from the input before rounding, as in other networks of the same form."""
 
-    def __init__(self, convolution: nn.Conv2d, relu: bool, smooth: bool) -> None:
+    def __init__(self, convolution: nn.Conv2d, relu: bool, smooth: bool, activation_bits: int = 8) -> None:
         super().__init__()
         self.stride, self.padding, self.groups = convolution.stride, convolution.padding, convolution.groups
         self.relu = relu
+        self.activation_bits = activation_bits
         out_channels = convolution.out_channels
         self.register_buffer("weight", torch.zeros(convolution.weight.shape, dtype=torch.int8))
         # This scale is a parameter because transformers takes a model's dtype from its first floating-point parameter.
@@ -99,8 +113,9 @@ class CPMobileInt8Conv(nn.Module):
         if self.smoothing is not None:
             hidden_state = hidden_state * self.smoothing.reciprocal().view(1, -1, 1, 1)
         zero_point = self.input_zero_point.to(torch.float32)
-        integers = (hidden_state * (1.0 / self.input_scale)).round_().add_(zero_point).clamp_(0, 255)
-        hidden_state = integers.sub_(zero_point).mul_(self.input_scale)
+        lowest, highest = ACTIVATION_RANGES[self.activation_bits]
+        integers = (hidden_state * (1.0 / self.input_scale)).round_().clamp_(lowest - zero_point, highest - zero_point)
+        hidden_state = integers.mul_(self.input_scale)
         output = nn.functional.conv2d(hidden_state, weight, bias, self.stride, self.padding, (1, 1), self.groups)
         return output.relu_() if self.relu else output
 
@@ -115,23 +130,25 @@ def replace_convolutions(model: nn.Module, make: Callable[[nn.Module, bool, bool
         setattr(model.get_submodule(parent), child, make(module, child == "depthwise", False))
 
 
-def make_int8(unit: nn.Module, smooth: bool, centred: bool) -> CPMobileInt8Conv:
+def make_int8(unit: nn.Module, smooth: bool, centred: bool, activation_bits: int = 8) -> CPMobileInt8Conv:
     """Create an INT8 layer of a unit's shape, to be filled with integers and scales."""
     assert isinstance(unit.convolution, nn.Conv2d) and not centred
-    return CPMobileInt8Conv(unit.convolution, bool(unit.activation), smooth)
+    return CPMobileInt8Conv(unit.convolution, bool(unit.activation), smooth, activation_bits)
 
 
 class CPMobileInt8Quantizer(HfQuantizer):
     """Quantizer with which `from_pretrained` loads INT8 model folders, as written by [`INCQuantizer`]."""
 
     requires_calibration = True
+    quantization_config: CPMobileInt8Config
 
     def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """Return float32 whatever the requested dtype, as lower precision would change the scales."""
         return torch.float32
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
-        replace_convolutions(model, make_int8)
+        bits = self.quantization_config.activation_bits
+        replace_convolutions(model, partial(make_int8, activation_bits=bits))
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         for name, module in model.named_modules():

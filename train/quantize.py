@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import train  # noqa: F401 - first, for it checks the packages
+from dataset_script.errors import InputError
 from train.common.arguments import CommandParser
 from train.common.availability import check_paths
 from train.common.process import configure_logging, run_command
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     Raises:
         FileExistsError: If the output folder contains another run.
         FileNotFoundError, InputError: If an argument, the corpus or the model is invalid, the INT8 model would exceed
-            a limit of the challenge, or its accuracy drops too much.
+            a limit of the challenge, or its accuracy drops too much; the model is kept then, too.
     """
     (args,) = CommandParser(QuantizationArguments, description=__doc__).parse(arguments)
     check_paths(args)
@@ -42,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     from train.deployment.checks import require_packages
 
     require_packages("quantize", "neural_compressor.torch.quantization", "optimum.quantization_base", "torchao")
+    from train.deployment.comparison import describe_loss
     from train.deployment.quantizer import INCQuantizer, new_int8_network
     from train.deployment.report import quantize_and_measure
     from train.evaluation.inference import load_clips, model_revision
@@ -53,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     quantizer = INCQuantizer(model, extractor)
     check_limits(measure_model(new_int8_network(model.config)), args.model_name_or_path, as_stored=True)
     source = {"model": args.model_name_or_path, "revision": model_revision(model), "dataset": args.dataset}
-    source["qat_epochs"] = args.qat_epochs
+    source |= {"activation_bits": args.activation_bits, "qat_epochs": args.qat_epochs}
     results = run_or_load(
         args.output_dir,
         {**source, "calibration_clips": args.calibration_clips, "seed": args.seed},
@@ -68,6 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         quantization_table(results),
         scenes_command("export", model_name_or_path=f"{output}/model", output=f"{output}.onnx", form="weights"),
     )
+    if not results["calibration"]["tolerable"]:
+        raise InputError(
+            f"{describe_loss(results['calibration'], args.tolerable_loss)} The model is kept in {output}/model."
+        )
     if args.push_to_hub:
         push_folder(args, f"{output}/model")
     return results

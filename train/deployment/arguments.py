@@ -29,8 +29,17 @@ class QuantizationArguments(ConversionArguments):
     """The float model, the quantization, and the repository that the INT8 model is pushed to."""
 
     calibration_clips: int = field(default=300, metadata={"help": "Clips of the training subset to calibrate with."})
+    activation_bits: Literal[8, 16] = field(
+        default=16,
+        metadata={"help": "Bits of the layers' inputs: 16 decides as float does, runtimes have more kernels for 8."},
+    )
+    criterion: Literal["accuracy", "agreement"] = field(
+        default="accuracy",
+        metadata={"help": "What must not drop on the calibration clips: accuracy, or agreement with float."},
+    )
     tolerable_loss: float = field(
-        default=0.01, metadata={"help": "Largest relative loss of accuracy on the calibration clips."}
+        default=0.01,
+        metadata={"help": "Largest relative loss of the criterion; a loss within its uncertainty is tolerated."},
     )
     max_trials: int = field(default=100, metadata={"help": "Largest number of configurations that tuning tries."})
     qat_epochs: int = field(
@@ -49,7 +58,13 @@ class QuantizationArguments(ConversionArguments):
         """Return the settings of the quantizer; raise `InputError` if a value is out of range."""
         from train.deployment.quantizer import INCConfig  # its packages take seconds to import
 
-        return INCConfig(tolerable_loss=self.tolerable_loss, max_trials=self.max_trials, qat_epochs=self.qat_epochs)
+        return INCConfig(
+            activation_bits=self.activation_bits,
+            criterion=self.criterion,
+            tolerable_loss=self.tolerable_loss,
+            max_trials=self.max_trials,
+            qat_epochs=self.qat_epochs,
+        )
 
 
 @dataclass

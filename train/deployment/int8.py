@@ -22,13 +22,13 @@ class Int8Form:
         config (`type`): Marks a model folder as INT8, and records how it was quantized.
         quantizer (`Callable`): Loads such a folder.
         replace_convolutions (`Callable`): Replaces the convolutions of a network by what a function returns for them.
-        make_int8 (`Callable`): Such a function, which creates empty INT8 layers.
+        make_int8 (`Callable`): Such a function, which creates empty INT8 layers; `activation_bits` may be added.
     """
 
     config: type[Int8Config]
     quantizer: Callable[[Any], Any]
     replace_convolutions: Callable[[nn.Module, Callable[[nn.Module, bool, bool], nn.Module]], None]
-    make_int8: Callable[[nn.Module, bool, bool], Int8Conv]
+    make_int8: Callable[..., Int8Conv]
 
 
 INT8_FORMS = {

@@ -1,9 +1,10 @@
 """INT8 quantization of students with Intel Neural Compressor, with the interface of Optimum's quantizers."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias, TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -19,18 +20,28 @@ from dataset_script.files import atomic_path
 from model_cards.complexity import check_limits, measure_folder
 from model_cards.students import STUDENT_TITLES, STUDENTS, StudentModel
 from train.deployment.checks import is_extractor_of, is_student
+from train.deployment.comparison import (
+    WINDOWS_PER_BATCH,
+    Calibration,
+    Metric,
+    accuracy,
+    compare,
+    describe_loss,
+    sqnr,
+    window_logits,
+)
 from train.deployment.finetuning import finetune
 from train.deployment.int8 import INT8_FORMS, Int8Conv
-from train.deployment.rounding import equalize, fold, folded_convolutions, round_weights
+from train.deployment.rounding import equalize, fold, folded_convolutions, round_weights, wide_range
 
 
-Metric: TypeAlias = Callable[[np.ndarray, np.ndarray], float]
-"""Takes logits of shape `(clips, classes)` and labels of shape `(clips,)`; larger is better."""
+logger = logging.getLogger(__name__)
 
-ACTIVATION_ALGORITHMS = ("kl", "minmax")
-"""Neural Compressor's algorithms for activation ranges, in the order in which tuning tries them."""
+ACTIVATION_ALGORITHMS = {8: ("kl", "minmax"), 16: ("minmax",)}
+"""Neural Compressor's algorithms for activation ranges, in the order in which tuning tries them, by the bits."""
 
-WINDOWS_PER_BATCH = 8
+CRITERIA = ("accuracy", "agreement")
+"""What must not drop on the calibration clips: the accuracy, or the fraction of decisions that equal float's."""
 
 WINDOWS_TO_EQUALIZE = 128
 
@@ -39,6 +50,10 @@ class INCConfig(BaseConfig):
     """Settings of the quantization, saved with the model as `inc_config.json`.
 
     Args:
+        activation_bits (`int`, *optional*, defaults to 16): Bits of the inputs of the layers, 16 or 8. With 16, the
+            model decides as in float; runtimes have more kernels for 8.
+        criterion (`str`, *optional*, defaults to `"accuracy"`): What must not drop, `"accuracy"` or `"agreement"` with
+            the decisions of the float model.
         tolerable_loss (`float`, *optional*, defaults to 0.01): Largest relative loss of the metric.
         max_trials (`int`, *optional*, defaults to 100): Largest number of configurations to try.
         qat_epochs (`int`, *optional*, defaults to 0): Epochs of quantization-aware fine-tuning, see
@@ -51,12 +66,18 @@ class INCConfig(BaseConfig):
     CONFIG_NAME = "inc_config.json"
     FULL_CONFIGURATION_FILE = "inc_config.json"
 
+    activation_bits: int = 16
+    criterion: str = "accuracy"
     tolerable_loss: float = 0.01
     max_trials: int = 100
     qat_epochs: int = 0
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Check the values."""
+        if self.activation_bits not in ACTIVATION_ALGORITHMS:
+            raise InputError(f"activation_bits is {self.activation_bits}: choose 8 or 16.")
+        if self.criterion not in CRITERIA:
+            raise InputError(f"criterion is {self.criterion!r}: choose {' or '.join(CRITERIA)}.")
         if not 0 <= self.tolerable_loss < 1:
             raise InputError(f"tolerable_loss is {self.tolerable_loss}: choose a fraction from 0 to below 1.")
         if self.max_trials < 1:
@@ -85,6 +106,7 @@ class INCQuantizer(OptimumQuantizer):
     Attributes:
         folded (`StudentModel` or `None`): The float network of the last quantization, with batch
             norms folded in and equalized channels.
+        calibration (`Calibration` or `None`): How the last INT8 network compares on the calibration clips.
 
     Raises:
         InputError: If the model is not a student, the feature extractor not its own, or the model already quantized.
@@ -108,6 +130,7 @@ class INCQuantizer(OptimumQuantizer):
             raise InputError("This model is already quantized: choose the float model that it was made from.")
         self.model = model.eval()
         self.folded: StudentModel | None = None
+        self.calibration: Calibration | None = None
         self.feature_extractor = feature_extractor
 
     @classmethod
@@ -131,7 +154,8 @@ class INCQuantizer(OptimumQuantizer):
     ) -> StudentModel:
         """Quantize the model, and write a model folder.
 
-        The float model is not modified, and a folder is written completely or not at all.
+        The float model is not modified, and a folder is written completely or not at all. The best network that was
+        found is kept even if the metric drops too much; `calibration` and a warning say so.
 
         Args:
             quantization_config ([`INCConfig`]): Settings.
@@ -139,7 +163,7 @@ class INCQuantizer(OptimumQuantizer):
                 `{"input_values": (clips, 1, mel_bins, frames), "labels": (clips,)}`, or rows
                 `{"audio": ..., "label": ...}` of a dataset, of which the first second is used.
             save_directory (`str` or `Path`, *optional*): Folder to write.
-            metric (`Callable`, *optional*): Metric that must not drop; defaults to the accuracy.
+            metric (`Callable`, *optional*): Metric that must not drop; defaults to the criterion of the settings.
             training_batches (`Sequence` or `DataLoader` of tensors of shape `(clips, mel_bins, frames)`, *optional*):
                 Log-mel windows of an epoch of quantization-aware fine-tuning; defaults to the calibration clips.
 
@@ -148,27 +172,35 @@ class INCQuantizer(OptimumQuantizer):
 
         Raises:
             FileExistsError: If `save_directory` is not empty.
-            InputError: If there are no clips or labels, or the metric drops by more than the tolerable loss.
+            InputError: If there are no clips or labels, or the metric of the float network is not positive.
         """
         if save_directory is not None and Path(save_directory).exists() and any(Path(save_directory).iterdir()):
             raise FileExistsError(f"{save_directory} is not empty: choose another save_directory, or delete it.")
         form = INT8_FORMS[self.model.config.model_type]
         windows, labels = self._read_calibration_dataset(calibration_dataset)
+        settings = quantization_config
         folded = self.folded = fold(self.model)
-        equalize(folded, windows[:WINDOWS_TO_EQUALIZE])
-        rounded = round_weights(folded, windows)
-        if quantization_config.qat_epochs:
-            batches = training_batches or windows.split(WINDOWS_PER_BATCH)
-            finetune(rounded, folded, batches, quantization_config.qat_epochs)
+        float_logits = window_logits(folded, windows)
+        if metric is None and settings.criterion == "agreement":
+            labels = float_logits.argmax(dim=1).numpy()
         metric = metric or accuracy
-        model, chosen, before, after = tune(folded, rounded, windows, labels, metric, quantization_config)
-        if after < before * (1 - quantization_config.tolerable_loss):
+        if not (before := metric(float_logits.numpy(), labels)) > 0:
             raise InputError(
-                f"INT8 lowers the metric from {before:.4f} to {after:.4f}, by more than the tolerable loss of "
-                f"{quantization_config.tolerable_loss:.1%}: keep the float model, use more calibration clips, or "
-                "raise tolerable_loss."
+                f"The metric of the float model on the calibration clips is {before}, so a relative loss is not "
+                "defined: use clips of the classes that the model was trained on, or a positive metric."
             )
-        config = form.config(len(windows), chosen["act_algo"], chosen["act_sym"])
+        equalize(folded, windows[:WINDOWS_TO_EQUALIZE])
+        rounded = round_weights(folded, windows, settings.activation_bits)
+        if settings.qat_epochs:
+            batches = training_batches or windows.split(WINDOWS_PER_BATCH)
+            finetune(rounded, folded, batches, settings.qat_epochs)
+        model, chosen = tune(rounded, windows, labels, float_logits, metric, settings)
+        self.calibration = compare(
+            float_logits, window_logits(model, windows), labels, metric, settings.tolerable_loss
+        )
+        if not self.calibration["tolerable"]:
+            logger.warning("%s", describe_loss(self.calibration, settings.tolerable_loss))
+        config = form.config(len(windows), chosen["act_algo"], chosen["act_sym"], settings.activation_bits)
         model.config.quantization_config = config
         vars(model).update(hf_quantizer=form.quantizer(config), is_quantized=True)
         if save_directory is not None:
@@ -233,11 +265,6 @@ class INCQuantizer(OptimumQuantizer):
         return windows[:, 0], labels
 
 
-def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Return the fraction of clips whose largest logit is that of their label."""
-    return float((logits.argmax(axis=1) == labels).mean())
-
-
 class _Logits(nn.Module):
     """A network with tensors as inputs and outputs, as Neural Compressor expects it."""
 
@@ -249,19 +276,12 @@ class _Logits(nn.Module):
         return self.model(input_values).logits
 
 
-@torch.no_grad()
-def window_logits(model: nn.Module, windows: Tensor) -> Tensor:
-    """Compute logits of shape `(windows, classes)` of log-mel windows of shape `(windows, mel_bins, frames)`."""
-    outputs = [model(batch.unsqueeze(1)) for batch in windows.split(WINDOWS_PER_BATCH)]
-    return torch.cat([output if isinstance(output, Tensor) else output.logits for output in outputs])
-
-
-def new_int8_network(config: PreTrainedConfig) -> StudentModel:
+def new_int8_network(config: PreTrainedConfig, activation_bits: int = 8) -> StudentModel:
     """Create an INT8 student whose integers are all zero, from the configuration of a float one."""
     student, form = STUDENTS[config.model_type], INT8_FORMS[config.model_type]
     model = student.model(student.config(**config.to_dict())).eval()
-    form.replace_convolutions(model, form.make_int8)
-    model.config.quantization_config = form.config()
+    form.replace_convolutions(model, partial(form.make_int8, activation_bits=activation_bits))
+    model.config.quantization_config = form.config(activation_bits=activation_bits)
     return model
 
 
@@ -276,8 +296,9 @@ def assemble(rounded: StudentModel, integers: Mapping[str, ConvIntegers]) -> Stu
     Returns:
         `StudentModel`: The INT8 network.
     """
-    model = new_int8_network(rounded.config)
-    for name, source in folded_convolutions(rounded).items():
+    sources = folded_convolutions(rounded)
+    model = new_int8_network(rounded.config, next(iter(sources.values())).activation_bits)
+    for name, source in sources.items():
         layer = model.get_submodule(name)
         assert isinstance(layer, Int8Conv)
         layer.weight.copy_(integers[name]["weight"])
@@ -307,40 +328,32 @@ def rounded_integers(rounded: StudentModel) -> dict[str, ConvIntegers]:
 
 
 def tune(
-    folded: StudentModel,
     rounded: StudentModel,
     windows: Tensor,
     labels: np.ndarray,
+    float_logits: Tensor,
     metric: Metric,
     config: INCConfig,
-) -> tuple[StudentModel, dict[str, Any], float, float]:
+) -> tuple[StudentModel, dict[str, Any]]:
     """Let Neural Compressor choose the activation ranges of a rounded network by the metric.
 
     Tuning does not evaluate Neural Compressor's graph of quantize and dequantize operations but the network that is
     stored: a convolution sums in an order that depends on the memory layout of its input, which now and then changes
-    an integer.
+    an integer. Neural Compressor's activations have 8 bits; its ranges are widened where the network has 16.
 
     Args:
-        folded (`StudentModel`): The float network.
-        rounded (`StudentModel`): Its rounded form, whose input ranges are removed.
+        rounded (`StudentModel`): A network from [`~train.deployment.rounding.round_weights`], whose input ranges are
+            removed.
         windows (`torch.Tensor` of shape `(clips, mel_bins, frames)`): Calibration clips.
         labels (`np.ndarray` of shape `(clips,)`): Their labels.
+        float_logits (`torch.Tensor` of shape `(clips, classes)`): Their logits in the float network.
         metric (`Callable`): Metric of the logits.
         config ([`INCConfig`]): Tolerable loss and number of trials.
 
     Returns:
-        `tuple`: The INT8 network, its configuration in Neural Compressor, and the metric of the float network and of
-        the INT8 network.
-
-    Raises:
-        InputError: If the metric of the float network is not positive, so that no relative loss is defined.
+        `tuple`: The INT8 network with the best metric, or among equals with the best SQNR of the logits, and its
+        configuration in Neural Compressor.
     """
-    before = metric(window_logits(folded, windows).numpy(), labels)
-    if not before > 0:
-        raise InputError(
-            f"The metric of the float model on the calibration clips is {before}, so a relative loss is not defined: "
-            "use clips of the classes that the model was trained on, or a positive metric."
-        )
     from neural_compressor.torch.export import export
     from neural_compressor.torch.quantization import StaticQuantConfig, TuningConfig, autotune
 
@@ -350,35 +363,34 @@ def tune(
     clips = torch.export.Dim("clips", min=1, max=4096)
     example = (windows[:2].unsqueeze(1),)
     network = export(_Logits(rounded).eval(), example, dynamic_shapes=({0: clips},))
-    trials: list[float] = []
+    algorithms = ACTIVATION_ALGORITHMS[config.activation_bits]
+    configurations = [StaticQuantConfig(act_algo=name, act_sym=False) for name in algorithms]
+    trials: list[tuple[float, float, StudentModel]] = []
+    started = False
 
     def calibrate(prepared: fx.GraphModule) -> None:
         window_logits(prepared, windows)
         _keep_weight_grids(prepared, rounded)
 
     def evaluate(graph: fx.GraphModule) -> float:
-        # The first graph does not round activations; the reference is the float network instead.
-        if not trials:
-            trials.append(before)
-        else:
-            model = assemble(rounded, read_graph(graph))
-            trials.append(metric(window_logits(model, windows).numpy(), labels))
-        return trials[-1]
+        nonlocal started
+        if not started:  # the first graph does not round activations; the reference is the float network instead
+            started = True
+            return metric(float_logits.numpy(), labels)
+        model = assemble(rounded, read_graph(graph, config.activation_bits))
+        logits = window_logits(model, windows)
+        trials.append((metric(logits.numpy(), labels), sqnr(float_logits, logits), model))
+        return trials[-1][0]
 
-    graph = autotune(
+    autotune(  # what it returns is ignored: it is nothing if no trial is tolerable
         network,
-        TuningConfig(
-            config_set=[StaticQuantConfig(act_algo=name, act_sym=False) for name in ACTIVATION_ALGORITHMS],
-            tolerable_loss=config.tolerable_loss,
-            max_trials=config.max_trials,
-        ),
+        TuningConfig(config_set=configurations, tolerable_loss=config.tolerable_loss, max_trials=config.max_trials),
         eval_fn=evaluate,
         run_fn=calibrate,
         example_inputs=example,
     )
-    (chosen,) = graph.qconfig.values()
-    model = assemble(rounded, read_graph(graph))
-    return model, chosen.to_dict(), before, metric(window_logits(model, windows).numpy(), labels)
+    best = max(range(len(trials)), key=lambda trial: trials[trial][:2])
+    return trials[best][2], configurations[best].to_dict()
 
 
 def _keep_weight_grids(prepared: fx.GraphModule, rounded: StudentModel) -> None:
@@ -393,8 +405,13 @@ def _keep_weight_grids(prepared: fx.GraphModule, rounded: StudentModel) -> None:
             observer.get_buffer("max_val").copy_(largest)
 
 
-def read_graph(graph: fx.GraphModule) -> dict[str, ConvIntegers]:
-    """Return the integers of every convolution in a graph of Neural Compressor, by the name of the layer."""
+def read_graph(graph: fx.GraphModule, activation_bits: int = 8) -> dict[str, ConvIntegers]:
+    """Return the integers of every convolution in a graph of Neural Compressor, by the name of the layer.
+
+    Args:
+        graph (`fx.GraphModule`): A quantized graph, whose activations have 8 bits.
+        activation_bits (`int`, *optional*, defaults to 8): Bits of the activations; 16 widens the ranges.
+    """
     integers: dict[str, ConvIntegers] = {}
     for node in graph.graph.nodes:
         if node.target is not torch.ops.aten.conv2d.default:
@@ -405,6 +422,9 @@ def read_graph(graph: fx.GraphModule) -> dict[str, ConvIntegers]:
         values = quantize_weight.args[0]
         weight = graph.get_parameter(values.target)
         weight_scale = graph.get_buffer(weight_scale.target)
+        if activation_bits == 16:
+            largest = max(input_zero_point, 255 - input_zero_point) * input_scale
+            input_scale, input_zero_point = wide_range(largest)
         name = values.target.removeprefix("model.").removesuffix(".weight")
         integers[name] = {
             "weight": (weight * (1.0 / weight_scale).view(-1, 1, 1, 1)).round().clamp(-128, 127).to(torch.int8),
@@ -413,46 +433,3 @@ def read_graph(graph: fx.GraphModule) -> dict[str, ConvIntegers]:
             "input_zero_point": input_zero_point,
         }
     return integers
-
-
-def agreement(reference: Tensor, logits: Tensor) -> dict[str, float]:
-    """Compare logits with those of a reference.
-
-    Args:
-        reference (`torch.Tensor` of shape `(clips, classes)`): Logits of the reference.
-        logits (`torch.Tensor` of shape `(clips, classes)`): Logits to compare.
-
-    Returns:
-        `dict[str, float]`: The fraction of equal decisions as `agreement`, and the signal-to-quantization-noise ratio
-        of the logits in dB as `sqnr_db`.
-    """
-    return {
-        "agreement": float((reference.argmax(1) == logits.argmax(1)).float().mean()),
-        "sqnr_db": sqnr(reference, logits),
-    }
-
-
-def sqnr(reference: Tensor, values: Tensor) -> float:
-    """Return the signal-to-quantization-noise ratio in dB."""
-    noise = (reference - values).double().square().sum().clamp(min=1e-30)
-    return float(10 * torch.log10(reference.double().square().sum() / noise))
-
-
-@torch.no_grad()
-def layer_sqnr(folded: StudentModel, model: StudentModel, windows: Tensor) -> dict[str, float]:
-    """Measure the cost of each layer: the SQNR of the logits in dB if only that layer is INT8.
-
-    Args:
-        folded (`StudentModel`): The float network, folded and equalized as `model`.
-        model (`StudentModel`): Its INT8 form.
-        windows (`torch.Tensor` of shape `(windows, mel_bins, frames)`): Log-mel of some clips.
-
-    Returns:
-        `dict[str, float]`: The SQNR by the name of the layer.
-    """
-    expected, decibels = window_logits(folded, windows), {}
-    for name, layer in folded_convolutions(folded).items():
-        folded.set_submodule(name, model.get_submodule(name))
-        decibels[name] = sqnr(expected, window_logits(folded, windows))
-        folded.set_submodule(name, layer)
-    return decibels

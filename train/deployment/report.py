@@ -24,7 +24,8 @@ from model_cards.results import RESULTS_FILE, RunResults, provenance
 from model_cards.tables import quantization_table
 from train.classification.data import SceneDataset
 from train.deployment.arguments import QuantizationArguments
-from train.deployment.quantizer import INCQuantizer, agreement, layer_sqnr
+from train.deployment.comparison import agreement, layer_sqnr
+from train.deployment.quantizer import INCQuantizer
 from train.evaluation.inference import compute_logits
 from train.evaluation.scoring import score_logits, unseen_devices
 
@@ -137,6 +138,7 @@ def quantize_and_measure(
         "split": args.split,
         "synthetic": is_synthetic(scenes[args.split]),
         "calibration_clips": len(chosen),
+        "calibration": quantizer.calibration,
         **metrics,
         "unseen_devices": unseen,
         **agreement(torch.from_numpy(logits["float"]), torch.from_numpy(logits["int8"])),

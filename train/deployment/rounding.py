@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from model_cards.students import StudentModel
-from modeling_tfsepnet.quantization_tfsepnet import finish_output, prepare_input
+from modeling_tfsepnet.quantization_tfsepnet import ACTIVATION_RANGES, finish_output, prepare_input
 from train.deployment.int8 import INT8_FORMS
 
 
@@ -34,6 +34,10 @@ SAMPLES_PER_WINDOW = 64
 
 DAMPING = 0.05
 """How strongly fitted weights are held at the float weights, relative to the mean square of the inputs."""
+
+HEADROOM = 2.0
+"""How far 16-bit ranges reach, relative to the largest value of the calibration: louder sound is not clipped, and the
+bit that this takes does not matter."""
 
 MAX_WEIGHT = 127
 MAX_BIAS = 32767
@@ -51,8 +55,9 @@ class FoldedConv(nn.Module):
         smoothing (`torch.Tensor` of shape `(in,)` or `None`): Divisor of each input channel.
         weight_scale (`torch.Tensor` of shape `(out,)`): Step of the rounded weights; 1 before they are rounded.
         bias_scale (`torch.Tensor` of shape `()`): Step of the rounded biases; 1 before they are rounded.
-        input_scale (`float` or `None`): Step of the 8-bit input; `None` leaves the input as it is.
-        input_zero_point (`int`): 8-bit integer for an input of zero.
+        activation_bits (`int`): Bits of the rounded input, 8 or 16.
+        input_scale (`float` or `None`): Step of the rounded input; `None` leaves the input as it is.
+        input_zero_point (`int`): Integer for an input of zero.
         listener (`Callable` or `None`): Called with the input, see `Listener`.
     """
 
@@ -81,6 +86,7 @@ class FoldedConv(nn.Module):
         self.register_buffer("smoothing", torch.ones(convolution.in_channels) if smooth else None)
         self.weight_scale = torch.ones(len(bias))
         self.bias_scale = torch.ones(())
+        self.activation_bits = 8
         self.input_scale: float | None = None
         self.input_zero_point = 0
         self.listener: Listener | None = None
@@ -98,10 +104,11 @@ class FoldedConv(nn.Module):
         return finish_output(output, offset, self.weight, self.smoothing, self.relu)
 
     def round_input(self, hidden_state: Tensor) -> Tensor:
-        """Round to the nearest value that 8 bits can represent; gradients pass within the range."""
+        """Round to the nearest value that an integer can represent; gradients pass within the range."""
         if self.input_scale is None:
             return hidden_state
-        return torch.fake_quantize_per_tensor_affine(hidden_state, self.input_scale, self.input_zero_point, 0, 255)
+        limits = ACTIVATION_RANGES[self.activation_bits]
+        return torch.fake_quantize_per_tensor_affine(hidden_state, self.input_scale, self.input_zero_point, *limits)
 
 
 def fold(model: StudentModel) -> StudentModel:
@@ -197,13 +204,19 @@ def best_range(values: Tensor) -> tuple[float, int]:
     return best
 
 
+def wide_range(largest: float) -> tuple[float, int]:
+    """Return the step and the zero point of a 16-bit range, from the largest magnitude of the calibration."""
+    return max(HEADROOM * largest / ACTIVATION_RANGES[16][1], 1e-8), 0
+
+
 @torch.no_grad()
-def round_weights(folded: StudentModel, windows: Tensor) -> StudentModel:
+def round_weights(folded: StudentModel, windows: Tensor, activation_bits: int = 8) -> StudentModel:
     """Round the weights to 8-bit grids and the biases to 16-bit grids.
 
     Args:
         folded (`StudentModel`): A network from [`fold`], equalized.
         windows (`torch.Tensor` of shape `(windows, mel_bins, frames)`): Log-mel of unlabelled clips.
+        activation_bits (`int`, *optional*, defaults to 8): Bits of the inputs of the layers, 8 or 16.
 
     Returns:
         `StudentModel`: A rounded copy, which also rounds the inputs of its layers.
@@ -215,7 +228,10 @@ def round_weights(folded: StudentModel, windows: Tensor) -> StudentModel:
         for name in (name for name in targets if f"{name}.".startswith(f"{prefix}.")):
             layer, reference = targets[name], floats[name]
             inputs, contributions = _sample_inputs(part_rounded, layer, hidden_rounded)
-            layer.input_scale, layer.input_zero_point = best_range(inputs)
+            layer.activation_bits = activation_bits
+            layer.input_scale, layer.input_zero_point = (
+                best_range(inputs) if activation_bits == 8 else wide_range(float(inputs.abs().max()))
+            )
             inputs = layer.round_input(inputs) + contributions
             expected, contributions = _sample_inputs(part_float, reference, hidden_float)
             fit_layer(layer, reference, inputs, expected + contributions)

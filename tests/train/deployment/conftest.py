@@ -8,7 +8,8 @@ import torch
 from dataset_script import SCENES
 from modeling_tfsepnet import TFSepNetConfig, TFSepNetFeatureExtractor, TFSepNetForAudioClassification
 from train.deployment import quantizer as quantization
-from train.deployment.quantizer import INCConfig, INCQuantizer, assemble, rounded_integers, window_logits
+from train.deployment.comparison import accuracy, window_logits
+from train.deployment.quantizer import INCConfig, INCQuantizer, assemble, rounded_integers
 from train.deployment.rounding import equalize, fold, round_weights
 
 
@@ -53,11 +54,10 @@ def replace_tuning(monkeypatch) -> list[dict]:
     """Use the ranges of the preparation instead of those of Neural Compressor, and record the arguments of tuning."""
     calls = []
 
-    def tune(folded, rounded, windows, labels, metric, config):
+    def tune(rounded, windows, labels, float_logits, metric, config):
         model = assemble(rounded, rounded_integers(rounded))
         calls.append({"rounded": rounded, "windows": windows, "labels": labels, "config": config})
-        before, after = (metric(window_logits(network, windows).numpy(), labels) for network in (folded, model))
-        return model, {"act_algo": "kl", "act_sym": False}, before, after
+        return model, {"act_algo": "kl", "act_sym": False}
 
     monkeypatch.setattr(quantization, "tune", tune)
     return calls
@@ -73,18 +73,19 @@ def quantized(small, windows, tmp_path_factory):
     graphs, evaluated = [], []
     read_graph = quantization.read_graph
 
-    def remember(graph):
+    def remember(graph, activation_bits):
         graphs.append(graph)
-        return read_graph(graph)
+        return read_graph(graph, activation_bits)
 
     def metric(logits, labels):
         evaluated.append(torch.from_numpy(logits))
-        return quantization.accuracy(logits, labels)
+        return accuracy(logits, labels)
 
     labels = window_logits(small, windows).argmax(1).numpy()
     quantizer = INCQuantizer(copy.deepcopy(small), TFSepNetFeatureExtractor(feature_size=64))
     dataset = {"input_values": windows.unsqueeze(1), "labels": labels}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(quantization, "read_graph", remember)
-        model = quantizer.quantize(INCConfig(tolerable_loss=0.2), dataset, folder, metric)
+        config = INCConfig(activation_bits=8, tolerable_loss=0.2)
+        model = quantizer.quantize(config, dataset, folder, metric)
     return model, folder, graphs[-1], evaluated

@@ -19,17 +19,9 @@ from modeling_cpmobile import (
 )
 from modeling_tfsepnet import TFSepNetFeatureExtractor
 from tests.clean_process import run_in_clean_process
+from train.deployment.comparison import agreement, layer_sqnr, window_logits
 from train.deployment.finetuning import finetune
-from train.deployment.quantizer import (
-    INCConfig,
-    INCQuantizer,
-    agreement,
-    assemble,
-    layer_sqnr,
-    new_int8_network,
-    rounded_integers,
-    window_logits,
-)
+from train.deployment.quantizer import INCConfig, INCQuantizer, assemble, new_int8_network, rounded_integers
 from train.deployment.rounding import equalize, fold, folded_convolutions, round_weights
 
 

@@ -7,8 +7,9 @@ import torch
 from modeling_tfsepnet import TFSepNetFeatureExtractor
 from tests.train.deployment.conftest import replace_tuning
 from train.deployment import finetuning
+from train.deployment.comparison import sqnr, window_logits
 from train.deployment.finetuning import Grid, finetune
-from train.deployment.quantizer import INCConfig, INCQuantizer, sqnr, window_logits
+from train.deployment.quantizer import INCConfig, INCQuantizer
 from train.deployment.rounding import folded_convolutions
 
 

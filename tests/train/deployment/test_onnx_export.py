@@ -18,7 +18,7 @@ from modeling_tfsepnet import (
 )
 from modeling_tfsepnet.convert_tfsepnet import convert_state_dict, load_checkpoint
 from modeling_tfsepnet.quantization_tfsepnet import replace_convolutions
-from train.deployment.quantizer import agreement, window_logits
+from train.deployment.comparison import agreement, window_logits
 from train.deployment.rounding import FoldedConv, folded_convolutions
 
 

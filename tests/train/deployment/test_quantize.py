@@ -133,10 +133,11 @@ def test_results_compare_both_networks_on_the_test_clips(run):
     assert results["agreement"] == pytest.approx(equal.mean())
     noise = np.square(logits["float"] - logits["int8"]).sum()
     decibels = 10 * np.log10(np.square(logits["float"]).sum() / noise)
-    assert results["sqnr_db"] == pytest.approx(decibels, abs=1e-3) and 10 < decibels < 50
+    assert results["sqnr_db"] == pytest.approx(decibels, abs=1e-3) and 30 < decibels < 90
     assert len(results["layer_sqnr_db"]) == 43 and 10 < min(results["layer_sqnr_db"].values()) < 100
     assert set(results["latency_ms"]) == {"float", "int8"} and results["processor"]
-    assert results["calibration_clips"] == 24
+    assert results["calibration_clips"] == 24 and results["activation_bits"] == 16
+    assert results["calibration"]["tolerable"] and results["calibration"]["sqnr_db"] > 30
 
 
 def test_stored_size_is_known_before(run):

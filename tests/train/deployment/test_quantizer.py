@@ -3,7 +3,6 @@
 import copy
 import json
 import shutil
-from types import SimpleNamespace
 
 import huggingface_hub
 import numpy as np
@@ -24,25 +23,17 @@ from modeling_tfsepnet import (
 from modeling_tfsepnet.quantization_tfsepnet import make_int8, replace_convolutions
 from tests.clean_process import run_in_clean_process
 from tests.hub_server import hub_environment, hub_server
+from tests.train.deployment.conftest import replace_tuning
 from train.deployment import quantizer as quantization
-from train.deployment.quantizer import (
-    INCConfig,
-    INCQuantizer,
-    agreement,
-    assemble,
-    layer_sqnr,
-    rounded_integers,
-    sqnr,
-    window_logits,
-)
+from train.deployment.comparison import accuracy, agreement, compare, layer_sqnr, sqnr, window_logits
+from train.deployment.quantizer import INCConfig, INCQuantizer, assemble, rounded_integers
 from train.deployment.rounding import fold, folded_convolutions
 
 
 def test_logits_are_those_that_neural_compressor_evaluated(quantized, windows):
     model, _, graph, evaluated = quantized
-    _, *trials, final = evaluated  # the float network's come first
+    _, *trials = evaluated  # the float network's come first
     logits = window_logits(model, windows)
-    assert torch.equal(final, logits)
     assert any(torch.equal(trial, logits) for trial in trials)
     assert sqnr(window_logits(graph, windows), logits) > 35  # its convolutions add up in another order
 
@@ -156,27 +147,63 @@ def test_refuses_wrong_input(quantized, small, windows, tmp_path):
     with pytest.raises(InputError, match="contains NaN"):
         dataset = {"input_values": windows.unsqueeze(1).where(windows.unsqueeze(1) < 3, torch.nan)}
         quantizer.quantize(INCConfig(), {**dataset, "labels": np.zeros(48, dtype=int)})
-    for option, value in (("tolerable_loss", 2), ("max_trials", 0), ("qat_epochs", -1)):
+    options = (("tolerable_loss", 2), ("max_trials", 0), ("qat_epochs", -1), ("activation_bits", 4))
+    for option, value in options:
         with pytest.raises(InputError, match=f"{option} is {value}: choose"):
             INCConfig(**{option: value})
 
 
-@pytest.mark.parametrize(("tolerable_loss", "kept"), [(0.09, False), (0.12, True)])
-def test_a_model_that_loses_more_than_is_tolerable_is_refused(
-    small, windows, int8, tmp_path, monkeypatch, tolerable_loss, kept
-):
+def quantize_to(model, small, windows, folder, monkeypatch, **settings) -> INCQuantizer:
+    """Quantize with `model` as the outcome of tuning; the labels are what the float network decides."""
     chosen = {"act_algo": "kl", "act_sym": False}
-    monkeypatch.setattr(quantization, "tune", lambda *args: (copy.deepcopy(int8), chosen, 0.5, 0.45))
+    monkeypatch.setattr(quantization, "tune", lambda *args: (copy.deepcopy(model), chosen))
     monkeypatch.setattr(quantization, "round_weights", lambda folded, *args: folded)
-    dataset = {"input_values": windows.unsqueeze(1), "labels": np.zeros(48, dtype=int)}
+    labels = window_logits(small, windows).argmax(1).numpy()
     quantizer = INCQuantizer(small, TFSepNetFeatureExtractor(feature_size=64))
-    config = INCConfig(tolerable_loss=tolerable_loss)
-    if kept:
-        quantizer.quantize(config, dataset, tmp_path / "x")
-    else:
-        with pytest.raises(InputError, match=r"from 0.5000 to 0.4500.* keep the float model"):
-            quantizer.quantize(config, dataset, tmp_path / "x")
-    assert (tmp_path / "x").exists() == kept
+    quantizer.quantize(INCConfig(**settings), {"input_values": windows.unsqueeze(1), "labels": labels}, folder)
+    return quantizer
+
+
+@pytest.mark.parametrize(("tolerable_loss", "tolerable"), [(0.01, False), (0.999, True)])
+def test_a_model_that_loses_more_than_is_tolerable_is_kept_and_named(
+    small, windows, int8, tmp_path, monkeypatch, caplog, tolerable_loss, tolerable
+):
+    damaged = copy.deepcopy(int8)
+    damaged.classifier.weight[::2].neg_()
+    settings = {"tolerable_loss": tolerable_loss}
+    quantizer = quantize_to(damaged, small, windows, tmp_path / "x", monkeypatch, **settings)
+    calibration = quantizer.calibration
+    assert calibration["float"] == 1 and 0 < calibration["int8"] < 0.9
+    assert calibration["int8"] == calibration["agreement"]
+    assert 1 - calibration["int8"] > calibration["smallest_loss"] > 0.01
+    assert calibration["tolerable"] == tolerable
+    assert ("keep the float model" in caplog.text.lower()) is not tolerable
+    TFSepNetForAudioClassification.from_pretrained(tmp_path / "x")
+
+
+def test_a_loss_is_judged_against_its_uncertainty():
+    """By one clip of 48 it is chance; the same fraction of 48,000 clips is not."""
+    logits = torch.eye(2).repeat(24, 1)
+    changed = logits.clone()
+    changed[0] = changed[0].flip(0)
+    labels = np.array([0, 1] * 24)
+    few = compare(logits, changed, labels, accuracy, 0.01)
+    assert few["float"] == 1 and few["int8"] == few["agreement"] == pytest.approx(47 / 48)
+    assert few["smallest_loss"] == 0 and few["tolerable"]
+    many = compare(logits.repeat(1000, 1), changed.repeat(1000, 1), np.tile(labels, 1000), accuracy, 0.01)
+    assert many["int8"] == pytest.approx(47 / 48) and not many["tolerable"]
+    assert many["smallest_loss"] == pytest.approx(1 / 48 - 1.645 * np.sqrt(1 / 48 / 48_000), abs=2e-4)
+
+
+def test_the_agreement_with_float_can_be_the_criterion(small, windows, int8, tmp_path, monkeypatch):
+    decisions = window_logits(small, windows).argmax(1)
+    wrong = (1 - decisions.clamp(max=1)).numpy()
+    calls = replace_tuning(monkeypatch)
+    quantizer = INCQuantizer(small, TFSepNetFeatureExtractor(feature_size=64))
+    dataset = {"input_values": windows.unsqueeze(1), "labels": wrong}
+    quantizer.quantize(INCConfig(criterion="agreement"), dataset)
+    assert calls[0]["labels"].tolist() == decisions.tolist()
+    assert quantizer.calibration["float"] == 1 and quantizer.calibration["int8"] == quantizer.calibration["agreement"]
 
 
 def test_tuning_evaluates_stored_networks_and_gets_the_tolerance(small, windows, prepared, monkeypatch):
@@ -195,24 +222,25 @@ def test_tuning_evaluates_stored_networks_and_gets_the_tolerance(small, windows,
         told["algorithms"] = [config["act_algo"] for config in configs]
         told["tolerable_loss"], told["max_trials"] = tune_config.tolerable_loss, tune_config.max_trials
         told["metrics"] = [eval_fn(graph) for graph in ("float", coarse, fine)]
-        return SimpleNamespace(integers=fine, qconfig={"": tune_config.config_set[1]})
+        return None  # as if no trial had been tolerable
 
     monkeypatch.setattr(packages.quantization, "autotune", autotune)
     monkeypatch.setattr(packages.export, "export", lambda network, *args, **kwargs: network)
-    monkeypatch.setattr(quantization, "read_graph", lambda graph: getattr(graph, "integers", graph))
+    monkeypatch.setattr(quantization, "read_graph", lambda graph, activation_bits: graph)
     labels = window_logits(small, windows).argmax(1).numpy()
 
     def metric(logits, labels):
-        return quantization.accuracy(logits, labels)
+        return accuracy(logits, labels)
 
-    config = INCConfig(tolerable_loss=0.25, max_trials=7)
-    model, chosen, before, after = quantization.tune(folded, rounded, windows, labels, metric, config)
+    config = INCConfig(activation_bits=8, tolerable_loss=0.25, max_trials=7)
+    float_logits = window_logits(folded, windows)
+    model, chosen = quantization.tune(rounded, windows, labels, float_logits, metric, config)
     assert (told["tolerable_loss"], told["max_trials"]) == (0.25, 7)
     assert told["algorithms"] == ["kl", "minmax"] and chosen["act_algo"] == "minmax"
     expected = [window_logits(assemble(rounded, integers), windows) for integers in (coarse, fine)]
     assert torch.equal(window_logits(model, windows), expected[1])
     metrics = [metric(logits.numpy(), labels) for logits in expected]
-    assert told["metrics"] == [before, *metrics] and (before, after) == (1.0, metrics[1])
+    assert told["metrics"] == [1.0, *metrics]
     assert metrics[0] < metrics[1]  # so the networks are told apart
     assert all(layer.input_scale is None for layer in folded_convolutions(rounded).values())
 

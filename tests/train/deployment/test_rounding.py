@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from modeling_tfsepnet.quantization_tfsepnet import make_int8
-from train.deployment.quantizer import sqnr, window_logits
+from train.deployment.comparison import sqnr, window_logits
 from train.deployment.rounding import (
     FoldedConv,
     best_range,
