@@ -112,16 +112,22 @@ class TFSepNetInt8Conv(nn.Module):
         The integers are multiplied as the floats that they represent, which equals integer arithmetic up to float32
         rounding and works on any device.
         """
-        weight = self.weight.to(torch.float32) * self.weight_scale.view(-1, 1, 1, 1)
+        scale = self.weight_scale * self.input_scale
+        weight = self.weight.to(torch.float32) * scale.view(-1, 1, 1, 1)
         bias = self.bias.to(torch.float32) * self.bias_scale
+        step = self.input_scale.view(1) if self.smoothing is None else self.input_scale * self.smoothing
         level = hidden_state.amin(dim=(1, 3), keepdim=True) if self.centred else None
-        hidden_state = prepare_input(hidden_state, level, self.smoothing)
+        integers = self.clamp(prepare_input(hidden_state, level, step).round_())
+        output = nn.functional.conv2d(integers, weight, bias, self.stride, self.padding, (1, 1), self.groups)
+        return finish_output(output, level, weight, step, self.relu)
+
+    def clamp(self, integers: torch.Tensor) -> torch.Tensor:
+        """Clamp integers to their bits, with zero for an input of zero, in place."""
+        limits = ACTIVATION_RANGES[self.activation_bits]
+        if self.activation_bits == 16:  # the zero point is 0
+            return integers.clamp_(*limits)
         zero_point = self.input_zero_point.to(torch.float32)
-        lowest, highest = ACTIVATION_RANGES[self.activation_bits]
-        integers = (hidden_state * (1.0 / self.input_scale)).round_().clamp_(lowest - zero_point, highest - zero_point)
-        hidden_state = integers.mul_(self.input_scale)
-        output = nn.functional.conv2d(hidden_state, weight, bias, self.stride, self.padding, (1, 1), self.groups)
-        return finish_output(output, level, weight, self.smoothing, self.relu)
+        return integers.add_(zero_point).clamp_(*limits).sub_(zero_point)
 
 
 def prepare_input(

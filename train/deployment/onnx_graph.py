@@ -209,9 +209,11 @@ class NetworkBuilder(GraphBuilder):
                 hidden = self.add("Sub", hidden, offset)
             if smoothing is not None:
                 hidden = self.add("Mul", hidden, self.constant(smoothing.view(1, -1, 1, 1)))
+            assert isinstance(layer.input_zero_point, Tensor)
+            zero_point = layer.input_zero_point.to({8: torch.uint8, 16: torch.int16}[layer.activation_bits])
             grid = (
                 self.constant(layer.input_scale, f"{name}.input_scale"),
-                self.constant(layer.input_zero_point, f"{name}.input_zero_point"),
+                self.constant(zero_point, f"{name}.input_zero_point"),
             )
             hidden = self.add("QuantizeLinear", hidden, *grid, name=f"{name}.round")
             hidden = self.add("DequantizeLinear", hidden, *grid, name=f"{name}.expand")

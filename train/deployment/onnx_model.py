@@ -19,7 +19,7 @@ from train.deployment.onnx_graph import Form, NetworkBuilder, add_front_end
 from train.deployment.rounding import fold
 
 
-OPSET = 20
+OPSET = 21
 IR_VERSION = 10
 
 
@@ -118,7 +118,8 @@ def _describe(
     if form == "qdq" and not waveform:
         layer = model.get_submodule(f"{model.base_model_prefix}.stem.0")
         scale, zero_point = (float(layer.get_buffer(name)) for name in ("input_scale", "input_zero_point"))
-        metadata["input_quantization"] = json.dumps({"dtype": "uint8", "scale": scale, "zero_point": int(zero_point)})
+        kind = {8: "uint8", 16: "int16"}[layer.activation_bits]
+        metadata["input_quantization"] = json.dumps({"dtype": kind, "scale": scale, "zero_point": int(zero_point)})
     if extractor is not None:
         metadata["sampling_rate"] = str(extractor.sampling_rate)
         metadata["front_end"] = extractor.to_json_string()

@@ -19,7 +19,8 @@ from modeling_tfsepnet import (
 from modeling_tfsepnet.convert_tfsepnet import convert_state_dict, load_checkpoint
 from modeling_tfsepnet.quantization_tfsepnet import replace_convolutions
 from train.deployment.comparison import agreement, window_logits
-from train.deployment.rounding import FoldedConv, folded_convolutions
+from train.deployment.quantizer import assemble, rounded_integers
+from train.deployment.rounding import FoldedConv, folded_convolutions, round_weights
 
 
 onnx = pytest.importorskip("onnx")
@@ -127,6 +128,19 @@ def test_rounded_activations_do_not_saturate(int8, windows, tmp_path, options):
     stem = int8.tfsepnet.stem[0]
     assert json.loads(grid)["scale"] == float(stem.input_scale)
     assert json.loads(grid)["zero_point"] == int(stem.input_zero_point)
+
+
+def test_16_bit_activations(prepared, windows, tmp_path):
+    """Rounding to 16 bits hides what the order of sums changes."""
+    wide = round_weights(prepared[0], windows, activation_bits=16)
+    model = assemble(wide, rounded_integers(wide))
+    exported = export_onnx(model, tmp_path / "qdq.onnx")
+    result = agreement(window_logits(model, windows), logits(tmp_path / "qdq.onnx", windows))
+    assert result["sqnr_db"] > 60
+    zero_points = {t.data_type for t in exported.graph.initializer if t.name.endswith("input_zero_point")}
+    assert zero_points == {onnx.TensorProto.INT16}
+    (grid,) = (entry.value for entry in exported.metadata_props if entry.key == "input_quantization")
+    assert json.loads(grid) == {"dtype": "int16", "scale": float(model.tfsepnet.stem[0].input_scale), "zero_point": 0}
 
 
 @pytest.mark.parametrize(

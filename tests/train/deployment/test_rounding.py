@@ -18,20 +18,22 @@ from train.deployment.rounding import (
     folded_convolutions,
     round_one_by_one,
     round_weights,
+    wide_range,
 )
 
 
 pytestmark = pytest.mark.processor
 
 
-def identity_layers(scale: float, zero_point: int) -> dict[str, nn.Module]:
+def identity_layers(scale: float, zero_point: int, bits: int) -> dict[str, nn.Module]:
     """Layers of one channel that return their rounded input."""
     convolution = nn.Conv2d(1, 1, 1)
     nn.init.ones_(convolution.weight)
     nn.init.zeros_(convolution.bias)
     folded = FoldedConv(convolution, smooth=False, centred=False)
+    folded.activation_bits = bits
     folded.input_scale, folded.input_zero_point = scale, zero_point
-    int8 = make_int8(convolution, smooth=False, centred=False)
+    int8 = make_int8(convolution, smooth=False, centred=False, activation_bits=bits)
     int8.weight.fill_(1)
     int8.input_scale.fill_(scale)
     int8.input_zero_point.fill_(zero_point)
@@ -42,11 +44,20 @@ def identity_layers(scale: float, zero_point: int) -> dict[str, nn.Module]:
 def test_inputs_are_rounded_to_the_nearest_of_256_codes(kind):
     scale, zero_point = 0.5, 3
     inputs = torch.linspace(-10, 150, 4001)  # beyond both ends of the range
-    rounded = identity_layers(scale, zero_point)[kind](inputs.view(1, 1, -1, 1)).flatten().detach().numpy()
+    rounded = identity_layers(scale, zero_point, 8)[kind](inputs.view(1, 1, -1, 1)).flatten().detach().numpy()
     codes = np.arange(256)
     nearest = np.abs(inputs.numpy()[:, None] - (codes - zero_point) * scale).min(axis=1)
     np.testing.assert_allclose(np.abs(inputs.numpy() - rounded), nearest, atol=1e-5)
     assert set(np.round(rounded / scale).astype(int) + zero_point) == set(codes)
+
+
+@pytest.mark.parametrize("kind", ["float", "int8"])
+def test_inputs_are_rounded_to_16_bits(kind):
+    scale, _ = wide_range(2.0)
+    assert scale == pytest.approx(4 / 32767)  # twice the range of the calibration
+    inputs = torch.tensor([0.0, 0.4, 0.6, -1.0, 4e4, -4e4]) * scale
+    rounded = identity_layers(scale, 0, 16)[kind](inputs.view(1, 1, 1, -1)).flatten() / scale
+    torch.testing.assert_close(rounded.detach(), torch.tensor([0.0, 0, 1, -1, 32767, -32768]), atol=1e-2, rtol=0)
 
 
 def test_the_best_range_clips_rare_large_values():
@@ -218,6 +229,18 @@ def test_inputs_are_rounded_by_the_best_range(prepared, windows):
     assert (layer.input_scale, layer.input_zero_point) == pytest.approx(best_range(windows), rel=0.1)
     assert all(layer.input_scale is not None for layer in folded_convolutions(rounded).values())
     assert all(layer.input_scale is None for layer in folded_convolutions(folded).values())
+
+
+def test_16_bits_keep_what_8_bits_lose(prepared, windows):
+    folded, rounded = prepared
+    wide = round_weights(folded, windows, activation_bits=16)
+    expected = window_logits(folded, windows)
+    decibels, decibels_wide = (sqnr(expected, window_logits(network, windows)) for network in (rounded, wide))
+    assert decibels_wide > decibels + 6
+    steps = {name: layer.input_scale for name, layer in folded_convolutions(wide).items()}
+    reached = {name: float(values.abs().max()) for name, values in layer_inputs(folded, windows).items()}
+    name = "tfsepnet.stem.0"  # sampled at all positions or nearly so
+    assert steps[name] * 32767 == pytest.approx(2 * reached[name], rel=0.1)
 
 
 def test_the_float_network_is_not_modified(small, windows):
