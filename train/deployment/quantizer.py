@@ -45,6 +45,9 @@ CRITERIA = ("accuracy", "agreement")
 
 WINDOWS_TO_EQUALIZE = 128
 
+WINDOWS_TO_ROUND = 160
+"""Largest number of windows that weights are fitted to; more take longer and change nothing."""
+
 
 class INCConfig(BaseConfig):
     """Settings of the quantization, saved with the model as `inc_config.json`.
@@ -190,7 +193,8 @@ class INCQuantizer(OptimumQuantizer):
                 "defined: use clips of the classes that the model was trained on, or a positive metric."
             )
         equalize(folded, windows[:WINDOWS_TO_EQUALIZE])
-        rounded = round_weights(folded, windows, settings.activation_bits)
+        fitted = windows[:: -(-len(windows) // WINDOWS_TO_ROUND)]
+        rounded = round_weights(folded, fitted, settings.activation_bits)
         if settings.qat_epochs:
             batches = training_batches or windows.split(WINDOWS_PER_BATCH)
             finetune(rounded, folded, batches, settings.qat_epochs)
