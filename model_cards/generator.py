@@ -45,6 +45,7 @@ from model_cards.results import RESULTS_FILE, RunResults, configuration, portabl
 from model_cards.snippets import usage
 from model_cards.students import STUDENTS, Student
 from model_cards.tables import (
+    activation_bits,
     complexity_table,
     device_models_table,
     group_table,
@@ -163,6 +164,7 @@ def make_card(
             onnx.stat().st_size if (onnx := model_dir / "model.onnx").is_file() else None,
             peak_activations(network) if network else None,
         ),
+        activation_bits=activation_bits(own, evidence.counterpart),
         latency=latency_results(own, evidence.counterpart),
         int8_table=int8_table(own, complexity, stored) if stored else "",
         stored=sum(stored.values()),

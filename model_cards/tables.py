@@ -231,9 +231,8 @@ def complexity_table(
     if macs is not None:
         rows.append(["MACs for one second", *[_with_limit(macs, MAX_MACS)] * 2, f"{MAX_MACS:,}"])
     if activations is not None:
-        rows.append(
-            ["peak activation memory, bytes", *(f"{activations * VALUE_BYTES[name]:,}" for name in formats), ""]
-        )
+        widths = VALUE_BYTES | {"INT8": activation_bits(own, counterpart) // 8}
+        rows.append(["peak activation memory, bytes", *(f"{activations * widths[name]:,}" for name in formats), ""])
     latency = latency_results(own, counterpart).get("latency_ms")
     if latency and "float16" not in formats:
         times = [f"{latency['int8' if name == 'INT8' else 'float']:.1f}" for name in formats]
@@ -247,6 +246,12 @@ def complexity_table(
     if macs is None and counterpart is None:
         header, rows = header[:2], [row[:2] for row in rows]
     return markdown_table(header, rows)
+
+
+def activation_bits(own: RunResults, counterpart: RunResults | None) -> int:
+    """Return the bits of the activations of a network in INT8; 8 if neither of its results has them."""
+    contents = [run.content for run in (own, counterpart) if run is not None]
+    return next((content["activation_bits"] for content in contents if "activation_bits" in content), 8)
 
 
 def latency_results(own: RunResults, counterpart: RunResults | None) -> dict[str, Any]:
@@ -269,6 +274,8 @@ def int8_table(results: RunResults, complexity: ModelComplexity, stored: Mapping
         ["biases, two bytes each", f"{stored['bias']:,}"],
         ["bytes of scales, zero points and smoothing factors", f"{complexity.scale_bytes:,}"],
     ]
+    if "activation_bits" in content:
+        rows.append(["bits of the activations", str(content["activation_bits"])])
     if "calibration_clips" in content:
         rows.append(["calibration clips", f"{content['calibration_clips']:,}"])
     if content.get("qat_epochs"):
