@@ -140,6 +140,20 @@ def test_results_compare_both_networks_on_the_test_clips(run):
     assert results["calibration"]["tolerable"] and results["calibration"]["sqnr_db"] > 30
 
 
+def test_a_model_that_loses_too_much_is_named_but_not_pushed(run, tmp_path, monkeypatch):
+    """The error comes after the results are written, so that nothing of the work is lost."""
+    loss = {"float": 0.8, "int8": 0.4, "smallest_loss": 0.3, "tolerable": False, "agreement": 0.5, "sqnr_db": 9.0}
+    loaded = datasets.DatasetDict(), run.model, run.extractor
+    monkeypatch.setattr("train.evaluation.inference.load_clips", lambda args: loaded)
+    monkeypatch.setattr("train.common.runs.run_or_load", lambda *args, **kwargs: {**run.results, "calibration": loss})
+    monkeypatch.setattr("train.common.hub.check_repository", lambda *args: None)
+    monkeypatch.setattr("train.common.hub.push_folder", lambda *args: pytest.fail("the model was pushed"))
+    message = r"from 0\.8000 to 0\.4000, with 95% certainty by more than 30\.0%.*50\.0% equal.*kept in .*out/model"
+    command = [*ARGUMENTS, "--output_dir", str(tmp_path / "out"), "--push_to_hub", "--hub_model_id", "me/int8"]
+    with pytest.raises(InputError, match=message):
+        quantize.main(command)
+
+
 def test_stored_size_is_known_before(run):
     complexity = measure_folder(run.folder / "model")
     assert run.results["complexity"] == {**complexity.as_results(), "scale_bytes": complexity.scale_bytes}
@@ -162,6 +176,8 @@ class TestRefusals:
             (["--seed", "4294967296"], "seed is 4294967296"),
             (["--calibration_clips", "0"], "calibration_clips is 0"),
             (["--tolerable_loss", "1"], "tolerable_loss is 1.0"),
+            (["--activation_bits", "4"], "activation_bits"),
+            (["--criterion", "loss"], "criterion"),
             (["--max_trials", "0"], "max_trials is 0"),
             (["--qat_epochs", "-1"], "qat_epochs is -1"),
             (["--dtype", "int8"], "leave out dtype"),
