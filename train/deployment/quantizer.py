@@ -204,7 +204,8 @@ class INCQuantizer(OptimumQuantizer):
         )
         if not self.calibration["tolerable"]:
             logger.warning("%s", describe_loss(self.calibration, settings.tolerable_loss))
-        config = form.config(len(windows), chosen["act_algo"], chosen["act_sym"], settings.activation_bits)
+        symmetric = chosen["act_sym"] or settings.activation_bits == 16
+        config = form.config(len(windows), chosen["act_algo"], symmetric, settings.activation_bits)
         model.config.quantization_config = config
         vars(model).update(hf_quantizer=form.quantizer(config), is_quantized=True)
         if save_directory is not None:

@@ -137,6 +137,8 @@ def test_results_compare_both_networks_on_the_test_clips(run):
     assert len(results["layer_sqnr_db"]) == 43 and 10 < min(results["layer_sqnr_db"].values()) < 100
     assert set(results["latency_ms"]) == {"float", "int8"} and results["processor"]
     assert results["calibration_clips"] == 24 and results["activation_bits"] == 16
+    assert int8.config.quantization_config.activation_bits == 16
+    assert int8.config.quantization_config.activation_symmetric
     assert results["calibration"]["tolerable"] and results["calibration"]["sqnr_db"] > 30
 
 
