@@ -4,7 +4,7 @@
 
 The forms take turns. They compute logits from log-mel, except `waveform`, whose file includes the front end. The INT8
 forms are calibrated on noise: they have the speed and size of any INT8 model of this network, but their predictions
-are meaningless.
+are meaningless. Their activations have 16 bits unless the name says otherwise.
 """
 
 import argparse
@@ -38,9 +38,9 @@ COLUMNS = "{:<30} {:>7} {:>10} {:>14} {:>10}"
 log = logging.getLogger("benchmarks").info
 
 
-def make_int8(model: TFSepNetForAudioClassification, windows: torch.Tensor) -> StudentModel:
+def make_int8(model: TFSepNetForAudioClassification, windows: torch.Tensor, activation_bits: int) -> StudentModel:
     """Return an INT8 copy of `model`, calibrated on `windows` without tuning."""
-    rounded = round_weights(fold(model), windows)
+    rounded = round_weights(fold(model), windows, activation_bits)
     return assemble(rounded, rounded_integers(rounded))
 
 
@@ -52,10 +52,10 @@ def make_forms(
     waveform = 0.1 * torch.randn(BATCH_SIZE, 32_000, generator=generator)
     extractor = TFSepNetFeatureExtractor()
     windows = extractor.features(waveform)
-    int8 = make_int8(model, windows[:8, 0])
+    int8, narrow = (make_int8(model, windows[:8, 0], bits) for bits in (16, 8))
     forms: dict[str, Callable[[int], object]] = {}
     sizes: dict[str, int] = {}
-    for name, network in (("torch float", model), ("torch INT8", int8)):
+    for name, network in (("torch float", model), ("torch INT8", int8), ("torch INT8, 8 bits", narrow)):
         path = folder / f"{name}.safetensors"
         save_file({key: value.contiguous() for key, value in network.state_dict().items()}, path)
         sizes[name] = path.stat().st_size
@@ -66,6 +66,7 @@ def make_forms(
         ("onnxruntime float", model, "qdq", {}),
         ("onnxruntime INT8 weights", int8, "weights", {}),
         ("onnxruntime INT8 QDQ", int8, "qdq", {}),
+        ("onnxruntime INT8 QDQ, 8 bits", narrow, "qdq", {}),
         ("onnxruntime INT8 QDQ, as float", int8, "qdq", {"session.disable_quant_qdq": "1"}),
         ("onnxruntime INT8 waveform", int8, "weights", {}),
     ]

@@ -210,7 +210,8 @@ class NetworkBuilder(GraphBuilder):
             if smoothing is not None:
                 hidden = self.add("Mul", hidden, self.constant(smoothing.view(1, -1, 1, 1)))
             assert isinstance(layer.input_zero_point, Tensor)
-            zero_point = layer.input_zero_point.to({8: torch.uint8, 16: torch.int16}[layer.activation_bits])
+            bits = getattr(layer, "activation_bits", 8)  # models may come with code that does not know 16
+            zero_point = layer.input_zero_point.to({8: torch.uint8, 16: torch.int16}[bits])
             grid = (
                 self.constant(layer.input_scale, f"{name}.input_scale"),
                 self.constant(zero_point, f"{name}.input_zero_point"),

@@ -118,7 +118,7 @@ def _describe(
     if form == "qdq" and not waveform:
         layer = model.get_submodule(f"{model.base_model_prefix}.stem.0")
         scale, zero_point = (float(layer.get_buffer(name)) for name in ("input_scale", "input_zero_point"))
-        kind = {8: "uint8", 16: "int16"}[layer.activation_bits]
+        kind = {8: "uint8", 16: "int16"}[getattr(layer, "activation_bits", 8)]
         metadata["input_quantization"] = json.dumps({"dtype": kind, "scale": scale, "zero_point": int(zero_point)})
     if extractor is not None:
         metadata["sampling_rate"] = str(extractor.sampling_rate)
