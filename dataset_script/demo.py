@@ -179,7 +179,7 @@ def _write_corpus(root: Path, seed: int) -> None:
     for index in range(IMPULSE_RESPONSES):
         rng = np.random.default_rng([seed, 2, index])
         response = make_response(rng, rng.uniform(2, 9), rng.uniform(50, 350), rng.uniform(5_500, 16_000))
-        _write_wav(root / "impulse_responses" / f"synthetic-{index:02d}.wav", 0.5 * response)
+        write_wav(root / "impulse_responses" / f"synthetic-{index:02d}.wav", 0.5 * response)
     (root / "README.md").write_text(synthetic_card(seed), encoding="utf-8")
 
 
@@ -226,10 +226,11 @@ def _write_segment(root: Path, segment: Segment, devices: dict[str, Device], see
     if segment.device in devices:
         sound = apply_device(sound, *devices[segment.device], rng)
     for filename, clip in zip(segment.filenames, np.split(sound, segment.clips), strict=True):
-        _write_wav(root / filename, clip)
+        write_wav(root / filename, clip)
 
 
-def _write_wav(path: Path, samples: np.ndarray) -> None:
+def write_wav(path: Path, samples: np.ndarray) -> None:
+    """Write samples with a full scale of 1 as a 24-bit WAV file at `SAMPLE_RATE`."""
     # Rounded here, because soundfile's rounding may change.
     codes = np.rint(samples * (2**23 - 1)).astype(np.int32) << 8
     path.write_bytes(encode_wav(codes, SAMPLE_RATE))

@@ -45,6 +45,7 @@ from model_cards.results import RESULTS_FILE, RunResults, configuration, portabl
 from model_cards.snippets import usage
 from model_cards.students import STUDENTS, Student
 from model_cards.tables import (
+    comparison_table,
     complexity_table,
     device_models_table,
     group_table,
@@ -55,7 +56,11 @@ from model_cards.tables import (
 )
 
 
-RUN_PLOTS = {"learning_curve.png": "Learning curves", "layers.png": "SQNR of the logits with one layer in INT8"}
+RUN_PLOTS = {
+    "comparison.png": "Teachers and student",
+    "learning_curve.png": "Learning curves",
+    "layers.png": "SQNR of the logits with one layer in INT8",
+}
 """Plots that a card shows if the run has left them beside its results, with their captions."""
 
 
@@ -155,6 +160,7 @@ def make_card(
         device_models_table=device_models_table(own.content) if own.content.get("device_models") else "",
         device_id=json.dumps(next(iter(own.content.get("device_models", {})), None)),
         adaptation=hyperparameter_table(own.arguments),
+        comparison_table=comparison_table(training.content) if "labels_alone" in training.content else "",
         complexity_table=complexity_table(
             complexity,
             own,

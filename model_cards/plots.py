@@ -134,6 +134,33 @@ def plot_devices(
     save_figure(figure, path)
 
 
+def plot_comparison(rows: Sequence[tuple[str, Mapping[str, Any]]], path: str | Path, title: str) -> None:
+    """Draw the macro accuracies of models on the same clips with their intervals, one below the other.
+
+    Args:
+        rows (`Sequence`): For each model its name and its metrics, of which the interval over recording locations may
+            be absent.
+        path (`str` or `Path`): File to write, without its suffix.
+        title (`str`): Model and data.
+    """
+    figure = Figure(figsize=(6.4, 1.2 + 0.45 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    for place, (_, scores) in enumerate(rows):
+        accuracy = 100 * scores["macro_accuracy"]
+        low, high = scores.get("confidence_intervals", {}).get("macro_accuracy", [scores["macro_accuracy"]] * 2)
+        errors = [[accuracy - 100 * low], [100 * high - accuracy]]
+        last = place == len(rows) - 1
+        color, hatch = (BLUE, "") if last else (GREY, HATCH)
+        axes.barh(place, accuracy, color=color, hatch=hatch, edgecolor="white", xerr=errors, error_kw={"capsize": 3})
+        axes.text(101, place, f"{accuracy:.1f}", va="center", fontsize=9, fontweight="bold" if last else "normal")
+    axes.set_yticks(range(len(rows)), [_text(name) for name, _ in rows])
+    axes.set(xlabel="macro accuracy, %", xlim=(0, 100))
+    axes.invert_yaxis()
+    axes.spines[["top", "right"]].set_visible(False)
+    set_title(figure, title, "95 % intervals over recording locations")
+    save_figure(figure, path)
+
+
 def plot_learning_curve(log_history: Sequence[Mapping[str, float]], path: str | Path, title: str) -> None:
     """Draw loss and learning rate, and the accuracy on held-out clips if there are any, over the epochs.
 

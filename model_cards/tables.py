@@ -42,13 +42,41 @@ def results_table(results: Mapping[str, Any]) -> str:
         for name, scores in metrics.get(group, {}).items():
             rows.append([title.format(plain(name)), accuracy_text(scores) if scores else "no clips"])
     for teacher in results.get("teacher_quality", []):
-        accuracy = teacher["macro_accuracy"]
-        tested = "" if accuracy is None else f"{percent(accuracy)} % macro accuracy; "
+        known = teacher["macro_accuracy"] is not None
+        tested = f"{accuracy_text(teacher, 'macro_accuracy')} macro accuracy; " if known else ""
         taught = f"{percent(teacher['training_accuracy'])} % of the clips it teaches"
         rows.append([f"teacher {plain(teacher['name'])}", tested + taught])
     rows += [[name.replace("_", " "), f"{count:,}"] for name, count in results["complexity"].items()]
     table = markdown_table(["", "result"], rows) + "\n"
     return f"{table}\n{device_models_table(results)}" if results.get("device_models") else table
+
+
+def comparison_rows(results: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return the names and the metrics of a student that was compared: its teachers, labels alone, and distilled.
+
+    Args:
+        results (`Mapping`): The content of `results.json` of a student with `labels_alone`.
+    """
+    teachers = [item for item in results["teacher_quality"] if item["macro_accuracy"] is not None]
+    return [
+        *((f"teacher {item['name']}", item) for item in teachers),
+        ("student, labels alone", results["labels_alone"]),
+        ("student, distilled", results["metrics"]),
+    ]
+
+
+def comparison_table(results: Mapping[str, Any]) -> str:
+    """Return the macro accuracies of a student's teachers, of a student of labels alone, and its own, in Markdown.
+
+    Args:
+        results (`Mapping`): As for [`comparison_rows`].
+    """
+    rows = [[plain(name), accuracy_text(scores, "macro_accuracy")] for name, scores in comparison_rows(results)]
+    gain = results["labels_alone"]["difference"]
+    low, high = (f"{100 * bound:+.1f}" for bound in gain["confidence_interval"])
+    rows.append(["difference of the students", f"{100 * gain['difference']:+.1f} points ({low} to {high})"])
+    clips = f"{results['training_clips']:,} labelled clips"
+    return markdown_table([clips, "macro accuracy (95 % interval over locations)"], rows) + "\n"
 
 
 def quantization_table(results: Mapping[str, Any]) -> str:

@@ -306,7 +306,7 @@ def test_killed_while_extracting(demo_root, tmp_path):
 
 
 def test_killed_while_making_the_demo_corpus(tmp_path):
-    run_killed(f"make_demo({str(tmp_path / 'demo')!r})", "dataset_script.demo", "_write_wav", 12)
+    run_killed(f"make_demo({str(tmp_path / 'demo')!r})", "dataset_script.demo", "write_wav", 12)
     assert [path.name for path in tmp_path.iterdir()] == ["demo.part"]
     # The next run clears it away: test_demo.py has corpora made anew.
 

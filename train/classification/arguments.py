@@ -177,6 +177,10 @@ class DistillationArguments:
         default=None, metadata={"help": "Settings of the network to override, as name=value,name=value."}
     )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run the teachers' own code."})
+    labels_alone: bool = field(
+        default=False,
+        metadata={"help": "First train the same student on the labels alone, for as many steps, and compare the two."},
+    )
 
     unlabelled: list[str] = field(
         default_factory=list,
@@ -210,6 +214,8 @@ class DistillationArguments:
     def __post_init__(self) -> None:
         if self.unlabelled and not self.teachers:
             raise InputError("Sound without labels is learnt from teachers, and there are none: set --teachers.")
+        if self.labels_alone and not self.teachers:
+            raise InputError("labels_alone compares students with and without teachers: set --teachers.")
         if not 0 < self.unlabelled_fraction < 1:
             raise InputError(
                 f"unlabelled_fraction is {self.unlabelled_fraction}: choose a fraction of each batch, above 0 and "

@@ -28,10 +28,12 @@ from train.common.availability import check_available
 from train.common.checkpoints import last_complete_checkpoint
 from train.common.encoders import freeze_encoder, layer_factors
 from train.common.features import AnyFeatureExtractor, input_rate, model_inputs
+from train.common.models import load_classifier
 from train.common.process import main_process_first
 from train.common.runs import describe_run, run_or_load
 from train.common.teachers import load_teacher
-from train.evaluation.scoring import evaluate_classifier, unseen_devices, write_results
+from train.evaluation.inference import compute_logits
+from train.evaluation.scoring import compare_logits, score_logits, unseen_devices, write_results
 
 
 logger = logging.getLogger(__name__)
@@ -144,6 +146,7 @@ def run_training(
     description: dict[str, Any],
     layer_decay: float = 1.0,
     unlabelled: UnlabelledBatches | None = None,
+    reference: str | None = None,
 ) -> dict[str, Any]:
     """Start or resume training, and write a model folder with results and plots to `args.output_dir`.
 
@@ -157,6 +160,7 @@ def run_training(
         layer_decay (`float`, *optional*, defaults to 1.0): As for
             [`~train.classification.trainer.DistillationTrainer`].
         unlabelled (`UnlabelledBatches`, *optional*): Clips without labels to train on as well.
+        reference (`str`, *optional*): Folder of a model that learned from the labels alone, to compare with.
 
     Returns:
         `dict`: The results, as in `results.json`.
@@ -198,9 +202,9 @@ def run_training(
     trainer.save_model()
 
     unseen = unseen_devices(scenes["train"], scenes["test"])
-    metrics = evaluate_classifier(
-        model, feature_extractor, scenes["test"], waveforms["test"], unseen, args.per_device_eval_batch_size
-    )
+    tested = waveforms["test"], args.per_device_eval_batch_size
+    logits = compute_logits(model.eval(), feature_extractor, *tested)
+    metrics = score_logits(logits, scenes["test"], unseen)
     trainer.log({f"test_{name}": metrics[name] for name in ("macro_accuracy", "accuracy", "log_loss")})
     results = {
         **description,
@@ -213,6 +217,9 @@ def run_training(
         "unseen_devices": unseen,
         "complexity": measure_model(model).as_results(),
     }
+    if reference is not None:
+        others = compute_logits(*load_classifier(reference), *tested)
+        results["labels_alone"] = compare_logits(logits, others, scenes["test"])
     if args.should_save:
         folder = Path(args.output_dir)
         title = plot_title(folder.resolve().name, RunResults(folder, results))

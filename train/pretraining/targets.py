@@ -92,7 +92,9 @@ def make_models(
     """
     name = stage.model_name_or_path
     start = None if name is None else find_config(name, dry_run)
-    extractor = load_extractor(name) if name and start else modeling_beats.BeatsFeatureExtractor()
+    statistics = {"mean": stage.feature_mean, "std": stage.feature_std}
+    statistics = {name: value for name, value in statistics.items() if value is not None}
+    extractor = load_extractor(name) if name and start else modeling_beats.BeatsFeatureExtractor(**statistics)
     config = override(start or modeling_beats.BeatsConfig(), stage.config_overrides)
     assert isinstance(extractor, modeling_beats.BeatsFeatureExtractor)
     assert isinstance(config, modeling_beats.BeatsConfig)
