@@ -47,7 +47,7 @@ def test_parquet_folder_with_two_configurations(scenes, demo_root, cache, tmp_pa
     card = (tmp_path / "scenes/README.md").read_text()
     assert "**synthetic**" in card
     assert card.count("## Counts of `demo5`") == card.count("## Counts of `demo10`") == 1
-    assert "| clips | 20 | 90 |" in card
+    assert "| clips | 20 | 180 |" in card
 
 
 def test_recorded_corpus_has_the_licence_in_its_card(recorded_root, cache, tmp_path):

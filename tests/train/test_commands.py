@@ -90,7 +90,7 @@ def test_the_whole_chain(student, teacher, logits, corpus, tmp_path):
 
     output = tmp_path / "student"
     assert json.loads((output / "results.json").read_text())["metrics"] == results["metrics"]
-    assert results["metrics"]["clips"] == 90
+    assert results["metrics"]["clips"] == 180
     assert results["unseen_devices"] == ["s4", "s5", "s6"]
     assert results["selection"] == "last epoch"
     assert results["synthetic"] is True
@@ -282,7 +282,7 @@ def test_run_eval(data, teacher, tmp_path, monkeypatch):
     with pytest.raises(FileExistsError, match="split is 'test' there and 'train' here"):
         run_eval.main([*command, "--split", "train"])
     results = json.loads((output / "results.json").read_text())
-    assert results["metrics"]["clips"] == 90
+    assert results["metrics"]["clips"] == 180
     assert set(results["metrics"]["device_wise"]) == {"a", "b", "c", "s1", "s2", "s3", "s4", "s5", "s6"}
     assert results["complexity"]["parameters"] == BeatsForAudioClassification.from_pretrained(teacher).num_parameters()
     low, high = results["metrics"]["confidence_intervals"]["macro_accuracy"]
