@@ -38,6 +38,7 @@ COMMANDS = {
     "quantize": "train.quantize",
     "half-precision": "train.half_precision",
     "export": "train.onnx_export",
+    "edge-export": "train.edge_export",
     "submit": "train.submission",
     "reproduce": "train.reproduce",
     "card": "model_cards.card",

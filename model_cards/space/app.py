@@ -29,7 +29,7 @@ try:
     from model_cards.space.examples import write_examples
     from model_cards.space.timeline import Answer, scores_html, timeline_html
 except ImportError:  # on the Hub
-    from examples import write_examples  # type: ignore[import-not-found, no-redef]
+    from examples import write_examples  # type: ignore[attr-defined, no-redef]
     from timeline import Answer, scores_html, timeline_html  # type: ignore[import-not-found, no-redef]
 
 

@@ -100,6 +100,12 @@ def test_every_recipe_belongs_to_one_command():
         ("train.run_eval", ["--model_name_or_path", "outputs/x", "--output_dir", "y"], "outputs/x does not exist"),
         ("train.reproduce", ["--table", "3", "--systems", "vanila"], r"\(did you mean 'vanilla'\?\): choose from"),
         ("train.onnx_export", [], r"required: --model_name_or_path, --output: see --help"),
+        ("train.edge_export", [], r"required: --model_name_or_path, --output_dir: see --help"),
+        (
+            "train.edge_export",
+            ["--model_name_or_path", "outputs/x", "--output_dir", "y", "--recordings", "nowhere.wav"],
+            "There is no file nowhere.wav: correct --recordings",
+        ),
     ],
 )
 def test_wrong_arguments_are_answered_with_the_fix(module, arguments, message):
