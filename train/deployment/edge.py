@@ -74,6 +74,7 @@ def export_edge(
             folder / "network_waveform.onnx", waveforms.astype(np.float32) / FULL_SCALE, logits
         ),
     }
+    (folder / "network.tflite").unlink(missing_ok=True)  # of an earlier model
     if (reason := litert_obstacle(int8)) is None:
         from train.deployment.litert import export_litert, run_litert
 
