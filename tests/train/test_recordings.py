@@ -35,6 +35,11 @@ def test_a_tenth_of_the_recordings_measures_each_epoch(recordings, tmp_path, cap
     assert "held-out macro accuracy" in capsys.readouterr().out
     table = (tmp_path / "held_out" / "results.md").read_text()
     assert "| class hum |" in table and "device" not in table and "city" not in table, "neither is known"
+    assert {path.stem for path in (tmp_path / "held_out").glob("*.svg")} == {
+        "classes",
+        "confusion_matrix",
+        "learning_curve",
+    }
     assert (held_out["selection"], held_out["training_clips"]) == ("best epoch on held-out training locations", 36)
     assert held_out["arguments"]["validation_fraction"] == 0.1, "the identity of the run"
     again = distill([*command, "--output_dir", str(tmp_path / "held_out")])
