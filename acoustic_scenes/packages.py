@@ -12,7 +12,12 @@ COMMANDS = Path(__file__).resolve().parents[1] / "train"
 """Folder of the scripts."""
 
 NOISY_LOGGERS = ("neural_compressor", "torch.utils._pytree", "torchao")
-NOISY_WARNINGS = (r".*isinstance\(treespec, LeafSpec\)", "The input of maxpool2d is not quantized")
+NOISY_WARNINGS = (
+    r".*isinstance\(treespec, LeafSpec\)",
+    "The input of maxpool2d is not quantized",
+    "`broadcast_buffers` is deprecated",
+    "Grad strides do not match bucket view strides",
+)
 """Loggers and warnings of libraries about absent hardware and their own future, which a user cannot change."""
 
 
