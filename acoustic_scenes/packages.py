@@ -11,7 +11,7 @@ from pathlib import Path
 COMMANDS = Path(__file__).resolve().parents[1] / "train"
 """Folder of the scripts."""
 
-NOISY_LOGGERS = ("neural_compressor", "torch.utils._pytree", "torchao")
+NOISY_LOGGERS = ("neural_compressor", "torch.utils._pytree", "torchao", "transformers.trainer_utils")
 NOISY_WARNINGS = (
     r".*isinstance\(treespec, LeafSpec\)",
     "The input of maxpool2d is not quantized",
