@@ -130,6 +130,16 @@ def test_the_notes_of_cards_are_shown(tmp_path):
     assert app.note("float", str(tmp_path)) == "**float**: Trained on **synthetic** sound."
 
 
+def test_the_title_has_the_size_of_the_networks(classifier):
+    """As counted by hand in the tests of complexity; an INT8 model is of the same network."""
+    shipped = app.load_models([])
+    assert "A network of 127,000 parameters decides once a second." in app.title(shipped.values())
+    small = app.parameter_count(classifier.model)
+    assert small == classifier.model.num_parameters() < 100_000
+    both = app.title([shipped["INT8"], classifier])
+    assert f"Networks of {float(f'{small:.3g}'):,.0f} and 127,000 parameters decide once a second." in both
+
+
 def test_only_the_first_minute_is_decoded(classifier, tmp_path, monkeypatch):
     """Hours of silence are a small file: what they would take as samples must never be in memory."""
     path = tmp_path / "hours.flac"
