@@ -246,7 +246,8 @@ def evaluation_results(evidence: Evidence) -> list[EvalResult]:
     """Return the entries of the `model-index`: accuracies for each training subset.
 
     These are the accuracy and the macro-averaged one, or only the latter where both are the same, as in a test split
-    with as many clips of each class.
+    with as many clips of each class. The folder `.eval_results/`, the Hub's newer place for results, is not written:
+    the Hub only takes results there on datasets that it has listed as benchmarks, and none of these is.
     """
     names = {"accuracy": "Accuracy", "macro_accuracy": "Macro-averaged accuracy"}
     of_scenes = list(evidence.own.metrics["class_wise"]) == list(SCENES)
