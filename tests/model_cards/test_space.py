@@ -2,6 +2,8 @@
 
 import base64
 import io
+import re
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from PIL import Image
 
 from model_cards.space import app, timeline
 from tests.model_cards.helpers import make_student, make_teacher
+from tests.train.helpers import REPOSITORY
 
 
 @pytest.fixture
@@ -193,6 +196,13 @@ def test_wrong_models_are_named_in_one_sentence(finished_student, tmp_path):
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="Two models are called INT8"):
         app.load_models([f"INT8={finished_student}"] * 2)
+
+
+def test_the_extra_has_the_packages_that_a_space_installs():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    installed = [*project["dependencies"], *project["optional-dependencies"]["space"]]
+    needed = (Path(app.__file__).parent / "requirements.txt").read_text().split()
+    assert {re.split("[>=]", name)[0] for name in needed} <= {re.split("[>=]", name)[0] for name in installed}
 
 
 def test_page(classifier, recording, tmp_path, monkeypatch):
