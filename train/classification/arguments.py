@@ -37,8 +37,7 @@ class DataArguments(CorpusArguments):
         default=None,
         metadata={
             "help": "Fraction of the training clips to hold out, by recording location; the epoch with the best macro "
-            "accuracy on them is kept. 0 keeps the last epoch. Defaults to 0.1 for your own recordings, if there are "
-            "enough of each class, and to 0 for TAU and the demo corpus."
+            "accuracy on them is kept (0: the last one). Defaults to 0, but to 0.1 for enough recordings of your own."
         },
     )
     select_on_test: bool = field(
