@@ -12,13 +12,13 @@ from train.distill import main as distill
 
 @pytest.fixture
 def recordings(tmp_path):
-    """Folder with ten recordings of two seconds of each of two classes for training, and two for testing."""
-    for split, count in (("train", 10), ("test", 2)):
+    """Folder with twenty recordings of a second of each of two classes for training, and four for testing."""
+    for split, count in (("train", 20), ("test", 4)):
         for label, frequency in (("hum", 100), ("whistle", 3000)):
             folder = tmp_path / "recordings" / split / label
             folder.mkdir(parents=True)
             for index in range(count):
-                tone = np.sin(2 * np.pi * frequency * (1 + index / 50) * np.arange(16_000) / 8000)
+                tone = np.sin(2 * np.pi * frequency * (1 + index / 50) * np.arange(8000) / 8000)
                 soundfile.write(folder / f"{index}.wav", tone / 4, 8000)
     return tmp_path / "recordings"
 

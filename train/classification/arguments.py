@@ -37,7 +37,8 @@ class DataArguments(CorpusArguments):
         default=None,
         metadata={
             "help": "Fraction of the training clips to hold out, by recording location; the epoch with the best macro "
-            "accuracy on them is kept (0: the last one). Defaults to 0, but to 0.1 for enough recordings of your own."
+            "accuracy on them is kept (0: the last one). Defaults to 0, but to 0.1 for own data with 20 recordings of "
+            "each class."
         },
     )
     select_on_test: bool = field(

@@ -2,8 +2,8 @@
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,9 @@ logger = logging.getLogger(__name__)
 DEFAULT_VALIDATION_FRACTION = 0.1
 """Fraction of your own training clips that is held out."""
 
+ENOUGH_RECORDINGS = 20
+"""Fewest recordings of a class of which some are held out."""
+
 
 def load_splits(data_args: DataArguments, teacher_logits: Mapping[str, str] | None = None) -> datasets.DatasetDict:
     """Load the clips of a run; all processes must call this.
@@ -67,8 +70,9 @@ def choose_validation_fraction(
 ) -> float:
     """Return the fraction of the training clips to hold out: that of the arguments, or else the default.
 
-    Of your own recordings a tenth is held out, which must be some clips of each class, but at most a fifth of them.
-    TAU and the demo corpus, which are known by their classes, are trained on as a whole, as in the report.
+    Of your own recordings a tenth is held out if every class has enough of them, and none that is so long that more
+    than a fifth of the class would be gone: with few recordings, training needs each of them. TAU and the demo
+    corpus, which are known by their classes, are trained on as a whole, as in the report.
 
     Args:
         scenes (`datasets.DatasetDict`): The clips.
@@ -82,12 +86,16 @@ def choose_validation_fraction(
     if without_choice or set(train.features["label"].names) == set(SCENES):
         return 0.0
     labels = np.asarray(train["label"])
-    with suppress(InputError):  # every class is a single recording
+    recordings = set(zip(train["label"], train["city"], train["location"], strict=True))
+    if min(Counter(label for label, *_ in recordings).values()) >= ENOUGH_RECORDINGS:
         _, held_out = split_by_location(train, DEFAULT_VALIDATION_FRACTION, args.seed)
-        parts = [np.isin(np.flatnonzero(labels == label), held_out).mean() for label in np.unique(labels)]
-        if min(parts) > 0 and max(parts) <= 2 * DEFAULT_VALIDATION_FRACTION:
+        lost = np.bincount(labels[held_out], minlength=labels.max() + 1) / np.bincount(labels).clip(1)
+        if lost.max() <= 2 * DEFAULT_VALIDATION_FRACTION:
             return DEFAULT_VALIDATION_FRACTION
-    logger.info("No recordings are held out, because a class has too few of them: the last epoch is kept.")
+    logger.info(
+        "No recordings are held out to choose the epoch, which takes %d of each class: the last one is kept.",
+        ENOUGH_RECORDINGS,
+    )
     return 0.0
 
 
