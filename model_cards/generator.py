@@ -191,8 +191,9 @@ def cited(student: Student | None, training: RunResults, model_type: str, of_tau
 
 
 def model_name(model_dir: Path, repo_id: str | None) -> str:
-    """Return the name of a model: that of its repository, or else of its folder."""
-    return (repo_id or model_dir.resolve().name).split("/")[-1]
+    """Return the name of a model: that of its repository, or else of its folder or, of a converted one, the run's."""
+    folder = model_dir.resolve()
+    return (repo_id or (folder.parent if folder.name == "model" else folder).name).split("/")[-1]
 
 
 def has_devices(results: RunResults) -> bool:

@@ -211,6 +211,7 @@ def test_folder_of_train_quantize(student, tmp_path):
         write_card(quantized)
     (quantized / "layers.png").write_bytes(b"a picture")
     card = write_card(quantized / "model")
+    assert card.text.startswith("# quantized\n") and card.data.model_name == "quantized"
     assert "](layers.png)" in card.text and (quantized / "model/layers.png").read_bytes() == b"a picture"
     row = tables(card.text)[3]["macro accuracy, %"]
     assert row[:2] == [f"{100 * values['macro_accuracy']:.1f}" for values in (metrics, results["metrics"])]
