@@ -197,8 +197,9 @@ def cited(student: Student | None, training: RunResults, model_type: str, of_tau
 
 
 def model_name(model_dir: Path, repo_id: str | None) -> str:
-    """Return the name of a model: that of its repository, or else of its folder."""
-    return (repo_id or model_dir.resolve().name).split("/")[-1]
+    """Return the name of a model: that of its repository, or else of its folder or, of a converted one, the run's."""
+    folder = model_dir.resolve()
+    return (repo_id or (folder.parent if folder.name == "model" else folder).name).split("/")[-1]
 
 
 def has_devices(results: RunResults) -> bool:
@@ -252,7 +253,8 @@ def evaluation_results(evidence: Evidence) -> list[EvalResult]:
     """Return the entries of the `model-index`: accuracies for each training subset.
 
     These are the accuracy and the macro-averaged one, or only the latter where both are the same, as in a test split
-    with as many clips of each class.
+    with as many clips of each class. The folder `.eval_results/`, the Hub's newer place for results, is not written:
+    the Hub only takes results there on datasets that it has listed as benchmarks, and none of these is.
     """
     names = {"accuracy": "Accuracy", "macro_accuracy": "Macro-averaged accuracy"}
     of_scenes = list(evidence.own.metrics["class_wise"]) == list(SCENES)

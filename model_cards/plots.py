@@ -22,7 +22,7 @@ INTERVAL_NOTE = "95 % Wilson intervals, as if clips were independent"
 
 
 def plot_results(metrics: Mapping[str, Any], folder: str | Path, title: str, unseen: Sequence[str] = ()) -> None:
-    """Draw the plots of an evaluated model: `confusion_matrix`, `classes` and `devices`.
+    """Draw the plots of an evaluated model: `confusion_matrix`, `classes` and, of several devices, `devices`.
 
     Args:
         metrics (`Mapping`): As of [`~train.evaluation.metrics.scene_metrics`].
@@ -33,7 +33,8 @@ def plot_results(metrics: Mapping[str, Any], folder: str | Path, title: str, uns
     folder = Path(folder)
     plot_confusion_matrix(metrics["confusion_matrix"], list(metrics["class_wise"]), folder / "confusion_matrix", title)
     plot_classes(metrics["class_wise"], folder / "classes", title)
-    plot_devices(metrics["device_wise"], folder / "devices", title, unseen)
+    if len(metrics["device_wise"]) > 1:
+        plot_devices(metrics["device_wise"], folder / "devices", title, unseen)
 
 
 def plot_confusion_matrix(

@@ -1,7 +1,7 @@
 """Tables of results, in Markdown."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dataset_script.markdown import code, markdown_table, plain
@@ -23,6 +23,20 @@ VALUE_BYTES = {"INT8": 1, "float16": 2, "bfloat16": 2, "float32": 4, "float64": 
 """Bytes of an activation, by the number format of a network."""
 
 
+def clip_groups(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield what a table of one run calls each group of clips, the entry of the metrics and the group's name there.
+
+    Where all clips are of one device or city, which is that of recordings whose device is unknown, it is left out.
+
+    Args:
+        metrics (`Mapping`): Metrics of a scene classifier.
+    """
+    for group, title in GROUPS.items():
+        names = metrics.get(group, {})
+        if len(names) > 1:
+            yield from ((title.format(plain(name)), group, name) for name in names)
+
+
 def results_table(results: Mapping[str, Any]) -> str:
     """Return the main results of an evaluated model as a Markdown table.
 
@@ -38,9 +52,9 @@ def results_table(results: Mapping[str, Any]) -> str:
         ["accuracy", accuracy_text(metrics, "accuracy")],
         ["log loss", f"{metrics['log_loss']:.3f}"],
     ]
-    for group, title in GROUPS.items():
-        for name, scores in metrics.get(group, {}).items():
-            rows.append([title.format(plain(name)), accuracy_text(scores) if scores else "no clips"])
+    for title, group, name in clip_groups(metrics):
+        scores = metrics[group][name]
+        rows.append([title, accuracy_text(scores) if scores else "no clips"])
     for teacher in results.get("teacher_quality", []):
         known = teacher["macro_accuracy"] is not None
         tested = f"{accuracy_text(teacher, 'macro_accuracy')} macro accuracy; " if known else ""
@@ -120,10 +134,9 @@ def _compared_accuracies(before: Mapping[str, Any], after: Mapping[str, Any]) ->
         [name.replace("_", " "), accuracy_text(before, name), accuracy_text(after, name)]
         for name in ("macro_accuracy", "accuracy")
     ]
-    for group, title in GROUPS.items():
-        for name, scores in before.get(group, {}).items():
-            if scores:
-                rows.append([title.format(plain(name)), accuracy_text(scores), accuracy_text(after[group][name])])
+    for title, group, name in clip_groups(before):
+        if before[group][name]:
+            rows.append([title, accuracy_text(before[group][name]), accuracy_text(after[group][name])])
     return rows
 
 

@@ -75,6 +75,13 @@ def test_damaged_card_of_a_folder_is_named(scenes, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
 
 
+def test_several_configurations_at_once(scenes, tmp_path):
+    for export in (lambda given: save_parquet(given, tmp_path / "new"), lambda given: push_audio(given, "me/scenes")):
+        with pytest.raises(InputError, match="'demo25' is a DatasetDict, but must be a split: pass what load_scenes"):
+            export({"demo25": scenes})
+    assert not (tmp_path / "new").exists()
+
+
 def test_audio_is_not_pushed_by_accident(scenes):
     with pytest.raises(ValueError, match=r"audio itself to me/scenes: pass may_redistribute=True if .*CC0"):
         push_audio(scenes, "me/scenes")

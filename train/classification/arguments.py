@@ -33,11 +33,12 @@ class TeacherArguments(ModelArguments):
 class DataArguments(CorpusArguments):
     """The clips, and those among them that select the epoch to keep."""
 
-    validation_fraction: float = field(
-        default=0.0,
+    validation_fraction: float | None = field(
+        default=None,
         metadata={
             "help": "Fraction of the training clips to hold out, by recording location; the epoch with the best macro "
-            "accuracy on them is kept. 0 keeps the last epoch."
+            "accuracy on them is kept (0: the last one). Defaults to 0, but to 0.1 for own data with 20 recordings of "
+            "each class."
         },
     )
     select_on_test: bool = field(
@@ -51,7 +52,7 @@ class DataArguments(CorpusArguments):
     )
 
     def __post_init__(self) -> None:
-        if not 0 <= self.validation_fraction < 1:
+        if self.validation_fraction is not None and not 0 <= self.validation_fraction < 1:
             raise InputError(
                 f"validation_fraction is {self.validation_fraction}: choose a fraction of the training clips, from 0 "
                 "to below 1."

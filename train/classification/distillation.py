@@ -24,6 +24,7 @@ from train.classification.teacher_quality import compare_with_student, describe_
 from train.classification.training import (
     check_impulse_responses,
     check_training,
+    choose_validation_fraction,
     finetune_teacher,
     impulse_response_folder,
     load_splits,
@@ -362,6 +363,7 @@ def distill(
     available = {teacher.name: teacher.source for teacher in teachers if teacher.kind == "logits"}
     check_teachers_exist(teachers, data_args, args)
     scenes = load_splits(data_args, available)
+    data_args.validation_fraction = choose_validation_fraction(scenes, data_args, args)
     check_training(scenes, data_args, args)
     args.impulse_responses = impulse_response_folder(scenes, args)
     revisions = check_teachers(teachers, scenes, data_args, args, trusted)
