@@ -148,8 +148,9 @@ class TestStart:
         command = (
             [*student, "--recipe", "vanilla"]
             if script is distill
-            else [*data, *QUICK, "--config_overrides", overrides]
+            else ["--recipe", str(tmp_path / "new.yaml"), *data, *QUICK, "--config_overrides", overrides]
         )
+        (tmp_path / "new.yaml").write_text("learning_rate: 1.0e-3\n")  # random weights
         for run, seed in enumerate((1, 1, 2)):
             with pytest.raises(KeyboardInterrupt):
                 script([*command, "--seed", str(seed), "--output_dir", str(tmp_path / str(run))])
