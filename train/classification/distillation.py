@@ -18,7 +18,7 @@ from dataset_script import read_logits
 from dataset_script.errors import InputError, input_errors
 from model_cards.results import find_results
 from train.classification.arguments import DataArguments, DistillationArguments, TeacherArguments
-from train.classification.data import LOGITS_PREFIX
+from train.classification.data import LOGITS_PREFIX, split_by_location
 from train.classification.semi_supervised import find_sound, predict_unlabelled, unlabelled_batches
 from train.classification.teacher_quality import compare_with_student, describe_teacher
 from train.classification.training import (
@@ -305,7 +305,7 @@ def train_on_labels_alone(
     distillation_args: DistillationArguments,
     data_args: DataArguments,
     args: SceneTrainingArguments,
-    labelled_clips: int,
+    scenes: datasets.Dataset,
 ) -> str:
     """Train the student of a run without its teachers, for the same number of steps.
 
@@ -316,7 +316,7 @@ def train_on_labels_alone(
         distillation_args (`DistillationArguments`): Those of the student with teachers.
         data_args (`DataArguments`): The clips.
         args (`SceneTrainingArguments`): The run of the student with teachers.
-        labelled_clips (`int`): Number of training clips.
+        scenes (`datasets.Dataset`): The training clips.
 
     Returns:
         `str`: The model folder.
@@ -325,7 +325,10 @@ def train_on_labels_alone(
     per_batch = args.batch_size
     if distillation_args.unlabelled:
         per_batch -= distillation_args.unlabelled_per_batch(args.batch_size)
-    longer = math.ceil(labelled_clips / per_batch) / math.ceil(labelled_clips / args.batch_size)
+    clips = len(scenes)
+    if data_args.validation_fraction:
+        clips = len(split_by_location(scenes, data_args.validation_fraction, args.seed)[0])
+    longer = math.ceil(clips / per_batch) / math.ceil(clips / args.batch_size)
     alone = copy.copy(args)
     alone.output_dir = str(Path(args.output_dir) / LABELS_ALONE)
     alone.num_train_epochs *= longer
@@ -404,7 +407,7 @@ def distill(
             }
         reference = None
         if distillation_args.labels_alone:
-            reference = train_on_labels_alone(recipe, distillation_args, data_args, args, len(scenes["train"]))
+            reference = train_on_labels_alone(recipe, distillation_args, data_args, args, scenes["train"])
             set_seed(args.seed)
         results = run_training(
             model, feature_extractor, clips, data_args, args, description, unlabelled=batches, reference=reference

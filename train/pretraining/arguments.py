@@ -23,13 +23,15 @@ class StageArguments(ModelArguments):
     )
     feature_mean: float | None = field(
         default=None,
-        metadata={"help": "Mean of the log-mel energies, for a new model; defaults to AudioSet's."},
+        metadata={"help": "Mean of the log-mel energies; defaults to the model's, or to AudioSet's."},
     )
     feature_std: float | None = field(
-        default=None, metadata={"help": "Their standard deviation, for a new model; defaults to AudioSet's."}
+        default=None, metadata={"help": "Their standard deviation; defaults to the model's, or to AudioSet's."}
     )
 
     def __post_init__(self) -> None:
+        if self.feature_std is not None and not self.feature_std > 0:
+            raise InputError(f"feature_std is {self.feature_std}: choose a number above 0.")
         if self.stage == "tokenizer" and self.teacher_name_or_path is None:
             raise InputError("Stage tokenizer needs a teacher: set --teacher_name_or_path.")
         if self.stage == "tokenizer" and self.tokenizer_name_or_path is not None:

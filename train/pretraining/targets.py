@@ -92,13 +92,15 @@ def make_models(
     """
     name = stage.model_name_or_path
     start = None if name is None else find_config(name, dry_run)
-    statistics = {"mean": stage.feature_mean, "std": stage.feature_std}
-    statistics = {name: value for name, value in statistics.items() if value is not None}
-    extractor = load_extractor(name) if name and start else modeling_beats.BeatsFeatureExtractor(**statistics)
+    extractor = load_extractor(name) if name and start else modeling_beats.BeatsFeatureExtractor()
     config = override(start or modeling_beats.BeatsConfig(), stage.config_overrides)
     assert isinstance(extractor, modeling_beats.BeatsFeatureExtractor)
     assert isinstance(config, modeling_beats.BeatsConfig)
     extractor.feature_size = config.num_mel_bins
+    if stage.feature_mean is not None:
+        extractor.mean = stage.feature_mean
+    if stage.feature_std is not None:
+        extractor.std = stage.feature_std
     target_model = load_target_model(stage, config, dry_run)
     model_class: type[modeling_beats.BeatsPreTrainedModel]
     if stage.stage == "tokenizer":
