@@ -13,6 +13,7 @@ from typing import Any, Literal
 import datasets
 import numpy as np
 from transformers import set_seed
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from dataset_script import read_logits
 from dataset_script.errors import InputError, input_errors
@@ -328,8 +329,13 @@ def train_on_labels_alone(
     clips = len(scenes)
     if data_args.validation_fraction:
         clips = len(split_by_location(scenes, data_args.validation_fraction, args.seed)[0])
-    longer = math.ceil(clips / per_batch) / math.ceil(clips / args.batch_size)
+    steps = math.ceil(clips / per_batch)
+    longer = steps / math.ceil(clips / args.batch_size)
     alone = copy.copy(args)
+    if not (data_args.validation_fraction or data_args.select_on_test):
+        # Its epochs are short, and need not each be logged and saved.
+        alone.logging_strategy, alone.logging_steps = IntervalStrategy.STEPS, steps
+        alone.save_strategy, alone.save_steps = SaveStrategy.STEPS, steps
     alone.output_dir = str(Path(args.output_dir) / LABELS_ALONE)
     alone.num_train_epochs *= longer
     alone.first_cycle, alone.warmup_epochs = round(args.first_cycle * longer), round(args.warmup_epochs * longer)
