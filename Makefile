@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 EXTRAS = train,quantize,onnx,space,test,quality
 
-.PHONY: install test test-slow test-portable quality style demo bench clean
+.PHONY: install test test-slow test-portable test-edge quality style demo bench clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -26,6 +26,11 @@ test-portable: install
 		ONEDNN_MAX_CPU_ISA=AVX2 ONEDNN_MAX_CPU_ISA=AVX512_CORE OMP_NUM_THREADS=1 OMP_NUM_THREADS=2; do \
 		echo "== $$settings"; env $$settings $(BIN)/python -m pytest -q -m processor || exit 1; \
 	done
+
+# LiteRT Torch takes 0.7 GB, and older versions of a few packages than the rest needs.
+test-edge: install
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[edge]"
+	$(BIN)/python -m pytest tests/train/deployment/test_edge.py
 
 quality: install
 	$(BIN)/ruff check .

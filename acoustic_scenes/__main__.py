@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from acoustic_scenes import __version__
+from acoustic_scenes.command_line import CommandLine
 from acoustic_scenes.packages import quieten_libraries
 from acoustic_scenes.suggestions import did_you_mean
 
@@ -38,6 +39,7 @@ COMMANDS = {
     "quantize": "train.quantize",
     "half-precision": "train.half_precision",
     "export": "train.onnx_export",
+    "edge-export": "train.edge_export",
     "submit": "train.submission",
     "reproduce": "train.reproduce",
     "card": "model_cards.card",
@@ -50,15 +52,45 @@ ROOT = Path(__file__).resolve().parents[1]
 """Folder of the packages."""
 
 
+def docstring(module: str) -> str:
+    """Return the docstring of a module without importing it.
+
+    Args:
+        module (`str`): Name of the module.
+    """
+    source = ROOT.joinpath(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8")
+    return str(ast.get_docstring(ast.parse(source)))
+
+
 def summary(module: str) -> str:
     """Return the beginning of a module's docstring, up to a comma or colon, without importing the module.
 
     Args:
         module (`str`): Name of the module.
     """
-    source = ROOT.joinpath(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8")
-    first_line = str(ast.get_docstring(ast.parse(source))).splitlines()[0]
-    return re.split(r"[,:] |\.$", first_line)[0]
+    return re.split(r"[,:] |\.$", docstring(module).splitlines()[0])[0]
+
+
+def check_converter(command: str, module: str, arguments: Sequence[str]) -> None:
+    """Show the help of a converter if it is asked for, or else report what is wrong with its arguments.
+
+    Its command line is a file of its own, which is run without importing the package: that would import torch, to
+    register the network with transformers.
+
+    Args:
+        command (`str`): Name of the command.
+        module (`str`): Its module.
+        arguments (`Sequence[str]`): Its arguments.
+    """
+    package, name = module.split(".")
+    command_line = runpy.run_path(str(ROOT / package / f"{name.replace('convert', 'arguments')}.py"))
+    parser = CommandLine(f"scenes {command}", docstring(module))
+    command_line["add_arguments"](parser)
+    args = parser.parse(arguments)
+    try:
+        command_line["check_arguments"](args)
+    except (OSError, ValueError) as error:
+        parser.fail(str(error))
 
 
 def help_text() -> str:
@@ -83,6 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     if command not in COMMANDS:
         sys.exit(f"Error: There is no command {command!r}{did_you_mean(command, COMMANDS)}: see scenes --help.")
+    if COMMANDS[command].startswith("modeling_"):
+        check_converter(command, COMMANDS[command], rest)
     quieten_libraries()
     sys.argv = ["-m", *rest]  # as Python has it while it imports the packages of a module that it runs
     runpy.run_module(COMMANDS[command], run_name="__main__", alter_sys=True)

@@ -11,8 +11,13 @@ from pathlib import Path
 COMMANDS = Path(__file__).resolve().parents[1] / "train"
 """Folder of the scripts."""
 
-NOISY_LOGGERS = ("neural_compressor", "torch.utils._pytree", "torchao")
-NOISY_WARNINGS = (r".*isinstance\(treespec, LeafSpec\)", "The input of maxpool2d is not quantized")
+NOISY_LOGGERS = ("neural_compressor", "torch.utils._pytree", "torchao", "transformers.trainer_utils")
+NOISY_WARNINGS = (
+    r".*isinstance\(treespec, LeafSpec\)",
+    "The input of maxpool2d is not quantized",
+    "`broadcast_buffers` is deprecated",
+    "Grad strides do not match bucket view strides",
+)
 """Loggers and warnings of libraries about absent hardware and their own future, which a user cannot change."""
 
 

@@ -18,14 +18,14 @@ from dataset_script.splits import CITIES, DEVICES, PERCENTAGES, SCENES
 from dataset_script.synthesis import apply_device, make_place, make_response, render_scene
 
 
-DEMO_VERSION = 1
+DEMO_VERSION = 2
 """Increased when the audio changes, so that a cached corpus is made again."""
 
 TRAIN_SEGMENTS = 20
 """Training segments per scene; every tenth has two clips, the others one."""
 
-TEST_SEGMENTS = 9
-"""Test segments per scene, one clip from each device."""
+TEST_SEGMENTS = 18
+"""Test segments per scene, of one clip, two from each device."""
 
 TRAIN_DEVICES = ("a", "a", "b", "a", "c", "a", "s1", "a", "s2", "s3")
 """Devices of consecutive training segments; `s4`, `s5` and `s6` are reserved for the test split."""
@@ -121,7 +121,7 @@ def plan_segments(seed: int) -> list[Segment]:
                 device = devices[(index + scene_index) % len(devices)]
                 # The two splits share no location, as in TAU.
                 location = 20 * scene_index + index + (1_000 if split == "test" else 0)
-                clips = 2 if index % 10 == 9 else 1
+                clips = 2 if split == "train" and index % 10 == 9 else 1
                 number = len(segments)
                 segments.append(Segment(split, scene, CITIES[cities[index]], location, number, device, clips))
     return segments
@@ -179,7 +179,7 @@ def _write_corpus(root: Path, seed: int) -> None:
     for index in range(IMPULSE_RESPONSES):
         rng = np.random.default_rng([seed, 2, index])
         response = make_response(rng, rng.uniform(2, 9), rng.uniform(50, 350), rng.uniform(5_500, 16_000))
-        _write_wav(root / "impulse_responses" / f"synthetic-{index:02d}.wav", 0.5 * response)
+        write_wav(root / "impulse_responses" / f"synthetic-{index:02d}.wav", 0.5 * response)
     (root / "README.md").write_text(synthetic_card(seed), encoding="utf-8")
 
 
@@ -226,10 +226,11 @@ def _write_segment(root: Path, segment: Segment, devices: dict[str, Device], see
     if segment.device in devices:
         sound = apply_device(sound, *devices[segment.device], rng)
     for filename, clip in zip(segment.filenames, np.split(sound, segment.clips), strict=True):
-        _write_wav(root / filename, clip)
+        write_wav(root / filename, clip)
 
 
-def _write_wav(path: Path, samples: np.ndarray) -> None:
+def write_wav(path: Path, samples: np.ndarray) -> None:
+    """Write samples with a full scale of 1 as a 24-bit WAV file at `SAMPLE_RATE`."""
     # Rounded here, because soundfile's rounding may change.
     codes = np.rint(samples * (2**23 - 1)).astype(np.int32) << 8
     path.write_bytes(encode_wav(codes, SAMPLE_RATE))

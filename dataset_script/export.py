@@ -46,12 +46,14 @@ def save_parquet(scenes: DatasetDict, folder: str | os.PathLike, config_name: st
         config_name (`str`, *optional*): Name of the configuration, defaults to the one given to `load_scenes`.
 
     Raises:
-        InputError: If the folder contains real recordings and the scenes are synthetic, or the other way round.
+        InputError: If the folder contains real recordings and the scenes are synthetic, or the other way round; if
+            the scenes are not the splits of one configuration.
 
     Example:
         >>> save_parquet(load_scenes("demo25"), "scenes")
         >>> datasets.load_dataset("scenes", "demo25")
     """
+    _check_splits(scenes)
     folder, config_name = Path(folder), config_name or _config_name(scenes)
     readme = folder / "README.md"
     card = make_card(scenes, config_name, read_card(readme) if readme.is_file() else None)
@@ -101,8 +103,9 @@ def push_audio(
 
     Raises:
         InputError: If `may_redistribute` is not set, or the dataset has real recordings and the scenes are synthetic,
-            or the other way round.
+            or the other way round; if the scenes are not the splits of one configuration.
     """
+    _check_splits(scenes)
     licence = next(iter(scenes.values())).info.license
     if not may_redistribute:
         raise InputError(
@@ -178,6 +181,15 @@ def _labels(dataset: Dataset) -> pd.DataFrame:
     columns = {"device": "device", "scene_label": "label", "city": "city"}
     names = {column: dataset.features[source].names for column, source in columns.items()}
     return pd.DataFrame({column: [names[column][i] for i in dataset[source]] for column, source in columns.items()})
+
+
+def _check_splits(scenes: DatasetDict) -> None:
+    for name, split in scenes.items():
+        if not isinstance(split, Dataset):
+            raise InputError(
+                f"{name!r} is a {type(split).__name__}, but must be a split: pass what load_scenes returns, one "
+                "configuration at a time."
+            )
 
 
 def _config_name(scenes: DatasetDict) -> str:

@@ -66,10 +66,35 @@ def render_scene(scene: str, place: Place, rng: np.random.Generator, seconds: in
         rng (`np.random.Generator`): Source of all random choices.
         seconds (`int`): Duration.
     """
-    sound = np.zeros(seconds * SAMPLE_RATE)
-    for level, layer in RENDERERS[scene](place, rng, len(sound)):
+    return _mix(RENDERERS[scene](place, rng, seconds * SAMPLE_RATE), place, rng)
+
+
+def render_sounds(
+    scene: str, place: Place, rng: np.random.Generator, seconds: int, presence: float
+) -> tuple[np.ndarray, list[str]]:
+    """Synthesize a recording as [`render_scene`] does, in which some sounds of the scene may be absent.
+
+    Args:
+        scene (`str`): Name of the scene.
+        place ([`Place`]): Location of the recording.
+        rng (`np.random.Generator`): Source of all random choices.
+        seconds (`int`): Duration.
+        presence (`float`): Probability of each sound but the first one, which is always there.
+
+    Returns:
+        `tuple`: The recording, and the names of its sounds.
+    """
+    layers = RENDERERS[scene](place, rng, seconds * SAMPLE_RATE)
+    heard = [index for index in range(len(layers)) if index == 0 or rng.random() < presence]
+    return _mix([layers[index] for index in heard], place, rng), [SOUNDS[scene][index] for index in heard]
+
+
+def _mix(layers: Iterable[Layer], place: Place, rng: np.random.Generator) -> np.ndarray:
+    """Add layers at random levels and give them the colour of a place."""
+    sound = np.zeros(())
+    for level, layer in layers:
         level += rng.normal(0, LEVEL_SPREAD)
-        sound += 10 ** (level / 20) * layer / np.sqrt((layer**2).mean() + 1e-12)
+        sound = sound + 10 ** (level / 20) * layer / np.sqrt((layer**2).mean() + 1e-12)
     sound = shape_spectrum(sound, [(50, -4.3 * place.tilt), (1_000, 0), (16_000, 4 * place.tilt)])
     return sound / np.abs(sound).max() * 10 ** (rng.uniform(-24, -3) / 20)
 
@@ -323,6 +348,20 @@ RENDERERS: dict[str, Callable[[Place, np.random.Generator, int], list[Layer]]] =
     "street_traffic": _street_traffic,
     "tram": _tram,
 }
+
+SOUNDS = {
+    "airport": ("ventilation", "speech", "chime", "rolling luggage"),
+    "bus": ("rumble", "engine", "rattle", "air brake", "speech"),
+    "metro": ("rumble", "rail joints", "motor", "screech"),
+    "metro_station": ("rumble", "speech", "beeps", "ventilation"),
+    "park": ("wind", "leaves", "birdsong", "speech"),
+    "public_square": ("distant traffic", "fountain", "church bell", "speech"),
+    "shopping_mall": ("ventilation", "speech", "music", "mains hum"),
+    "street_pedestrian": ("distant traffic", "speech", "footsteps"),
+    "street_traffic": ("distant traffic", "passing car", "engine", "horn"),
+    "tram": ("rumble", "mains hum", "squeal", "tram bell", "speech"),
+}
+"""Names of the layers of each scene, in the order of its renderer."""
 
 
 # Devices.

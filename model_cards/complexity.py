@@ -141,6 +141,26 @@ def _count(config: PreTrainedConfig, parameters: int, tensors: Iterable[tuple[st
     return ModelComplexity(number_format, parameters, sizes[False], 0, macs, sizes[False], macs)
 
 
+def layer_activations(config: PreTrainedConfig) -> dict[str, int]:
+    """Return the values that each convolution and pooling reads and writes for one window, by name, in order.
+
+    Args:
+        config (`PreTrainedConfig`): The network of a student.
+    """
+    values: dict[str, int] = {}
+
+    def measure(name: str, inputs: tuple[Tensor], output: Tensor) -> None:
+        values[name] = inputs[0][0].numel() + output[0].numel()
+
+    with torch.device("meta"):
+        model = STUDENTS[config.model_type].model(config).train()  # whose batch norms are not folded
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Conv2d | nn.MaxPool2d):
+                module.register_forward_hook(lambda _, inputs, output, name=name: measure(name, inputs, output))
+        model(torch.empty(2, 1, config.num_mel_bins, config.num_frames))
+    return values
+
+
 def peak_activations(config: StudentConfig) -> int:
     """Return the values of the largest input and output of a layer, for one window.
 
@@ -151,19 +171,7 @@ def peak_activations(config: StudentConfig) -> int:
     Args:
         config (`PreTrainedConfig`): The network of a student.
     """
-    peak = 0
-
-    def measure(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-        nonlocal peak
-        peak = max(peak, inputs[0][0].numel() + output[0].numel())
-
-    with torch.device("meta"):
-        model = STUDENTS[config.model_type].model(config).train()  # whose batch norms are not folded
-        for module in model.modules():
-            if isinstance(module, nn.Conv2d | nn.MaxPool2d):
-                module.register_forward_hook(measure)
-        model(torch.empty(2, 1, config.num_mel_bins, config.num_frames))
-    return peak
+    return max(layer_activations(config).values())
 
 
 def stored_integers(model_dir: str | Path) -> dict[str, int]:

@@ -46,6 +46,7 @@ from model_cards.snippets import usage
 from model_cards.students import STUDENTS, Student
 from model_cards.tables import (
     activation_bits,
+    comparison_table,
     complexity_table,
     device_models_table,
     group_table,
@@ -56,7 +57,11 @@ from model_cards.tables import (
 )
 
 
-RUN_PLOTS = {"learning_curve.png": "Learning curves", "layers.png": "SQNR of the logits with one layer in INT8"}
+RUN_PLOTS = {
+    "comparison.png": "Teachers and student",
+    "learning_curve.png": "Learning curves",
+    "layers.png": "SQNR of the logits with one layer in INT8",
+}
 """Plots that a card shows if the run has left them beside its results, with their captions."""
 
 
@@ -156,6 +161,7 @@ def make_card(
         device_models_table=device_models_table(own.content) if own.content.get("device_models") else "",
         device_id=json.dumps(next(iter(own.content.get("device_models", {})), None)),
         adaptation=hyperparameter_table(own.arguments),
+        comparison_table=comparison_table(training.content) if "labels_alone" in training.content else "",
         complexity_table=complexity_table(
             complexity,
             own,
@@ -193,8 +199,9 @@ def cited(student: Student | None, training: RunResults, model_type: str, of_tau
 
 
 def model_name(model_dir: Path, repo_id: str | None) -> str:
-    """Return the name of a model: that of its repository, or else of its folder."""
-    return (repo_id or model_dir.resolve().name).split("/")[-1]
+    """Return the name of a model: that of its repository, or else of its folder or, of a converted one, the run's."""
+    folder = model_dir.resolve()
+    return (repo_id or (folder.parent if folder.name == "model" else folder).name).split("/")[-1]
 
 
 def has_devices(results: RunResults) -> bool:
@@ -248,7 +255,8 @@ def evaluation_results(evidence: Evidence) -> list[EvalResult]:
     """Return the entries of the `model-index`: accuracies for each training subset.
 
     These are the accuracy and the macro-averaged one, or only the latter where both are the same, as in a test split
-    with as many clips of each class.
+    with as many clips of each class. The folder `.eval_results/`, the Hub's newer place for results, is not written:
+    the Hub only takes results there on datasets that it has listed as benchmarks, and none of these is.
     """
     names = {"accuracy": "Accuracy", "macro_accuracy": "Macro-averaged accuracy"}
     of_scenes = list(evidence.own.metrics["class_wise"]) == list(SCENES)

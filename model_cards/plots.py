@@ -22,7 +22,7 @@ INTERVAL_NOTE = "95 % Wilson intervals, as if clips were independent"
 
 
 def plot_results(metrics: Mapping[str, Any], folder: str | Path, title: str, unseen: Sequence[str] = ()) -> None:
-    """Draw the plots of an evaluated model: `confusion_matrix`, `classes` and `devices`.
+    """Draw the plots of an evaluated model: `confusion_matrix`, `classes` and, of several devices, `devices`.
 
     Args:
         metrics (`Mapping`): As of [`~train.evaluation.metrics.scene_metrics`].
@@ -33,7 +33,8 @@ def plot_results(metrics: Mapping[str, Any], folder: str | Path, title: str, uns
     folder = Path(folder)
     plot_confusion_matrix(metrics["confusion_matrix"], list(metrics["class_wise"]), folder / "confusion_matrix", title)
     plot_classes(metrics["class_wise"], folder / "classes", title)
-    plot_devices(metrics["device_wise"], folder / "devices", title, unseen)
+    if len(metrics["device_wise"]) > 1:
+        plot_devices(metrics["device_wise"], folder / "devices", title, unseen)
 
 
 def plot_confusion_matrix(
@@ -131,6 +132,33 @@ def plot_devices(
     axes.set_xticks(range(len(names)), names)
     axes.set(xlabel="device (clips)", ylabel="accuracy, %", ylim=(0, 100))
     _finish(figure, axes, title)
+    save_figure(figure, path)
+
+
+def plot_comparison(rows: Sequence[tuple[str, Mapping[str, Any]]], path: str | Path, title: str) -> None:
+    """Draw the macro accuracies of models on the same clips with their intervals, one below the other.
+
+    Args:
+        rows (`Sequence`): For each model its name and its metrics, of which the interval over recording locations may
+            be absent.
+        path (`str` or `Path`): File to write, without its suffix.
+        title (`str`): Model and data.
+    """
+    figure = Figure(figsize=(6.4, 1.2 + 0.45 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    for place, (_, scores) in enumerate(rows):
+        accuracy = 100 * scores["macro_accuracy"]
+        low, high = scores.get("confidence_intervals", {}).get("macro_accuracy", [scores["macro_accuracy"]] * 2)
+        errors = [[accuracy - 100 * low], [100 * high - accuracy]]
+        last = place == len(rows) - 1
+        color, hatch = (BLUE, "") if last else (GREY, HATCH)
+        axes.barh(place, accuracy, color=color, hatch=hatch, edgecolor="white", xerr=errors, error_kw={"capsize": 3})
+        axes.text(101, place, f"{accuracy:.1f}", va="center", fontsize=9, fontweight="bold" if last else "normal")
+    axes.set_yticks(range(len(rows)), [_text(name) for name, _ in rows])
+    axes.set(xlabel="macro accuracy, %", xlim=(0, 100))
+    axes.invert_yaxis()
+    axes.spines[["top", "right"]].set_visible(False)
+    set_title(figure, title, "95 % intervals over recording locations")
     save_figure(figure, path)
 
 

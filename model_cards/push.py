@@ -23,7 +23,7 @@ from model_cards.snippets import pin_revision
 
 CONFIGURATIONS = ("config.json", "preprocessor_config.json", "inc_config.json", "generation_config.json")
 
-PLOTS = ("confusion_matrix", "classes", "devices", "learning_curve", "layers")
+PLOTS = ("confusion_matrix", "classes", "devices", "comparison", "learning_curve", "layers")
 
 CODE = {"tfsepnet": "modeling_tfsepnet", "cpmobile": "modeling_cpmobile", "beats": "modeling_beats"}
 """Packages whose modules a model folder has copies of, by the type of the model."""

@@ -1,7 +1,7 @@
 """Tables of results, in Markdown."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dataset_script.markdown import code, markdown_table, plain
@@ -23,6 +23,20 @@ VALUE_BYTES = {"INT8": 1, "float16": 2, "bfloat16": 2, "float32": 4, "float64": 
 """Bytes of an activation, by the number format of a network."""
 
 
+def clip_groups(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield what a table of one run calls each group of clips, the entry of the metrics and the group's name there.
+
+    Where all clips are of one device or city, which is that of recordings whose device is unknown, it is left out.
+
+    Args:
+        metrics (`Mapping`): Metrics of a scene classifier.
+    """
+    for group, title in GROUPS.items():
+        names = metrics.get(group, {})
+        if len(names) > 1:
+            yield from ((title.format(plain(name)), group, name) for name in names)
+
+
 def results_table(results: Mapping[str, Any]) -> str:
     """Return the main results of an evaluated model as a Markdown table.
 
@@ -38,17 +52,45 @@ def results_table(results: Mapping[str, Any]) -> str:
         ["accuracy", accuracy_text(metrics, "accuracy")],
         ["log loss", f"{metrics['log_loss']:.3f}"],
     ]
-    for group, title in GROUPS.items():
-        for name, scores in metrics.get(group, {}).items():
-            rows.append([title.format(plain(name)), accuracy_text(scores) if scores else "no clips"])
+    for title, group, name in clip_groups(metrics):
+        scores = metrics[group][name]
+        rows.append([title, accuracy_text(scores) if scores else "no clips"])
     for teacher in results.get("teacher_quality", []):
-        accuracy = teacher["macro_accuracy"]
-        tested = "" if accuracy is None else f"{percent(accuracy)} % macro accuracy; "
+        known = teacher["macro_accuracy"] is not None
+        tested = f"{accuracy_text(teacher, 'macro_accuracy')} macro accuracy; " if known else ""
         taught = f"{percent(teacher['training_accuracy'])} % of the clips it teaches"
         rows.append([f"teacher {plain(teacher['name'])}", tested + taught])
     rows += [[name.replace("_", " "), f"{count:,}"] for name, count in results["complexity"].items()]
     table = markdown_table(["", "result"], rows) + "\n"
     return f"{table}\n{device_models_table(results)}" if results.get("device_models") else table
+
+
+def comparison_rows(results: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return the names and the metrics of a student that was compared: its teachers, labels alone, and distilled.
+
+    Args:
+        results (`Mapping`): The content of `results.json` of a student with `labels_alone`.
+    """
+    teachers = [item for item in results["teacher_quality"] if item["macro_accuracy"] is not None]
+    return [
+        *((f"teacher {item['name']}", item) for item in teachers),
+        ("student, labels alone", results["labels_alone"]),
+        ("student, distilled", results["metrics"]),
+    ]
+
+
+def comparison_table(results: Mapping[str, Any]) -> str:
+    """Return the macro accuracies of a student's teachers, of a student of labels alone, and its own, in Markdown.
+
+    Args:
+        results (`Mapping`): As for [`comparison_rows`].
+    """
+    rows = [[plain(name), accuracy_text(scores, "macro_accuracy")] for name, scores in comparison_rows(results)]
+    gain = results["labels_alone"]["difference"]
+    low, high = (f"{100 * bound:+.1f}" for bound in gain["confidence_interval"])
+    rows.append(["difference of the students", f"{100 * gain['difference']:+.1f} points ({low} to {high})"])
+    clips = f"{results['training_clips']:,} labelled clips"
+    return markdown_table([clips, "macro accuracy (95 % interval over locations)"], rows) + "\n"
 
 
 def quantization_table(results: Mapping[str, Any]) -> str:
@@ -92,10 +134,9 @@ def _compared_accuracies(before: Mapping[str, Any], after: Mapping[str, Any]) ->
         [name.replace("_", " "), accuracy_text(before, name), accuracy_text(after, name)]
         for name in ("macro_accuracy", "accuracy")
     ]
-    for group, title in GROUPS.items():
-        for name, scores in before.get(group, {}).items():
-            if scores:
-                rows.append([title.format(plain(name)), accuracy_text(scores), accuracy_text(after[group][name])])
+    for title, group, name in clip_groups(before):
+        if before[group][name]:
+            rows.append([title, accuracy_text(before[group][name]), accuracy_text(after[group][name])])
     return rows
 
 

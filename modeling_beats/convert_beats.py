@@ -1,9 +1,7 @@
 """Convert BEATs checkpoints to model folders.
 
-```
-python -m modeling_beats.convert_beats BEATs_iter3_plus_AS2M.pt OUTPUT_FOLDER
-python -m modeling_beats.convert_beats espnet/OpenBEATS-Large-i2-as20k OUTPUT_FOLDER
-```
+    scenes convert BEATs_iter3_plus_AS2M.pt checkpoints/BEATs_iter3_plus_AS2M
+    python -m modeling_beats.convert_beats espnet/OpenBEATS-Large-i2-as20k checkpoints/OpenBEATS-Large-i2-as20k
 
 The source is a checkpoint file, a folder or a model on the Hub, of Microsoft's original implementation (`{"cfg",
 "model"[, "label_dict"]}`) or of ESPnet and OpenBEATs (`{"cfg", "model"[, "token_list"]}`, or a state dict beside its
@@ -18,7 +16,6 @@ openbeats repeats them.
 
 import argparse
 import json
-import os
 import re
 import reprlib
 import sys
@@ -31,9 +28,10 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, SequenceFeatureExtractor
 
+from .arguments_beats import add_arguments, check_arguments
 from .checkpoint_beats import find_files, read_checkpoint, remove_prefix
 from .configuration_beats import BeatsConfig
-from .convert_espnet import DEFAULT_STATISTICS, PROBLEM_TYPES, is_espnet, translate
+from .convert_espnet import DEFAULT_STATISTICS, is_espnet, translate
 from .feature_extraction_beats import BeatsFeatureExtractor
 from .modeling_beats import BeatsForAudioClassification, BeatsModel, BeatsPreTrainedModel
 from .tokenizer_beats import BeatsTokenizerModel
@@ -95,15 +93,6 @@ PREFIXES = {
 
 # Statistics in tokenizer checkpoints that the original does not update.
 UNUSED = ("quantize.embedding.cluster_size", "quantize.embedding.embed_avg")
-
-
-def check_output(folder: Path) -> None:
-    """Raise an error unless a folder can be written, or created."""
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
-    if not existing.is_dir():
-        raise ValueError(f"{existing} is not a folder: name another output folder.")
-    if not os.access(existing, os.W_OK):
-        raise ValueError(f"{existing} is not writable: name another output folder.")
 
 
 def save_folder(folder: Path, model: PreTrainedModel, feature_extractor: SequenceFeatureExtractor) -> None:
@@ -319,31 +308,11 @@ def read_source(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line: convert a checkpoint to a model folder."""
-    parser = argparse.ArgumentParser(
-        description="Convert a BEATs checkpoint of Microsoft, ESPnet or OpenBEATs to a model folder."
-    )
-    parser.add_argument(
-        "source",
-        help="checkpoint file, such as BEATs_iter3_plus_AS2M.pt, its folder, or a model on the Hub, such as "
-        "espnet/BEATs-AS20K",
-    )
-    parser.add_argument("output", type=Path, help="output folder")
-    parser.add_argument("--revision", help="branch, tag or commit of the model on the Hub")
-    parser.add_argument(
-        "--base",
-        help="config.yaml, checkpoint file, folder or Hub id of the encoder that an ESPnet model was fine-tuned from; "
-        "for models on the Hub, it is found by their name",
-    )
-    parser.add_argument(
-        "--classification_type",
-        choices=tuple(PROBLEM_TYPES),
-        help="kind of an ESPnet classifier, if its configuration does not tell",
-    )
-    parser.add_argument("--fbank_mean", type=float, help="mean of the filter banks, instead of the checkpoint's")
-    parser.add_argument("--fbank_std", type=float, help="standard deviation of the filter banks, likewise")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
     args = parser.parse_args(arguments)
     try:
-        check_output(args.output)
+        check_arguments(args)
         checkpoint = read_source(args)
         mean, std, origin = checkpoint["statistics"]
         try:
@@ -355,7 +324,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise ValueError(f"{args.source} cannot be converted: {error}") from None
         save_folder(args.output, model, feature_extractor)
     except (OSError, ValueError, SafetensorError) as error:
-        parser.error(str(error))
+        parser.exit(1, f"Error: {error}\n")
     print(f"Filter-bank statistics: mean {mean}, std {std} ({origin}).")
     for note in checkpoint["notes"]:
         print(note, file=sys.stderr if note.startswith("Warning") else sys.stdout)

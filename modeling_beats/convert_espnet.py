@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from .arguments_beats import PROBLEM_TYPES
 from .checkpoint_beats import SUFFIXES, Files, find_files, read_checkpoint, read_yaml, remove_prefix
 
 
@@ -52,7 +53,6 @@ ADAPTERS = re.compile(r"downsample_conv\.|conformer_adapter\.|cross_embed_positi
 # The predictor of masked codes, or the estimator of a tokenizer's training.
 PREDICTOR = re.compile(r"decoder\.(mask_token$|decoder_(embed|blocks|norm|pred)\.)")
 HEAD = re.compile(r"(?:decoder\.)?(?:linear_out|classifier|head|output_layer)\.(weight|bias)")
-PROBLEM_TYPES = {"multi-label": "multi_label_classification", "multi-class": "single_label_classification"}
 
 
 SPECIAL_SYMBOLS = ("<blank>", "<unk>", "<sos/eos>")

@@ -25,7 +25,10 @@ from .feature_extraction_beats import (
 from transformers import AudioClassificationPipeline
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.pipelines.base import ChunkPipeline
+from transformers.utils import logging
 
+
+logger = logging.get_logger(__name__)
 
 # The models are trained on AudioSet's ten seconds (998 frames), and attention over an hour of audio would not fit in
 # memory, so longer audio is classified in windows of 992 frames: a multiple of the patch size, so that no frame falls
@@ -153,6 +156,11 @@ class BeatsAudioClassificationPipeline(ChunkPipeline, AudioClassificationPipelin
         number, inputs = inputs if isinstance(inputs, Numbered) else (None, inputs)
         name = "The audio" if number is None else f"Input {number}"
         sampling_rate: Any = self.feature_extractor.sampling_rate
+        if isinstance(inputs, (np.ndarray, torch.Tensor)):
+            logger.warning_once(
+                f"An array is taken to be sampled at {sampling_rate:,} Hz: give one of another rate as "
+                '{"array": ..., "sampling_rate": ...}.'
+            )
         if hasattr(inputs, "get_all_samples"):  # torchcodec's decoder, as in a decoded `datasets.Audio` column
             samples = inputs.get_all_samples()
             inputs = {"array": samples.data, "sampling_rate": samples.sample_rate}

@@ -24,7 +24,9 @@ class Complexity(NamedTuple):
 
 
 def count_complexity(
-    config: CPMobileConfig, num_mel_bins: int | None = None, num_frames: int | None = None
+    network: CPMobileConfig | CPMobileForAudioClassification,
+    num_mel_bins: int | None = None,
+    num_frames: int | None = None,
 ) -> Complexity:
     """Count the parameters of a CP-Mobile and its multiply-accumulate operations for one window.
 
@@ -33,9 +35,9 @@ def count_complexity(
     network runs on the meta device, so no weights are needed.
 
     Args:
-        config ([`CPMobileConfig`]): The network.
-        num_mel_bins (`int`, *optional*): Mel bands of the input; defaults to `config.num_mel_bins`.
-        num_frames (`int`, *optional*): Frames of the input; defaults to `config.num_frames`.
+        network ([`CPMobileConfig`] or [`CPMobileForAudioClassification`]): A configuration or a model.
+        num_mel_bins (`int`, *optional*): Mel bands of the input; defaults to those of the configuration.
+        num_frames (`int`, *optional*): Frames of the input; defaults to those of the configuration.
 
     Example:
     ```python
@@ -46,6 +48,7 @@ def count_complexity(
     Complexity(parameters=61148, macs=29419156)
     ```
     """
+    config = network if isinstance(network, CPMobileConfig) else network.config
     macs = 0
 
     def count(module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:

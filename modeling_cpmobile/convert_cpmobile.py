@@ -1,5 +1,6 @@
 """Convert checkpoints of the public code of the DCASE 2024 Task 1 baseline to model folders.
 
+    scenes convert-baseline checkpoint.ckpt model_folder
     python -m modeling_cpmobile.convert_cpmobile checkpoint.ckpt model_folder
 
 The public code (github.com/CPJKU/dcase2024_task1_baseline) saves PyTorch Lightning checkpoints, in which the names of
@@ -10,7 +11,6 @@ are converted to single precision.
 
 import argparse
 import logging
-import os
 import pickle
 import re
 import reprlib
@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, SequenceFeatureExtractor
 
+from .arguments_cpmobile import add_arguments, check_arguments
 from .configuration_cpmobile import NUM_BLOCKS, STRIDES, CPMobileConfig, round_width
 from .feature_extraction_cpmobile import CPMobileFeatureExtractor
 from .modeling_cpmobile import CPMobileForAudioClassification
@@ -91,15 +92,6 @@ def remove_prefix(state_dict: dict[str, torch.Tensor], first_key: str) -> dict[s
         )
     prefix = keys[0].removesuffix(first_key)
     return {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
-
-
-def check_output(folder: Path) -> None:
-    """Raise an error unless a folder can be written, or created."""
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
-    if not existing.is_dir():
-        raise ValueError(f"{existing} is not a folder: name another output folder.")
-    if not os.access(existing, os.W_OK):
-        raise ValueError(f"{existing} is not writable: name another output folder.")
 
 
 def save_folder(folder: Path, model: PreTrainedModel, feature_extractor: SequenceFeatureExtractor) -> None:
@@ -271,12 +263,11 @@ def convert_state_dict(
 def main() -> None:
     """Convert the checkpoint named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, help="Lightning checkpoint, or a state dict as .pt or .safetensors.")
-    parser.add_argument("output", type=Path, help="Folder to save the model in.")
+    add_arguments(parser)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        check_output(args.output)
+        check_arguments(args)
         state_dict = load_checkpoint(args.checkpoint)
         if any("after_block_norm" in key for key in state_dict):
             raise ValueError(
@@ -287,7 +278,7 @@ def main() -> None:
         feature_extractor = CPMobileFeatureExtractor(feature_size=model.config.num_mel_bins, resampler="sinc")
         save_folder(args.output, model, feature_extractor)
     except (OSError, ValueError, SafetensorError) as error:
-        parser.error(str(error))
+        parser.exit(1, f"Error: {error}\n")
     logger.info("Saved CP-Mobile (%d parameters) to %s", model.num_parameters(), args.output)
 
 

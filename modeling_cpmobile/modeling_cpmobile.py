@@ -121,7 +121,7 @@ class CPMobileBlock(nn.Module):
 class CPMobilePreTrainedModel(PreTrainedModel):
     """Base class that sets the configuration, names and initialisation of the public code."""
 
-    config_class = CPMobileConfig
+    config: CPMobileConfig
     base_model_prefix = "cpmobile"
     main_input_name = "input_values"
     input_modalities = "audio"

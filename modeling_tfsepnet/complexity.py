@@ -24,7 +24,9 @@ class Complexity(NamedTuple):
 
 
 def count_complexity(
-    config: TFSepNetConfig, num_mel_bins: int | None = None, num_frames: int | None = None
+    network: TFSepNetConfig | TFSepNetForAudioClassification,
+    num_mel_bins: int | None = None,
+    num_frames: int | None = None,
 ) -> Complexity:
     """Count the parameters of a TF-SepNet and its multiply-accumulate operations for one window.
 
@@ -33,9 +35,9 @@ def count_complexity(
     network runs on the meta device, so no weights are needed.
 
     Args:
-        config ([`TFSepNetConfig`]): The network.
-        num_mel_bins (`int`, *optional*): Mel bands of the input; defaults to `config.num_mel_bins`.
-        num_frames (`int`, *optional*): Frames of the input; defaults to `config.num_frames`.
+        network ([`TFSepNetConfig`] or [`TFSepNetForAudioClassification`]): A configuration or a model.
+        num_mel_bins (`int`, *optional*): Mel bands of the input; defaults to those of the configuration.
+        num_frames (`int`, *optional*): Frames of the input; defaults to those of the configuration.
 
     Example:
     ```python
@@ -46,6 +48,7 @@ def count_complexity(
     Complexity(parameters=126858, macs=29419648)
     ```
     """
+    config = network if isinstance(network, TFSepNetConfig) else network.config
     macs = 0
 
     def count(module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:

@@ -1,5 +1,6 @@
 """Convert checkpoints of the report's public code to model folders.
 
+    scenes convert-student checkpoint.ckpt model_folder
     python -m modeling_tfsepnet.convert_tfsepnet checkpoint.ckpt model_folder
 
 The public code (github.com/yqcai888/easy_dcase_task1) saves PyTorch Lightning checkpoints, in which the names of the
@@ -9,7 +10,6 @@ also with the prefixes of `torch.compile` or `DataParallel`, or as the entry `mo
 
 import argparse
 import logging
-import os
 import pickle
 import re
 import reprlib
@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, SequenceFeatureExtractor
 
+from .arguments_tfsepnet import add_arguments, check_arguments
 from .configuration_tfsepnet import TFSepNetConfig
 from .feature_extraction_tfsepnet import TFSepNetFeatureExtractor
 from .modeling_tfsepnet import TFSepNetForAudioClassification
@@ -98,15 +99,6 @@ def remove_prefix(state_dict: dict[str, torch.Tensor], first_key: str) -> dict[s
         )
     prefix = keys[0].removesuffix(first_key)
     return {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
-
-
-def check_output(folder: Path) -> None:
-    """Raise an error unless a folder can be written, or created."""
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
-    if not existing.is_dir():
-        raise ValueError(f"{existing} is not a folder: name another output folder.")
-    if not os.access(existing, os.W_OK):
-        raise ValueError(f"{existing} is not writable: name another output folder.")
 
 
 def save_folder(folder: Path, model: PreTrainedModel, feature_extractor: SequenceFeatureExtractor) -> None:
@@ -247,17 +239,16 @@ def convert_state_dict(
 def main() -> None:
     """Convert the checkpoint named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, help="Lightning checkpoint, or a state dict as .pt or .safetensors.")
-    parser.add_argument("output", type=Path, help="Folder to save the model in.")
+    add_arguments(parser)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        check_output(args.output)
+        check_arguments(args)
         model = convert_state_dict(load_checkpoint(args.checkpoint))
         feature_extractor = TFSepNetFeatureExtractor(feature_size=model.config.num_mel_bins)
         save_folder(args.output, model, feature_extractor)
     except (OSError, ValueError, SafetensorError) as error:
-        parser.error(str(error))
+        parser.exit(1, f"Error: {error}\n")
     logger.info(
         "Saved TF-SepNet-%d (%d parameters) to %s", model.config.base_channels, model.num_parameters(), args.output
     )

@@ -192,7 +192,7 @@ class TFSepNetStage(nn.Module):
 class TFSepNetPreTrainedModel(PreTrainedModel):
     """Base class that sets the configuration, names and initialisation (PyTorch's defaults, as in the public code)."""
 
-    config_class = TFSepNetConfig
+    config: TFSepNetConfig
     base_model_prefix = "tfsepnet"
     main_input_name = "input_values"
     input_modalities = "audio"

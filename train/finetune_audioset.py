@@ -26,7 +26,7 @@ from train.common.recipes import check_arguments, parse_arguments
 from train.pretraining.arguments import TaggedDataArguments, TaggingOptions
 
 
-RECIPES = ("audioset2m", "audioset20k")
+RECIPES = ("demo_tagger", "audioset2m", "audioset20k")
 
 MAIN_OPTIONS = (
     "recipe",
@@ -57,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     from train.common.hub import take_over_push
     from train.common.summary import scenes_command, summarize
     from train.pretraining.audioset import finetune_tagger
+    from train.pretraining.demo import create_demo_model
     from train.pretraining.training_arguments import TaggingArguments
 
     recipe, (start, data, args) = parse_arguments(
@@ -64,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     )
     configure_logging(args.log_level, args.disable_tqdm)
     push = take_over_push(args)
+    create_demo_model(start.model_name_or_path, data, args)
     results = finetune_tagger(recipe, start, data, args)
     if not args.dry_run:
         summarize(

@@ -7,8 +7,9 @@ The recipes `ssl_star` (frozen encoder), `ssl` and `ssl_sl` (unfrozen, from the 
 one supervised on AudioSet) are those of Table 1 of the report, for BEATs; their model folders are created by
 `python -m modeling_beats.convert_beats`. `ast_star` (frozen) and `ast` are for the Audio Spectrogram Transformer,
 `wav2vec2` for models of waveforms. `--model_name_or_path` takes BEATs and any model folder or Hub id that
-`AutoModelForAudioClassification` of transformers can load. The default recipe `demo_teacher` starts from random
-weights. Any value of a recipe can be overridden. Run the same command again to resume after an interruption.
+`AutoModelForAudioClassification` of transformers can load. The default recipe `demo_teacher` starts from a small BEATs
+that is trained first. Any value of a recipe can be overridden. Run the same command again to resume after an
+interruption.
 """
 
 from collections.abc import Sequence
@@ -57,12 +58,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     from train.classification.training_arguments import SceneTrainingArguments
     from train.common.hub import take_over_push
     from train.common.summary import corpus_options, main_result, scenes_command, summarize
+    from train.pretraining.demo import create_demo_model
 
     recipe, (teacher_args, data_args, args) = parse_arguments(
         (TeacherArguments, DataArguments, SceneTrainingArguments), RECIPES, arguments, __doc__
     )
     configure_logging(args.log_level, args.disable_tqdm)
     push = take_over_push(args)
+    create_demo_model(teacher_args.model_name_or_path, data_args, args)
     results = finetune_teacher(recipe, teacher_args, data_args, args)
     output = args.output_dir.rstrip("/")
     summarize(

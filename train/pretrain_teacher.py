@@ -32,6 +32,7 @@ from train.pretraining.arguments import AudioArguments, PretrainingOptions, Stag
 
 
 RECIPES = (
+    "demo_encoder",
     "demo_pretrain_iter1",
     "demo_pretrain_tokenizer",
     "demo_pretrain_iter2",

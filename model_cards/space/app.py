@@ -10,11 +10,12 @@ the files beside it. It needs Gradio: pip install gradio.
 """
 
 import argparse
+import copy
 import itertools
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,7 +30,7 @@ try:
     from model_cards.space.examples import write_examples
     from model_cards.space.timeline import Answer, scores_html, timeline_html
 except ImportError:  # on the Hub
-    from examples import write_examples  # type: ignore[import-not-found, no-redef]
+    from examples import write_examples  # type: ignore[attr-defined, no-redef]
     from timeline import Answer, scores_html, timeline_html  # type: ignore[import-not-found, no-redef]
 
 
@@ -47,8 +48,7 @@ MAX_QUEUE = 20
 """Visitors who wait for their turn; one is served at a time."""
 
 TITLE = """# Acoustic scenes
-What sound is this, or where was it recorded? A network of 127,000 parameters decides once a second. It always names
-one of its classes, whatever it hears."""
+What sound is this, or where was it recorded? {} one of {} classes, whatever {}."""
 
 LIVE = "Allow the microphone: the last second is classified twice a second. Nothing is kept."
 
@@ -172,6 +172,25 @@ def spectrogram(classifier: SceneClassifier, audio: torch.Tensor, rate: float) -
     return energies, 700 * np.expm1(mel)
 
 
+def title(classifiers: Iterable[SceneClassifier]) -> str:
+    """Return the title of the page, with the size of the networks; float and INT8 forms of one have the same."""
+    sizes = sorted({parameter_count(classifier.model) for classifier in classifiers})
+    rounded = [f"{float(f'{size:.3g}'):,.0f}" for size in sizes]
+    if len(rounded) == 1:
+        decision = f"A network of {rounded[0]} parameters decides once a second. It always names"
+        return TITLE.format(decision, "its", "it hears")
+    decision = f"Networks of {' and '.join(rounded)} parameters decide once a second. They always name"
+    return TITLE.format(decision, "their", "they hear")
+
+
+def parameter_count(model: Any) -> int:
+    """Return the parameters of a model's network in float, which an INT8 model stores as integers."""
+    config = copy.deepcopy(model.config)
+    vars(config).pop("quantization_config", None)
+    with torch.device("meta"):
+        return type(model)(config).num_parameters()
+
+
 def scene_names(id2label: Mapping[int, str]) -> list[str]:
     """Return the scenes in the order of the logits, as text; names that occur twice get a number."""
     names: list[str] = []
@@ -245,7 +264,7 @@ def build(models: Mapping[str, SceneClassifier]) -> Any:
 
     notes = [text for name, model in models.items() if (text := note(name, model.model.name_or_path))]
     with gr.Blocks(title="Acoustic scenes") as page:
-        gr.Markdown("\n\n".join([TITLE, *notes]))
+        gr.Markdown("\n\n".join([title(models.values()), *notes]))
         with gr.Tab("Recording"):
             with gr.Row():
                 with gr.Column():

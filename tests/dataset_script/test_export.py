@@ -47,7 +47,7 @@ def test_parquet_folder_with_two_configurations(scenes, demo_root, cache, tmp_pa
     card = (tmp_path / "scenes/README.md").read_text()
     assert "**synthetic**" in card
     assert card.count("## Counts of `demo5`") == card.count("## Counts of `demo10`") == 1
-    assert "| clips | 20 | 90 |" in card
+    assert "| clips | 20 | 180 |" in card
 
 
 def test_recorded_corpus_has_the_licence_in_its_card(recorded_root, cache, tmp_path):
@@ -73,6 +73,13 @@ def test_damaged_card_of_a_folder_is_named(scenes, tmp_path):
     with pytest.raises(InputError, match=rf"{tmp_path}/README\.md is not a valid dataset card"):
         save_parquet(scenes, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+
+
+def test_several_configurations_at_once(scenes, tmp_path):
+    for export in (lambda given: save_parquet(given, tmp_path / "new"), lambda given: push_audio(given, "me/scenes")):
+        with pytest.raises(InputError, match="'demo25' is a DatasetDict, but must be a split: pass what load_scenes"):
+            export({"demo25": scenes})
+    assert not (tmp_path / "new").exists()
 
 
 def test_audio_is_not_pushed_by_accident(scenes):

@@ -37,7 +37,7 @@ def test_joined_by_file_name(demo_root, cache, tmp_path, filenames, values):
         assert scenes["train"].features[column] == datasets.List(datasets.Value("float32"), length=10)
         for row in scenes["train"]:
             np.testing.assert_array_equal(np.float32(row[column]), expected[row["filename"]])
-        assert scenes["test"][column][:] == [None] * 90
+        assert scenes["test"][column][:] == [None] * 180
 
 
 def test_test_clips_have_logits_where_the_teacher_gave_them(demo_root, cache, tmp_path, filenames, values):
@@ -148,7 +148,7 @@ def test_wrong_row_is_named(demo_root, cache, tmp_path, filenames, values, fault
 def test_half_covered_test_split_is_refused(demo_root, cache, tmp_path, filenames, values):
     test = pd.read_csv(demo_root / "split_setup/test.csv", sep="\t")["filename"].tolist()
     folder = write(tmp_path, filenames + test[:45], np.concatenate([values, values[:45]]))
-    with pytest.raises(ValueError, match=f"no row for {test[45]} and for 44 more of 90 clips"):
+    with pytest.raises(ValueError, match=f"no row for {test[45]} and for 134 more of 180 clips"):
         load_scenes("split100", data_dir=demo_root, teacher_logits={"big": folder}, cache_dir=cache)
 
 

@@ -92,7 +92,7 @@ def test_lists_of_2022_stand_in(corpus, cache):
     for name in ("split100", "test"):
         (corpus / "split_setup" / f"{name}.csv").unlink()
     scenes = load_scenes("split100", data_dir=corpus, cache_dir=cache)
-    assert (len(scenes["train"]), len(scenes["test"])) == (220, 90)
+    assert (len(scenes["train"]), len(scenes["test"])) == (220, 180)
 
 
 def test_evaluation_set_is_unlabelled(corpus, tmp_path, cache):
@@ -208,7 +208,7 @@ def test_builder_follows_the_protocol_of_datasets(demo_root, tmp_path):
     builder.download_and_prepare(str(tmp_path / "parquet"), file_format="parquet")
     files = {split: str(tmp_path / "parquet" / f"tau_urban_2022-{split}.parquet") for split in ("train", "test")}
     scenes = datasets.load_dataset("parquet", data_files=files, cache_dir=str(tmp_path / "cache"))
-    assert {split: len(rows) for split, rows in scenes.items()} == {"train": 20, "test": 90}
+    assert {split: len(rows) for split, rows in scenes.items()} == {"train": 20, "test": 180}
     assert scenes["train"][0]["audio"]["bytes"][:4] == b"RIFF"
 
 
@@ -258,8 +258,8 @@ def test_evaluation_has_no_download(tmp_path):
 def test_check_reports(corpus, capsys):
     assert check.main(["--data_dir", str(corpus)]) == 0
     report = capsys.readouterr().out
-    assert "310 one-second 44.1 kHz mono WAV files" in report
-    assert "| device s4 | 0 | 0 | 0 | 0 | 0 | 10 | 10 |" in report
+    assert "400 one-second 44.1 kHz mono WAV files" in report
+    assert "| device s4 | 0 | 0 | 0 | 0 | 0 | 20 | 20 |" in report
 
     clip = next((corpus / "audio").iterdir())
     clip.unlink()

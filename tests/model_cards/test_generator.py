@@ -211,6 +211,7 @@ def test_folder_of_train_quantize(student, tmp_path):
         write_card(quantized)
     (quantized / "layers.png").write_bytes(b"a picture")
     card = write_card(quantized / "model")
+    assert card.text.startswith("# quantized\n") and card.data.model_name == "quantized"
     assert "](layers.png)" in card.text and (quantized / "model/layers.png").read_bytes() == b"a picture"
     row = tables(card.text)[3]["macro accuracy, %"]
     assert row[:2] == [f"{100 * values['macro_accuracy']:.1f}" for values in (metrics, results["metrics"])]
@@ -332,6 +333,13 @@ class TestTAU:
         summary = tables(write_card(folder).text)[0]
         assert summary["training clips"][-1] == "published (Table 3), %"
         assert summary["25 % (`split25`)"][-1] == "57.9"
+
+    def test_clips_that_were_held_out_are_said(self, folder):
+        assert "held out" not in write_card(folder).text
+        selection, arguments = "best epoch on held-out training locations", {"validation_fraction": 0.1}
+        edit(folder, selection=selection, training_clips=22_000, arguments=arguments)
+        said = "on 22,000 clips, with a fraction of 0.1 held out; the weights are those of the best epoch on held-out"
+        assert said in write_card(folder).text
 
     def test_selection_on_the_test_split_is_said(self, folder):
         assert "optimistic" not in write_card(folder).text

@@ -2,6 +2,8 @@
 
 import base64
 import io
+import re
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from PIL import Image
 
 from model_cards.space import app, timeline
 from tests.model_cards.helpers import make_student, make_teacher
+from tests.train.helpers import REPOSITORY
 
 
 @pytest.fixture
@@ -130,6 +133,16 @@ def test_the_notes_of_cards_are_shown(tmp_path):
     assert app.note("float", str(tmp_path)) == "**float**: Trained on **synthetic** sound."
 
 
+def test_the_title_has_the_size_of_the_networks(classifier):
+    """As counted by hand in the tests of complexity; an INT8 model is of the same network."""
+    shipped = app.load_models([])
+    assert "A network of 127,000 parameters decides once a second." in app.title(shipped.values())
+    small = app.parameter_count(classifier.model)
+    assert small == classifier.model.num_parameters() < 100_000
+    both = app.title([shipped["INT8"], classifier])
+    assert f"Networks of {float(f'{small:.3g}'):,.0f} and 127,000 parameters decide once a second." in both
+
+
 def test_only_the_first_minute_is_decoded(classifier, tmp_path, monkeypatch):
     """Hours of silence are a small file: what they would take as samples must never be in memory."""
     path = tmp_path / "hours.flac"
@@ -183,6 +196,13 @@ def test_wrong_models_are_named_in_one_sentence(finished_student, tmp_path):
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="Two models are called INT8"):
         app.load_models([f"INT8={finished_student}"] * 2)
+
+
+def test_the_extra_has_the_packages_that_a_space_installs():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    installed = [*project["dependencies"], *project["optional-dependencies"]["space"]]
+    needed = (Path(app.__file__).parent / "requirements.txt").read_text().split()
+    assert {re.split("[>=]", name)[0] for name in needed} <= {re.split("[>=]", name)[0] for name in installed}
 
 
 def test_page(classifier, recording, tmp_path, monkeypatch):

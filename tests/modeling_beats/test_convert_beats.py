@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification
 
-from modeling_beats import BeatsForAudioClassification, BeatsModel, convert_beats
+from modeling_beats import BeatsForAudioClassification, BeatsModel, arguments_beats, convert_beats
 from modeling_beats.convert_beats import convert, load_original, main
-from modeling_tfsepnet import convert_tfsepnet
+from modeling_tfsepnet import arguments_tfsepnet, convert_tfsepnet
 from modeling_tfsepnet.convert_tfsepnet import load_checkpoint
 
 from .helpers import GOLDEN, base_size_shapes, read_case
@@ -59,7 +59,7 @@ def test_command_line_prints_a_one_line_error(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main()
     assert capsys.readouterr().err.endswith(
-        "error: There is no file or folder nowhere.pt: give an existing one, or a Hub id (user/name).\n"
+        "Error: There is no file or folder nowhere.pt: give an existing one, or a Hub id (user/name).\n"
     )
 
 
@@ -275,11 +275,15 @@ def test_few_classes(checkpoint, tmp_path, num_labels):
     assert BeatsForAudioClassification.from_pretrained(tmp_path).classifier.out_features == num_labels
 
 
-@pytest.mark.parametrize("name", ["read_checkpoint", "remove_prefix", "check_output", "save_folder"])
+@pytest.mark.parametrize("name", ["read_checkpoint", "remove_prefix", "save_folder"])
 def test_both_model_folders_share_these_functions(name):
     """Each folder is independent of the other, so these functions exist twice."""
     ours = inspect.getsource(getattr(convert_beats, name))
     assert ours == inspect.getsource(getattr(convert_tfsepnet, name))
+
+
+def test_both_model_folders_check_the_output_alike():
+    assert inspect.getsource(arguments_beats.check_output) == inspect.getsource(arguments_tfsepnet.check_output)
 
 
 class TestOutput:

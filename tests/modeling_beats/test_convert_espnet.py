@@ -134,7 +134,7 @@ def refuse(run, tmp_path, capsys):
     def refuse(pattern, checkpoint, config=None, *options):
         with pytest.raises(SystemExit):
             run(checkpoint, config, *options)
-        message = capsys.readouterr().err.split("error: ")[1]
+        message = capsys.readouterr().err.split("Error: ")[1]
         assert re.search(pattern, message), message
         assert message.count("\n") == 1
         assert not (tmp_path / "out").exists()

@@ -3,13 +3,14 @@ import json
 import pytest
 from transformers import AutoConfig
 
-from modeling_cpmobile import SCENES, CPMobileConfig
+from modeling_cpmobile import SCENES, CPMobileConfig, CPMobileForAudioClassification
 from modeling_cpmobile.complexity import MAX_MACS, MAX_PARAMETER_BYTES, count_complexity
 from modeling_cpmobile.configuration_cpmobile import round_width
 
 
 def test_defaults_are_the_baseline():
     complexity = count_complexity(CPMobileConfig())
+    assert count_complexity(CPMobileForAudioClassification(CPMobileConfig())) == complexity
     assert complexity == (61_148, 29_419_156)
     assert 2 * complexity.parameters <= MAX_PARAMETER_BYTES
     assert complexity.macs <= MAX_MACS

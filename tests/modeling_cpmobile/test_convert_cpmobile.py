@@ -5,9 +5,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from modeling_cpmobile import CPMobileFeatureExtractor, CPMobileForAudioClassification, convert_cpmobile
+from modeling_cpmobile import (
+    CPMobileFeatureExtractor,
+    CPMobileForAudioClassification,
+    arguments_cpmobile,
+    convert_cpmobile,
+)
 from modeling_cpmobile.convert_cpmobile import convert_state_dict, infer_config, load_checkpoint, main
-from modeling_tfsepnet import convert_tfsepnet
+from modeling_tfsepnet import arguments_tfsepnet, convert_tfsepnet
 
 
 BASELINE = "model_c16_m1.8_e2.1_mel128.safetensors"
@@ -128,8 +133,12 @@ def test_networks_of_2023_are_refused(golden, load_network, tmp_path, monkeypatc
     assert not (tmp_path / "model").exists()
 
 
-@pytest.mark.parametrize("name", ["read_checkpoint", "remove_prefix", "check_output", "save_folder", "is_quantized"])
+@pytest.mark.parametrize("name", ["read_checkpoint", "remove_prefix", "save_folder", "is_quantized"])
 def test_the_model_folders_share_these_functions(name):
     """Each folder is independent of the others, so these functions exist several times."""
     ours = inspect.getsource(getattr(convert_cpmobile, name))
     assert ours == inspect.getsource(getattr(convert_tfsepnet, name))
+
+
+def test_the_model_folders_share_their_command_line():
+    assert inspect.getsource(arguments_cpmobile) == inspect.getsource(arguments_tfsepnet)

@@ -10,6 +10,7 @@ from modeling_tfsepnet.complexity import MAX_MACS, MAX_PARAMETER_BYTES, count_co
 
 def test_defaults_are_tfsepnet_64():
     complexity = count_complexity(TFSepNetConfig())
+    assert count_complexity(TFSepNetForAudioClassification(TFSepNetConfig())) == complexity
     assert complexity == (126_858, 29_419_648)  # report, table 2
     assert complexity.parameters <= MAX_PARAMETER_BYTES
     assert complexity.macs <= MAX_MACS

@@ -18,6 +18,7 @@ from transformers import (
     pipeline,
 )
 from transformers.pipelines.pt_utils import KeyDataset
+from transformers.utils import logging as transformers_logging
 
 from modeling_beats import BeatsAudioClassificationPipeline, pipeline_beats
 from modeling_tfsepnet import (
@@ -247,6 +248,17 @@ class TestTimestamps:
         ours = pipeline("audio-classification", model=str(folder), return_timestamps=True)
         assert ours(recording, top_k=2) == classifier(recording, top_k=2, return_timestamps=True)
         assert ours(recording, top_k=2, return_timestamps=False) == classifier(recording, top_k=2)
+
+
+def test_the_rate_of_an_array_is_stated_once(classifier, noise, tmp_path, caplog):
+    """An array does not say it, unlike files and dicts."""
+    transformers_logging.warning_once.cache_clear()
+    soundfile.write(tmp_path / "clip.wav", noise, RATE)
+    classifier([str(tmp_path / "clip.wav"), {"array": noise, "sampling_rate": RATE}])
+    assert not caplog.records
+    classifier([noise, noise])
+    stated = 'An array is taken to be sampled at 32,000 Hz: give one of another rate as {"array": ..., '
+    assert [record.getMessage() for record in caplog.records] == [stated + '"sampling_rate": ...}.']
 
 
 BAD_INPUTS = {

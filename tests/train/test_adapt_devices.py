@@ -92,6 +92,9 @@ def test_from_the_hub(adapted, tmp_path):
         online_scores = run_in_clean_process(code, clean, **online)
     general = pipeline("audio-classification", model=str(output))(str(wav), top_k=None)
     own = pipeline("audio-classification", model=str(output / "devices" / "a"))(str(wav), top_k=None)
+    assert len({path.stat().st_mode for path in output.glob("*.*") if path.is_file()}) == 1, (
+        "readable by the same users"
+    )
     weight = load_file(output / "devices" / "a" / "model.safetensors")["classifier.weight"]
     assert own != general
     assert online_scores == {"None": general, "a": own, "s4": general, "sum": weight.sum().item()}

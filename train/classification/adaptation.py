@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, set_seed
 
 from dataset_script import cache_waveforms, is_synthetic
 from dataset_script.errors import InputError
+from dataset_script.files import make_durable
 from dataset_script.recording_sources import UNKNOWN
 from model_cards.complexity import measure_model
 from model_cards.device_models import DEVICES_FOLDER
@@ -242,6 +243,7 @@ def adapt_devices(
         if args.should_save:
             general.save_pretrained(args.output_dir)
             feature_extractor.save_pretrained(args.output_dir)
+            make_durable(Path(args.output_dir) / "model.safetensors")
             write_results(args.output_dir, results)
         PartialState().wait_for_everyone()
         return results

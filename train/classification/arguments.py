@@ -33,11 +33,12 @@ class TeacherArguments(ModelArguments):
 class DataArguments(CorpusArguments):
     """The clips, and those among them that select the epoch to keep."""
 
-    validation_fraction: float = field(
-        default=0.0,
+    validation_fraction: float | None = field(
+        default=None,
         metadata={
             "help": "Fraction of the training clips to hold out, by recording location; the epoch with the best macro "
-            "accuracy on them is kept. 0 keeps the last epoch."
+            "accuracy on them is kept (0: the last one). Defaults to 0, but to 0.1 for own data with 20 recordings of "
+            "each class."
         },
     )
     select_on_test: bool = field(
@@ -51,7 +52,7 @@ class DataArguments(CorpusArguments):
     )
 
     def __post_init__(self) -> None:
-        if not 0 <= self.validation_fraction < 1:
+        if self.validation_fraction is not None and not 0 <= self.validation_fraction < 1:
             raise InputError(
                 f"validation_fraction is {self.validation_fraction}: choose a fraction of the training clips, from 0 "
                 "to below 1."
@@ -177,6 +178,10 @@ class DistillationArguments:
         default=None, metadata={"help": "Settings of the network to override, as name=value,name=value."}
     )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run the teachers' own code."})
+    labels_alone: bool = field(
+        default=False,
+        metadata={"help": "First train the same student on the labels alone, for as many steps, and compare the two."},
+    )
 
     unlabelled: list[str] = field(
         default_factory=list,
@@ -210,6 +215,8 @@ class DistillationArguments:
     def __post_init__(self) -> None:
         if self.unlabelled and not self.teachers:
             raise InputError("Sound without labels is learnt from teachers, and there are none: set --teachers.")
+        if self.labels_alone and not self.teachers:
+            raise InputError("labels_alone compares students with and without teachers: set --teachers.")
         if not 0 < self.unlabelled_fraction < 1:
             raise InputError(
                 f"unlabelled_fraction is {self.unlabelled_fraction}: choose a fraction of each batch, above 0 and "

@@ -1,27 +1,31 @@
 """Distillation: from the teachers to their logits, and to a student with its results."""
 
+import copy
 import hashlib
 import logging
+import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import datasets
 import numpy as np
 from transformers import set_seed
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from dataset_script import read_logits
 from dataset_script.errors import InputError, input_errors
 from model_cards.results import find_results
 from train.classification.arguments import DataArguments, DistillationArguments, TeacherArguments
-from train.classification.data import LOGITS_PREFIX
+from train.classification.data import LOGITS_PREFIX, split_by_location
 from train.classification.semi_supervised import find_sound, predict_unlabelled, unlabelled_batches
 from train.classification.teacher_quality import compare_with_student, describe_teacher
 from train.classification.training import (
     check_impulse_responses,
     check_training,
+    choose_validation_fraction,
     finetune_teacher,
     impulse_response_folder,
     load_splits,
@@ -30,7 +34,7 @@ from train.classification.training import (
 from train.classification.training_arguments import SceneTrainingArguments
 from train.classification.unlabelled import UnlabelledClips, cache_unlabelled
 from train.common.arguments import check_seed
-from train.common.availability import check_available, check_start
+from train.common.availability import check_available, check_start, is_missing_demo_model
 from train.common.models import load_classifier, load_config, new_student, student_config
 from train.common.recipes import is_recipe, recipe_arguments
 from train.common.runs import describe_run, run_or_load
@@ -39,6 +43,9 @@ from train.evaluation.inference import model_revision, predict_split
 
 
 logger = logging.getLogger(__name__)
+
+LABELS_ALONE = "labels_alone"
+"""Subfolder of a student's output for the student that it is compared with."""
 
 SHARED_ARGUMENTS = (
     "impulse_responses",
@@ -149,7 +156,7 @@ def check_teachers_exist(teachers: Sequence[Teacher], data_args: DataArguments, 
                     f"The recipe {teacher.source!r} is not one of a teacher, as it names no pretrained model: choose "
                     "another recipe for --teachers."
                 )
-            if start is not None:
+            if start is not None and not is_missing_demo_model(start):
                 check_start(teacher.source, start, check_available)
 
 
@@ -187,8 +194,9 @@ def check_teachers(
             teacher_args, _, training_args = teacher_arguments(teacher, args.output_dir, data_args, args)
             with input_errors(f"The recipe of the teacher {teacher.source!r} does not fit: "):
                 check_impulse_responses(scenes, training_args)
-            if teacher_args.model_name_or_path is not None:
-                load_config(teacher_args.model_name_or_path)
+            start = teacher_args.model_name_or_path
+            if start is not None and not is_missing_demo_model(start):
+                load_config(start)
     return revisions
 
 
@@ -270,7 +278,8 @@ def describe_teachers(
         if measures["macro_accuracy"] is None and teacher.kind != "logits":
             results = find_results(folder) if Path(folder).is_dir() else None
             if results is not None and _have_one_test_split(results.dataset, dataset):
-                measures["macro_accuracy"] = results.metrics["macro_accuracy"]
+                names = ("macro_accuracy", "confidence_intervals")
+                measures |= {name: results.metrics[name] for name in names if name in results.metrics}
         identity = {"source": teacher.source, "teacher": logits.teacher, "revision": logits.revision}
         described.append(measures | identity)
     return described
@@ -292,8 +301,55 @@ def teacher_folder(teacher: Teacher, output_dir: str) -> str:
     return str(Path(output_dir) / "teachers" / teacher.name)
 
 
+def train_on_labels_alone(
+    recipe: str,
+    distillation_args: DistillationArguments,
+    data_args: DataArguments,
+    args: SceneTrainingArguments,
+    scenes: datasets.Dataset,
+) -> str:
+    """Train the student of a run without its teachers, for the same number of steps.
+
+    Clips without labels take places in a batch, so the epochs of the run have more steps than those without them.
+
+    Args:
+        recipe (`str`): Name of the recipe, for the results.
+        distillation_args (`DistillationArguments`): Those of the student with teachers.
+        data_args (`DataArguments`): The clips.
+        args (`SceneTrainingArguments`): The run of the student with teachers.
+        scenes (`datasets.Dataset`): The training clips.
+
+    Returns:
+        `str`: The model folder.
+    """
+    logger.info("Training a student on the labels alone, to compare with.")
+    per_batch = args.batch_size
+    if distillation_args.unlabelled:
+        per_batch -= distillation_args.unlabelled_per_batch(args.batch_size)
+    clips = len(scenes)
+    if data_args.validation_fraction:
+        clips = len(split_by_location(scenes, data_args.validation_fraction, args.seed)[0])
+    steps = math.ceil(clips / per_batch)
+    longer = steps / math.ceil(clips / args.batch_size)
+    alone = copy.copy(args)
+    if not (data_args.validation_fraction or data_args.select_on_test):
+        # Its epochs are short, and need not each be logged and saved.
+        alone.logging_strategy, alone.logging_steps = IntervalStrategy.STEPS, steps
+        alone.save_strategy, alone.save_steps = SaveStrategy.STEPS, steps
+    alone.output_dir = str(Path(args.output_dir) / LABELS_ALONE)
+    alone.num_train_epochs *= longer
+    alone.first_cycle, alone.warmup_epochs = round(args.first_cycle * longer), round(args.warmup_epochs * longer)
+    without = replace(distillation_args, teachers=[], unlabelled=[], labels_alone=False)
+    distill(recipe, without, data_args, alone)
+    return alone.output_dir
+
+
 def distill(
-    recipe: str, distillation_args: DistillationArguments, data_args: DataArguments, args: SceneTrainingArguments
+    recipe: str,
+    distillation_args: DistillationArguments,
+    data_args: DataArguments,
+    args: SceneTrainingArguments,
+    prepare: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Train a student, from teachers or without, and write a model folder to `args.output_dir`; resume a run there.
 
@@ -302,6 +358,7 @@ def distill(
         distillation_args (`DistillationArguments`): The teachers, and the network of the student.
         data_args (`DataArguments`): The clips.
         args (`SceneTrainingArguments`): The run; `impulse_responses` is set to the corpus's folder if it is needed.
+        prepare (`Callable[[], None]`, *optional*): Long work that the teachers need, done after all checks.
 
     Returns:
         `dict`: The results, as in `results.json`.
@@ -315,6 +372,7 @@ def distill(
     available = {teacher.name: teacher.source for teacher in teachers if teacher.kind == "logits"}
     check_teachers_exist(teachers, data_args, args)
     scenes = load_splits(data_args, available)
+    data_args.validation_fraction = choose_validation_fraction(scenes, data_args, args)
     check_training(scenes, data_args, args)
     args.impulse_responses = impulse_response_folder(scenes, args)
     revisions = check_teachers(teachers, scenes, data_args, args, trusted)
@@ -332,6 +390,7 @@ def distill(
 
     def work() -> dict[str, Any]:
         description: dict[str, Any] = {"recipe": recipe, "teachers": distillation_args.teachers, "arguments": run}
+        prepare()
         set_seed(args.seed)
         model, feature_extractor = new_student(label_names, *network)
         heard = cache_unlabelled(sound, feature_extractor.sampling_rate, data_args.cache_dir) if sound else None
@@ -352,7 +411,13 @@ def distill(
                 "unreadable_recordings": len(heard.faults),
                 "per_batch": batches.per_batch,
             }
-        results = run_training(model, feature_extractor, clips, data_args, args, description, unlabelled=batches)
+        reference = None
+        if distillation_args.labels_alone:
+            reference = train_on_labels_alone(recipe, distillation_args, data_args, args, scenes["train"])
+            set_seed(args.seed)
+        results = run_training(
+            model, feature_extractor, clips, data_args, args, description, unlabelled=batches, reference=reference
+        )
         compare_with_student(description["teacher_quality"], results["metrics"]["macro_accuracy"])
         return results
 

@@ -2,11 +2,13 @@
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, set_seed
@@ -14,6 +16,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from dataset_script import cache_waveforms, is_synthetic, load_scenes
 from dataset_script.errors import InputError
+from dataset_script.splits import SCENES
 from model_cards.complexity import measure_model
 from model_cards.evidence import plot_title
 from model_cards.plots import plot_learning_curve
@@ -28,13 +31,21 @@ from train.common.availability import check_available
 from train.common.checkpoints import last_complete_checkpoint
 from train.common.encoders import freeze_encoder, layer_factors
 from train.common.features import AnyFeatureExtractor, input_rate, model_inputs
+from train.common.models import load_classifier
 from train.common.process import main_process_first
 from train.common.runs import describe_run, run_or_load
 from train.common.teachers import load_teacher
-from train.evaluation.scoring import evaluate_classifier, unseen_devices, write_results
+from train.evaluation.inference import compute_logits
+from train.evaluation.scoring import compare_logits, score_logits, unseen_devices, write_results
 
 
 logger = logging.getLogger(__name__)
+
+DEFAULT_VALIDATION_FRACTION = 0.1
+"""Fraction of your own training clips that is held out."""
+
+ENOUGH_RECORDINGS = 20
+"""Fewest recordings of a class of which some are held out."""
 
 
 def load_splits(data_args: DataArguments, teacher_logits: Mapping[str, str] | None = None) -> datasets.DatasetDict:
@@ -54,6 +65,40 @@ def load_splits(data_args: DataArguments, teacher_logits: Mapping[str, str] | No
         scenes = load_scenes(data_args.dataset, data_args.data_dir, dict(teacher_logits or {}), data_args.cache_dir)
     check_splits(scenes, data_args.dataset)
     return scenes
+
+
+def choose_validation_fraction(
+    scenes: datasets.DatasetDict, data_args: DataArguments, args: SceneTrainingArguments
+) -> float:
+    """Return the fraction of the training clips to hold out: that of the arguments, or else the default.
+
+    Of your own recordings a tenth is held out if every class has enough of them, and none that is so long that more
+    than a fifth of the class would be gone: with few recordings, training needs each of them. TAU and the demo
+    corpus, which are known by their classes, are trained on as a whole, as in the report.
+
+    Args:
+        scenes (`datasets.DatasetDict`): The clips.
+        data_args (`DataArguments`): The selection of the epoch.
+        args (`SceneTrainingArguments`): The run.
+    """
+    if data_args.validation_fraction is not None:
+        return data_args.validation_fraction
+    train = scenes["train"]
+    without_choice = data_args.select_on_test or args.save_strategy != SaveStrategy.EPOCH
+    if without_choice or set(train.features["label"].names) == set(SCENES):
+        return 0.0
+    labels = np.asarray(train["label"])
+    recordings = set(zip(train["label"], train["city"], train["location"], strict=True))
+    if min(Counter(label for label, *_ in recordings).values()) >= ENOUGH_RECORDINGS:
+        _, held_out = split_by_location(train, DEFAULT_VALIDATION_FRACTION, args.seed)
+        lost = np.bincount(labels[held_out], minlength=labels.max() + 1) / np.bincount(labels).clip(1)
+        if lost.max() <= 2 * DEFAULT_VALIDATION_FRACTION:
+            return DEFAULT_VALIDATION_FRACTION
+    logger.info(
+        "No recordings are held out to choose the epoch, which takes %d of each class: the last one is kept.",
+        ENOUGH_RECORDINGS,
+    )
+    return 0.0
 
 
 def check_training(scenes: datasets.DatasetDict, data_args: DataArguments, args: SceneTrainingArguments) -> None:
@@ -144,6 +189,7 @@ def run_training(
     description: dict[str, Any],
     layer_decay: float = 1.0,
     unlabelled: UnlabelledBatches | None = None,
+    reference: str | None = None,
 ) -> dict[str, Any]:
     """Start or resume training, and write a model folder with results and plots to `args.output_dir`.
 
@@ -157,6 +203,7 @@ def run_training(
         layer_decay (`float`, *optional*, defaults to 1.0): As for
             [`~train.classification.trainer.DistillationTrainer`].
         unlabelled (`UnlabelledBatches`, *optional*): Clips without labels to train on as well.
+        reference (`str`, *optional*): Folder of a model that learned from the labels alone, to compare with.
 
     Returns:
         `dict`: The results, as in `results.json`.
@@ -175,6 +222,12 @@ def run_training(
         selection = "best epoch on held-out training locations"
         kept, held_out = split_by_location(scenes["train"], data_args.validation_fraction, args.seed)
         train, validation = train.subset(kept), train.subset(held_out, with_teachers=False)
+        logger.info(
+            "%d of %d training clips are held out, as whole recordings: the epoch with the best macro accuracy on "
+            "them is kept; --validation_fraction 0 trains on all.",
+            len(held_out),
+            len(kept) + len(held_out),
+        )
     if validation is not None:
         args.eval_strategy = IntervalStrategy.EPOCH
         args.load_best_model_at_end = True
@@ -198,9 +251,9 @@ def run_training(
     trainer.save_model()
 
     unseen = unseen_devices(scenes["train"], scenes["test"])
-    metrics = evaluate_classifier(
-        model, feature_extractor, scenes["test"], waveforms["test"], unseen, args.per_device_eval_batch_size
-    )
+    tested = waveforms["test"], args.per_device_eval_batch_size
+    logits = compute_logits(model.eval(), feature_extractor, *tested)
+    metrics = score_logits(logits, scenes["test"], unseen)
     trainer.log({f"test_{name}": metrics[name] for name in ("macro_accuracy", "accuracy", "log_loss")})
     results = {
         **description,
@@ -213,6 +266,9 @@ def run_training(
         "unseen_devices": unseen,
         "complexity": measure_model(model).as_results(),
     }
+    if reference is not None:
+        others = compute_logits(*load_classifier(reference), *tested)
+        results["labels_alone"] = compare_logits(logits, others, scenes["test"])
     if args.should_save:
         folder = Path(args.output_dir)
         title = plot_title(folder.resolve().name, RunResults(folder, results))
@@ -267,6 +323,7 @@ def finetune_teacher(
     if teacher_args.model_name_or_path is not None:
         check_available(teacher_args.model_name_or_path)
     scenes = load_splits(data_args)
+    data_args.validation_fraction = choose_validation_fraction(scenes, data_args, args)
     check_training(scenes, data_args, args)
     args.impulse_responses = impulse_response_folder(scenes, args)
     set_seed(args.seed)

@@ -27,6 +27,7 @@ from train.common.sources import (
     encoded_audio,
     is_local_audio,
     load_unlabelled,
+    local_folder,
     read_part,
 )
 from train.common.waveforms import Shards
@@ -150,7 +151,7 @@ def find_unlabelled(
 
     Args:
         sources (`Sequence[str]`): Folders, searched for audio at any depth; configurations of the scenes, such as
-            `"split100"`, of which the training split is used; or datasets on the Hub, as `<id>` or
+            `"split100"`, of which the training split is used; `"demo_sounds"`; or datasets on the Hub, as `<id>` or
             `<id>:<configuration>`, of which the split `train` is used.
         max_clips (`int`): Most clips to use.
         labelled (`Iterable[str]`, *optional*): Names of labelled clips, which are left out.
@@ -167,7 +168,7 @@ def find_unlabelled(
         name, configuration = split_configuration(source)
         streamed = streaming and not is_local_audio(name)
         recordings = load_unlabelled(name, configuration, "train", data_dir, streamed, cache_dir)
-        found.append(UnlabelledSource(source, recordings))
+        found.append(UnlabelledSource(local_folder(source, cache_dir), recordings))
     folders = [Path(item.source).resolve().name for item in found if isinstance(item.recordings, list)]
     if repeated := [name for name in folders if folders.count(name) > 1]:
         raise InputError(f"Two folders without labels are called {repeated[0]}: rename one of them.")

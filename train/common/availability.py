@@ -27,6 +27,9 @@ CONVERSIONS = {
 }
 """Owners on the Hub of BEATs to convert, by a pattern for the name; Microsoft's are files and have none."""
 
+DEMO_MODELS = ("outputs/demo_encoder", "outputs/demo_tagger")
+"""Models of the default job, which are trained when a command needs them."""
+
 SECONDS_TO_ANSWER = 5.0
 
 
@@ -43,8 +46,8 @@ def check_paths(arguments: Any) -> None:
     """
     for name in MODELS:
         model = getattr(arguments, name, None)
-        if model is not None and not getattr(arguments, "dry_run", False):  # which needs no models
-            check_exists(model)
+        if model is not None and not (getattr(arguments, "dry_run", False) or is_missing_demo_model(model)):
+            check_exists(model)  # a dry run needs no models
     for name in FOLDERS:
         folder = getattr(arguments, name, None)
         if folder is not None and not Path(folder).expanduser().exists():
@@ -73,6 +76,11 @@ def check_start(teacher: str, model_name_or_path: str, check: Callable[[str], No
             f"The teacher {teacher!r} is fine-tuned from a model that is missing: {fault}; or set --teachers to "
             "fine-tuned models."
         ) from None
+
+
+def is_missing_demo_model(model_name_or_path: str) -> bool:
+    """Return whether a model is one of the default job that is not trained yet, or not to its end."""
+    return model_name_or_path in DEMO_MODELS and not (Path(model_name_or_path) / "results.json").is_file()
 
 
 def check_available(model_name_or_path: str) -> None:

@@ -91,7 +91,8 @@ def configure_logging(log_level: str = "info", disable_tqdm: bool | None = False
 
     Args:
         log_level (`str`, *optional*, defaults to `"info"`): As for `TrainingArguments`; `"passive"` means `"info"`.
-        disable_tqdm (`bool`, *optional*, defaults to `False`): Whether to show no progress bars.
+        disable_tqdm (`bool`, *optional*, defaults to `False`): Whether to show no progress bars; only the main process
+            shows any.
     """
     import datasets
     import transformers
@@ -102,7 +103,7 @@ def configure_logging(log_level: str = "info", disable_tqdm: bool | None = False
     for name in ("train", "dataset_script", "model_cards", "__main__"):
         logging.getLogger(name).setLevel(level if _is_main_process() else logging.WARNING)
     transformers.utils.logging.disable_progress_bar()  # for model files
-    if disable_tqdm:
+    if disable_tqdm or not _is_main_process():
         datasets.disable_progress_bars()
 
 

@@ -14,6 +14,7 @@ from datasets.utils import tqdm
 
 from dataset_script import TAUUrban2022, load_scenes
 from dataset_script.audio import MAX_SECONDS, AudioReader, audio_info, find_audio
+from dataset_script.demo_sounds import DEMO_SOUNDS, demo_sounds
 from dataset_script.errors import InputError
 from dataset_script.waveforms import to_int16
 
@@ -37,8 +38,8 @@ def load_unlabelled(
 
     Args:
         dataset (`str`): A folder, searched for audio files at any depth; a configuration of the scenes, such as
-            `"demo"` or `"split100"`; or anything else that `datasets.load_dataset` accepts, such as a Hub id or a
-            folder of Parquet files.
+            `"demo"` or `"split100"`; `"demo_sounds"`, synthetic recordings; or anything else that
+            `datasets.load_dataset` accepts, such as a Hub id or a folder of Parquet files.
         dataset_config (`str`, *optional*): Configuration of a dataset on the Hub.
         split (`str`, *optional*, defaults to `"train"`): Split of the scenes or of a dataset on the Hub.
         data_dir (`str`, *optional*): Folder of the scenes' corpus.
@@ -53,6 +54,7 @@ def load_unlabelled(
         FileNotFoundError: If the source does not exist or contains no audio.
         InputError: If the dataset has no column `audio`, or cannot be streamed.
     """
+    dataset = local_folder(dataset, cache_dir)
     if streaming and is_local_audio(dataset):
         raise InputError(f"{dataset} is on this machine and needs no streaming: omit --streaming.")
     if files := find_audio(dataset):
@@ -66,6 +68,18 @@ def load_unlabelled(
     return load_hub_audio(dataset, dataset_config, split, streaming, cache_dir).select_columns(["audio"])
 
 
+def local_folder(dataset: str, cache_dir: str | None = None) -> str:
+    """Return the folder of the demo sounds, which are made if they do not exist, for their name; or else the name.
+
+    Args:
+        dataset (`str`): As for [`load_unlabelled`].
+        cache_dir (`str`, *optional*): Cache folder for datasets.
+    """
+    if dataset != DEMO_SOUNDS:
+        return dataset
+    return str(demo_sounds(Path(cache_dir or datasets.config.HF_DATASETS_CACHE)))
+
+
 def is_scenes(dataset: str) -> bool:
     """Return whether a name is that of a configuration of the scenes, such as `"split100"`."""
     return dataset in (config.name for config in TAUUrban2022.BUILDER_CONFIGS)
@@ -73,7 +87,7 @@ def is_scenes(dataset: str) -> bool:
 
 def is_local_audio(dataset: str) -> bool:
     """Return whether a name is that of a configuration of the scenes, or of a folder with audio files."""
-    return is_scenes(dataset) or bool(find_audio(dataset))
+    return dataset == DEMO_SOUNDS or is_scenes(dataset) or bool(find_audio(dataset))
 
 
 def load_hub_audio(

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from dataset_script import cache_waveforms, is_synthetic
 from dataset_script.errors import InputError
-from dataset_script.files import write_json
+from dataset_script.files import atomic_path, write_json
 from model_cards.complexity import check_limits, measure_folder, measure_model
 from model_cards.results import RESULTS_FILE, provenance
 from model_cards.tables import half_precision_table
@@ -82,8 +82,9 @@ def convert_and_measure(
     """
     output, clips = Path(output_dir), scenes[split]
     shutil.rmtree(output / "model", ignore_errors=True)  # of the same run, interrupted before its results
-    half.save_pretrained(output / "model")
-    feature_extractor.save_pretrained(output / "model")
+    with atomic_path(output / "model") as part:
+        half.save_pretrained(part)
+        feature_extractor.save_pretrained(part)
     computed = half.float() if PartialState().device.type == "cpu" else half
     arithmetic = str(computed.dtype).removeprefix("torch.")
     waveforms = cache_waveforms(clips, input_rate(feature_extractor), cache_dir)

@@ -10,6 +10,7 @@ Graphs traced by `torch.onnx` have the layout that suits torch, channels last, a
 """
 
 import math
+from types import ModuleType
 from typing import Any, Literal, TypeAlias, TypeGuard, get_args
 
 import numpy as np
@@ -88,7 +89,7 @@ class NetworkBuilder(GraphBuilder):
 
         def convolve(hidden: str, name: str) -> str:
             layer = model.get_submodule(name)
-            assert _is_convolution(layer)
+            assert is_convolution(layer)
             (output,) = self.convolution(hidden, name, layer, (np.arange(len(layer.weight)),), slice(None))
             return output
 
@@ -123,7 +124,7 @@ class NetworkBuilder(GraphBuilder):
 
     def tfsepnet(self, model: StudentModel, hidden: str) -> str:
         """Add a TF-SepNet up to the convolution of its classifier."""
-        layers = {name: module for name, module in model.named_modules() if _is_convolution(module)}
+        layers = {name: module for name, module in model.named_modules() if is_convolution(module)}
 
         def convolve(hidden: str, name: str, *outputs: np.ndarray, inputs: Any = slice(None)) -> list[str]:
             outputs = outputs or (np.arange(len(layers[name].weight)),)
@@ -289,7 +290,8 @@ class NetworkBuilder(GraphBuilder):
         return self.add("Mul", integers, self.constant(layer.bias_scale, f"{name}.bias_scale"))
 
 
-def _is_convolution(module: nn.Module) -> TypeGuard[Conv]:
+def is_convolution(module: nn.Module) -> TypeGuard[Conv]:
+    """Return whether a module is a convolution of a folded or INT8 network."""
     # Compare names, as a model loaded as remote code has its own copy of the class.
     return type(module).__name__ in {conv.__name__ for conv in get_args(Conv)}
 
@@ -343,7 +345,7 @@ def add_front_end(graph: GraphBuilder, extractor: StudentFeatureExtractor, wavef
     rows = add("Reshape", padded, constant([0, -1, hop]))
     chosen = np.arange(frames)[:, None] + np.arange(rows_per_frame)
     overlapping = add("Reshape", add("Gather", rows, constant(chosen), axis=1), constant([0, 0, -1]))
-    window = _module(extractor).hann_window(extractor.win_length, torch.device("cpu"))
+    window = front_end_functions(extractor).hann_window(extractor.win_length, torch.device("cpu"))
     windowed = add("Mul", cut(overlapping, 0, extractor.win_length, 2), constant(window))
 
     # The position of the window within the transform only affects phases. The spectrum of real input is symmetric, so
@@ -384,7 +386,7 @@ def add_front_end(graph: GraphBuilder, extractor: StudentFeatureExtractor, wavef
     return add("Unsqueeze", log_mel, constant([1]))
 
 
-def _module(extractor: StudentFeatureExtractor) -> Any:
+def front_end_functions(extractor: StudentFeatureExtractor) -> ModuleType:
     """Return the module with the functions of a front end; only that of TF-SepNet has a pre-emphasis."""
     return feature_extraction_tfsepnet if hasattr(extractor, "preemphasis") else feature_extraction_cpmobile
 
@@ -402,7 +404,9 @@ def _mel_blocks(graph: GraphBuilder, extractor: StudentFeatureExtractor) -> list
         `(frequencies, bands)`, the first band, and the range of the frequencies that they cover.
     """
     bands = extractor.feature_size
-    bins, left, center, right = _module(extractor).mel_triangles(bands, extractor.n_fft, extractor.sampling_rate)
+    bins, left, center, right = front_end_functions(extractor).mel_triangles(
+        bands, extractor.n_fft, extractor.sampling_rate
+    )
     bins = bins[: extractor.n_fft // 2]  # the last one has no weight
     constant, add = graph.constant, graph.add
     column = constant(bins.unsqueeze(1))

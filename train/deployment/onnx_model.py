@@ -29,6 +29,7 @@ def export_onnx(
     form: Literal["qdq", "weights"] = "qdq",
     feature_extractor: FeatureExtractionMixin | None = None,
     waveform: bool = False,
+    clips: int | Literal["clips"] = "clips",
 ) -> onnx.ModelProto:
     """Write a student as an ONNX file, completely or not at all.
 
@@ -41,6 +42,8 @@ def export_onnx(
             the metadata.
         waveform (`bool`, *optional*, defaults to `False`): Whether the input is waveforms, so that the file includes
             the front end.
+        clips (`int`, *optional*, defaults to `"clips"`): Clips in a batch, if it is fixed, as runtimes of devices
+            need it; any number by default.
 
     Returns:
         `onnx.ModelProto`: The content of the file. The input is `input_values` of shape
@@ -74,11 +77,11 @@ def export_onnx(
                 "extractor."
             )
         name = "waveform"
-        shape: list[str | int | None] = ["clips", extractor.window_length]
+        shape: list[str | int | None] = [clips, extractor.window_length]
         hidden = add_front_end(graph, extractor, name)
     else:
         name = "input_values"
-        shape = ["clips", 1, config.num_mel_bins, config.num_frames]
+        shape = [clips, 1, config.num_mel_bins, config.num_frames]
         hidden = graph.add("Transpose", name, perm=[0, 1, 3, 2])
     network = model.cpu() if int8 else fold(model)
     graph.network(network, hidden, "logits")
@@ -87,7 +90,7 @@ def export_onnx(
             graph.nodes,
             config.model_type,
             [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)],
-            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["clips", config.num_labels])],
+            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [clips, config.num_labels])],
             graph.constants,
         ),
         opset_imports=[helper.make_opsetid("", OPSET)],

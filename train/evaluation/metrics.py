@@ -148,6 +148,32 @@ def scene_metrics(
     return result
 
 
+def macro_accuracy_difference(
+    predictions: Any, others: Any, references: Any, clusters: Any = None, bootstrap: int = 1000, seed: int = 0
+) -> dict[str, Any]:
+    """Compare two classifiers on the same clips: pairing them leaves out how hard the clips are for both.
+
+    Args:
+        predictions (array of shape `(clips, classes)`): Logits of the first classifier.
+        others (array of shape `(clips, classes)`): Logits of the second one.
+        references (array of shape `(clips,)`): Index of each clip's class.
+        clusters (array of shape `(clips,)`, *optional*): As for [`scene_metrics`], like the following.
+        bootstrap (`int`, *optional*, defaults to 1000): Number of resamples for the confidence interval.
+        seed (`int`, *optional*, defaults to 0): Seed of the resampling.
+
+    Returns:
+        `dict[str, Any]`: `difference`, the macro accuracy of the first classifier minus that of the second one, and
+        its 95 % `confidence_interval`.
+    """
+    truth = np.asarray(references)
+    first, second = ((np.asarray(logits).argmax(1) == truth).astype(float) for logits in (predictions, others))
+    gain, num_classes = first - second, np.shape(predictions)[1]
+    # An accuracy is a mean over clips, so the interval of a mean of differences is that of the difference.
+    interval = _bootstrap_intervals(gain, truth, num_classes, bootstrap, clusters, seed)["macro_accuracy"]
+    difference = float(np.mean([gain[truth == index].mean() for index in np.unique(truth)]))
+    return {"difference": difference, "confidence_interval": interval}
+
+
 def _bootstrap_intervals(
     correct: np.ndarray, truth: np.ndarray, num_classes: int, resamples: int, clusters: Any, seed: int
 ) -> dict[str, list[float]]:

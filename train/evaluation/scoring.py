@@ -11,12 +11,12 @@ from transformers import PreTrainedModel
 from dataset_script.errors import InputError
 from dataset_script.files import write_json
 from model_cards.evidence import plot_title
-from model_cards.plots import plot_results
+from model_cards.plots import plot_comparison, plot_results
 from model_cards.results import RESULTS_FILE, RunResults, provenance
-from model_cards.tables import confusion_table, results_table
+from model_cards.tables import comparison_rows, confusion_table, results_table
 from train.common.features import AnyFeatureExtractor
 from train.evaluation.inference import WaveformRows, compute_logits
-from train.evaluation.metrics import scene_metrics
+from train.evaluation.metrics import macro_accuracy_difference, scene_metrics
 
 
 def evaluate_classifier(
@@ -47,7 +47,7 @@ def evaluate_classifier(
 
 
 def score_logits(
-    logits: np.ndarray, clips: datasets.Dataset, unseen_devices: Sequence[str], bootstrap: int
+    logits: np.ndarray, clips: datasets.Dataset, unseen_devices: Sequence[str], bootstrap: int = 1000
 ) -> dict[str, Any]:
     """Compute the metrics of logits.
 
@@ -57,7 +57,8 @@ def score_logits(
         logits (`np.ndarray` of shape `(clips, classes)`): Logits in the order of the clips.
         clips (`datasets.Dataset`): Columns `label`, `device`, `city` and `location`.
         unseen_devices (`Sequence[str]`): Devices that are not in the training clips.
-        bootstrap (`int`): Number of resamples for the confidence intervals; 0 omits them.
+        bootstrap (`int`, *optional*, defaults to 1000): Number of resamples for the confidence intervals; 0 omits
+            them.
 
     Returns:
         `dict[str, Any]`: The metrics, as returned by [`~train.evaluation.metrics.scene_metrics`].
@@ -81,8 +82,31 @@ def score_logits(
         cities=cities,
         unseen_devices=unseen_devices,
         bootstrap=bootstrap,
-        clusters=[f"{city}-{location}" for city, location in zip(cities, clips["location"], strict=True)],
+        clusters=recording_locations(clips),
     )
+
+
+def compare_logits(logits: np.ndarray, others: np.ndarray, clips: datasets.Dataset) -> dict[str, Any]:
+    """Compare two models on the same clips.
+
+    Args:
+        logits (`np.ndarray` of shape `(clips, classes)`): Logits of a model.
+        others (`np.ndarray` of shape `(clips, classes)`): Logits of the model that it is compared with.
+        clips (`datasets.Dataset`): As for [`score_logits`].
+
+    Returns:
+        `dict[str, Any]`: `macro_accuracy` and `confidence_intervals` of the other model, and `difference`, as returned
+        by [`~train.evaluation.metrics.macro_accuracy_difference`].
+    """
+    metrics = score_logits(others, clips, ())
+    difference = macro_accuracy_difference(logits, others, clips["label"], recording_locations(clips))
+    return {name: metrics[name] for name in ("macro_accuracy", "confidence_intervals")} | {"difference": difference}
+
+
+def recording_locations(clips: datasets.Dataset) -> list[str]:
+    """Return the location of each clip, whose number is unique within a city only."""
+    names = clips.features["city"].names
+    return [f"{names[city]}-{location}" for city, location in zip(clips["city"], clips["location"], strict=True)]
 
 
 def unseen_devices(train: datasets.Dataset, test: datasets.Dataset) -> list[str]:
@@ -105,4 +129,6 @@ def write_results(folder: str | Path, results: dict[str, Any]) -> None:
     plot_results(metrics, folder, title, results["unseen_devices"])
     tables = f"{results_table(results)}\n{confusion_table(metrics['confusion_matrix'], labels)}"
     (folder / "results.md").write_text(tables, encoding="utf-8")
+    if "labels_alone" in results:
+        plot_comparison(comparison_rows(results), folder / "comparison", title)
     write_json(folder / RESULTS_FILE, {**results, "provenance": provenance()})

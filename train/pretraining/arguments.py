@@ -21,8 +21,17 @@ class StageArguments(ModelArguments):
     teacher_name_or_path: str | None = field(
         default=None, metadata={"help": "BEATs model (folder or Hub id) that a tokenizer learns from."}
     )
+    feature_mean: float | None = field(
+        default=None,
+        metadata={"help": "Mean of the log-mel energies; defaults to the model's, or to AudioSet's."},
+    )
+    feature_std: float | None = field(
+        default=None, metadata={"help": "Their standard deviation; defaults to the model's, or to AudioSet's."}
+    )
 
     def __post_init__(self) -> None:
+        if self.feature_std is not None and not self.feature_std > 0:
+            raise InputError(f"feature_std is {self.feature_std}: choose a number above 0.")
         if self.stage == "tokenizer" and self.teacher_name_or_path is None:
             raise InputError("Stage tokenizer needs a teacher: set --teacher_name_or_path.")
         if self.stage == "tokenizer" and self.tokenizer_name_or_path is not None:
@@ -37,7 +46,7 @@ class AudioArguments(CorpusArguments):
 
     dataset: str = field(
         default="",
-        metadata={"help": "Folder of audio files, configuration of the scenes (demo, split100), or Hub dataset."},
+        metadata={"help": "Folder of audio files, scenes (demo, split100), demo_sounds, or Hub dataset."},
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
     dataset_split: str = field(default="train", metadata={"help": "Split of the scenes or of a Hub dataset."})
@@ -84,7 +93,7 @@ class TaggedDataArguments:
 
     dataset: str = field(
         default="",
-        metadata={"help": "Folder of audio files, or Hub dataset with columns audio and labels (a list)."},
+        metadata={"help": "Folder of audio files, demo_sounds, or Hub dataset with lists in a column labels."},
     )
     labels: str | None = field(default=None, metadata={"help": "CSV file with the training files and their labels."})
     test_labels: str | None = field(default=None, metadata={"help": "CSV file with the test files and their labels."})

@@ -96,6 +96,13 @@ def measure_cost(trainer: CropTrainer) -> dict[str, Any]:
     }
 
 
+def duration(days: float) -> str:
+    """Return a number of days in hours, days or years."""
+    if days < 1:
+        return f"{24 * days:.2f} hours"
+    return f"{days:,.1f} days" if days < 1000 else f"{days / 365.25:,.0f} years"
+
+
 def print_cost(trainer: CropTrainer) -> dict[str, Any]:
     """Measure the cost of a run, print it on the main process, and return it.
 
@@ -129,8 +136,7 @@ def print_cost(trainer: CropTrainer) -> dict[str, Any]:
             f"Reading     {cost['read_per_second']:.1f} crops/s per worker: --dataloader_num_workers "
             f"{math.ceil(needed)} keeps up"
         )
-    days = cost["days"]
-    lines.append(f"Cost        {days:,.1f} days" if days >= 1 else f"Cost        {24 * days:.2f} hours")
+    lines.append(f"Cost        {duration(cost['days'])}")
     if trainer.args.process_index == 0:
         print("\n".join(lines))
     return cost

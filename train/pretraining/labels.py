@@ -9,8 +9,9 @@ import datasets
 import numpy as np
 
 from dataset_script.audio import AUDIO_SUFFIXES, find_audio
+from dataset_script.demo_sounds import DEMO_SOUNDS, LABEL_FILES
 from dataset_script.errors import InputError
-from train.common.sources import load_hub_audio
+from train.common.sources import load_hub_audio, local_folder
 
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,8 @@ def load_tagged(
 
     Args:
         dataset (`str`): With `label_file` a folder, searched for audio files at any depth. Without it anything that
-            `datasets.load_dataset` accepts, with the columns `audio` and `labels`, a list.
+            `datasets.load_dataset` accepts, with the columns `audio` and `labels`, a list; or `"demo_sounds"`,
+            synthetic recordings with lists of their own.
         label_file (`str`, *optional*): CSV file. The first column contains a file: its path in the folder, or its name
             with or without suffix. The column `labels`, or else the last one, contains its labels, separated by
             commas. This is the format of AudioSet's lists, where files may also be named Y and the identifier.
@@ -43,8 +45,11 @@ def load_tagged(
         InputError: If a clip has no label, a file is ambiguous, a folder has no list of labels, or the dataset lacks a
             column.
     """
+    folder = local_folder(dataset, cache_dir)
+    if label_file is None and dataset == DEMO_SOUNDS:
+        label_file = str(Path(folder) / LABEL_FILES[split])
     if label_file is not None:
-        return _folder_with_list(dataset, Path(label_file))
+        return _folder_with_list(folder, Path(label_file))
     if find_audio(dataset):
         raise InputError(f"{dataset} is a folder of audio files: set --labels and --test_labels to their CSV files.")
     loaded = load_hub_audio(dataset, dataset_config, split, cache_dir=cache_dir)

@@ -97,6 +97,10 @@ def make_models(
     assert isinstance(extractor, modeling_beats.BeatsFeatureExtractor)
     assert isinstance(config, modeling_beats.BeatsConfig)
     extractor.feature_size = config.num_mel_bins
+    if stage.feature_mean is not None:
+        extractor.mean = stage.feature_mean
+    if stage.feature_std is not None:
+        extractor.std = stage.feature_std
     target_model = load_target_model(stage, config, dry_run)
     model_class: type[modeling_beats.BeatsPreTrainedModel]
     if stage.stage == "tokenizer":

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
+from transformers import TrainerState
 
 from dataset_script import load_scenes, write_logits
 from dataset_script.errors import InputError
+from model_cards.tables import comparison_table
 from train.classification.arguments import DataArguments, DistillationArguments
 from train.classification.data import NO_LABEL, MixedDataset, SceneDataset, UnlabelledBatches
 from train.classification.losses import DistillationLoss
@@ -136,6 +138,7 @@ class TestTargets:
     ("settings", "message"),
     [
         ({"teachers": []}, "there are none: set --teachers"),
+        ({"teachers": [], "unlabelled": [], "labels_alone": True}, "with and without teachers: set --teachers"),
         ({"unlabelled_fraction": 1.0}, r"unlabelled_fraction is 1\.0"),
         ({"unlabelled_clips": 0}, "unlabelled_clips is 0"),
         ({"unlabelled_confidence": 1.0}, r"unlabelled_confidence is 1\.0"),
@@ -177,6 +180,27 @@ class TestRuns:
         assert run["unlabelled"] == ["demo"] and run["unlabelled_fraction"] == 0.75
         assert distill([*command, "--unlabelled", "demo", "--output_dir", str(tmp_path / "run")])["metrics"]
         assert "already finished" in caplog.text
+
+    def test_labels_alone_for_as_many_steps(self, command, tmp_path):
+        """The comparison is with the model that the command without teachers trains for as many steps."""
+        options = ["--unlabelled", "demo", "--labels_alone", "--output_dir", str(tmp_path / "run")]
+        results = distill([*command, *options])
+        alone = tmp_path / "run" / "labels_alone"
+        states = [TrainerState.load_from_json(str(path)) for path in tmp_path.glob("run/**/trainer_state.json")]
+        # 20 labelled clips: 5 batches of 4 and 12 others, or 2 batches of 16 and 4.
+        assert {state.max_steps for state in states} == {10} and len(list(alone.glob("checkpoint-*"))) > 0
+        run = json.loads((alone / "run.json").read_text())
+        assert (run["num_train_epochs"], run["first_cycle"], run["teachers"]) == (5, 5, [])
+        its_own = json.loads((alone / "results.json").read_text())["metrics"]
+        compared = results["labels_alone"]
+        assert compared["macro_accuracy"] == its_own["macro_accuracy"]
+        assert compared["confidence_intervals"] == its_own["confidence_intervals"]
+        gain = results["metrics"]["macro_accuracy"] - its_own["macro_accuracy"]
+        assert compared["difference"]["difference"] == pytest.approx(gain, abs=1e-12)
+        assert "| student, labels alone |" in comparison_table(results)
+        assert (tmp_path / "run" / "comparison.png").is_file()
+        by_itself = distill([*command, "--unlabelled", "demo", "--output_dir", str(tmp_path / "by_itself")])
+        assert by_itself["metrics"] == results["metrics"]
 
     def test_rules_of_the_challenge(self, command, tmp_path):
         with pytest.raises(InputError, match=r"demo has clips of TAU outside of demo10, such as audio/.* DCASE 2024"):

@@ -13,12 +13,14 @@ import torch
 from safetensors.torch import load_file
 
 from dataset_script.errors import InputError
+from dataset_script.splits import SCENES as TAU_SCENES
 from modeling_tfsepnet import TFSepNetForAudioClassification
 from tests.train.helpers import DEVICES, SCENES, make_dataset, make_extractor, make_model
 from train.classification import training
 from train.classification.arguments import DataArguments
 from train.classification.data import split_by_location
 from train.classification.training import (
+    choose_validation_fraction,
     impulse_response_folder,
     run_training,
     warn_of_unfinished_cycle,
@@ -251,6 +253,54 @@ def test_interrupted_run_resumes_from_its_checkpoint(run, scenes, monkeypatch):
     steps.clear()
     run({})
     assert steps == list(range(steps_per_epoch, 2 * steps_per_epoch)), "the second epoch alone should be repeated"
+
+
+class TestDefaultValidationFraction:
+    """Own recordings are held out where that costs little; the corpora of the report are trained on as a whole."""
+
+    def fraction(self, tmp_path, clips_by_recording, labels=("rain", "sea"), policy=None, **settings):
+        """The fraction for recordings of two classes, by their numbers of clips."""
+        rows = [(label, location) for location, (label, clips) in enumerate(clips_by_recording) for _ in range(clips)]
+        features = {
+            "label": datasets.ClassLabel(names=list(labels)),
+            "city": datasets.ClassLabel(names=["unknown"]),
+            "location": datasets.Value("int32"),
+        }
+        columns = {"label": [row[0] for row in rows], "city": [0] * len(rows), "location": [row[1] for row in rows]}
+        scenes = {"train": datasets.Dataset.from_dict(columns, features=datasets.Features(features))}
+        args = SceneTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **settings)
+        return choose_validation_fraction(scenes, DataArguments(**policy or {}), args)
+
+    def recordings(self, *counts, clips=5):
+        return [(label, clips) for label, count in enumerate(counts) for _ in range(count)]
+
+    @pytest.mark.parametrize(
+        ("counts", "expected"), [((20, 20), 0.1), ((20, 300), 0.1), ((19, 300), 0.0), ((1, 1), 0.0)]
+    )
+    def test_each_class_needs_twenty_recordings(self, tmp_path, caplog, counts, expected):
+        with caplog.at_level(logging.INFO, "train"):
+            assert self.fraction(tmp_path, self.recordings(*counts)) == expected
+        assert ("which takes 20 of each class: the last one is kept" in caplog.text) == (expected == 0)
+
+    def test_a_long_recording_is_not_held_out(self, tmp_path):
+        """Where the seed takes it first, half of the class would be gone; elsewhere two others are."""
+        long_one = [(0, 100), *self.recordings(20, 20)]
+        fractions = [self.fraction(tmp_path, long_one, seed=seed) for seed in range(30)]
+        assert 0 < fractions.count(0.0) < 15 and set(fractions) == {0.0, 0.1}
+
+    def test_classes_of_tau_are_trained_on_as_a_whole(self, tmp_path):
+        recordings = self.recordings(*[20] * len(TAU_SCENES))
+        assert self.fraction(tmp_path, recordings, labels=sorted(TAU_SCENES)) == 0.0
+
+    @pytest.mark.parametrize("fraction", [0.0, 0.3])
+    def test_the_argument_decides(self, tmp_path, fraction):
+        policy = {"validation_fraction": fraction}
+        assert self.fraction(tmp_path, self.recordings(20, 20), policy=policy) == fraction
+
+    def test_other_choices_of_the_epoch(self, tmp_path):
+        recordings = self.recordings(20, 20)
+        assert self.fraction(tmp_path, recordings, policy={"select_on_test": True}) == 0.0
+        assert self.fraction(tmp_path, recordings, save_strategy="no") == 0.0, "there are no epochs to choose from"
 
 
 class TestImpulseResponses:

@@ -46,6 +46,8 @@ def test_the_folder_has_two_bytes_for_each_value(student, converted):
     for name, value in before.items():
         expected = value.half() if value.is_floating_point() else value
         assert stored[name].dtype == expected.dtype and torch.equal(stored[name], expected)
+    rights = {(output / "model" / name).stat().st_mode for name in ("model.safetensors", "config.json")}
+    assert len(rights) == 1, "safetensors lets only the owner read its files"
     assert results["complexity"] == {"parameters": 3_266, "parameter_bytes": 6_532, "macs": 142_064}
 
 

@@ -8,7 +8,7 @@ from safetensors.numpy import load_file
 from sklearn import metrics as sklearn_metrics
 
 from tests.train.helpers import REPOSITORY
-from train.evaluation.metrics import SceneClassification, scene_metrics
+from train.evaluation.metrics import SceneClassification, macro_accuracy_difference, scene_metrics
 
 
 SCENES = [f"scene{index}" for index in range(10)]
@@ -208,3 +208,41 @@ def test_metrics_are_those_of_the_baseline():
         # Not the baseline's own mean, in which the clips of its last batch weigh more.
         losses = [expected[f"cnt.{name}"] * expected[f"loss.{name}"] for name in result[group]]
         assert result["log_loss"] == pytest.approx(sum(losses) / len(devices), abs=1e-5)
+
+
+class TestDifference:
+    @pytest.fixture
+    def clips(self):
+        rng = np.random.default_rng(0)
+        truth, clusters = rng.integers(4, size=300), rng.integers(60, size=300)
+        easy = 2 * rng.normal(size=(300, 1)) * np.eye(4)[truth]  # what is hard for one is hard for the other
+        first, second = (easy + rng.normal(size=(300, 4)) + gain * np.eye(4)[truth] for gain in (1.5, 1.0))
+        return first, second, truth, clusters
+
+    def test_is_that_of_the_macro_accuracies(self, clips):
+        first, second, truth, clusters = clips
+        found = macro_accuracy_difference(first, second, truth, clusters)
+        separate = [scene_metrics(logits, truth)["macro_accuracy"] for logits in (first, second)]
+        assert found["difference"] == pytest.approx(separate[0] - separate[1], abs=1e-12)
+        reverse = macro_accuracy_difference(second, first, truth, clusters)
+        assert reverse["confidence_interval"] == pytest.approx(
+            [-bound for bound in found["confidence_interval"][::-1]]
+        )
+
+    def test_interval_is_that_of_resampled_differences(self, clips):
+        first, second, truth, clusters = clips
+        rng = np.random.default_rng(1)
+        gains = []
+        for _ in range(2000):
+            rows = np.concatenate([np.flatnonzero(clusters == drawn) for drawn in rng.integers(60, size=60)])
+            separate = [scene_metrics(logits[rows], truth[rows])["macro_accuracy"] for logits in (first, second)]
+            gains.append(separate[0] - separate[1])
+        found = macro_accuracy_difference(first, second, truth, clusters, bootstrap=4000)["confidence_interval"]
+        assert found == pytest.approx(np.quantile(gains, [0.025, 0.975]), abs=0.01)
+
+    def test_equal_models(self, clips):
+        first, _, truth, clusters = clips
+        assert macro_accuracy_difference(first, 3 * first, truth, clusters) == {
+            "difference": 0.0,
+            "confidence_interval": [0.0, 0.0],
+        }

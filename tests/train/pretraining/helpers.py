@@ -47,7 +47,8 @@ COMMON = {
 
 def pretraining_command(folder, dataset, *options) -> list[str]:
     """Arguments of train/pretrain_teacher.py; `options` are names, each followed by its value."""
-    return _command({**COMMON, "dataset": str(dataset), "output_dir": str(folder), "batch_size": "4"}, options)
+    own = {"recipe": "demo_pretrain_iter1", "dataset": str(dataset), "output_dir": str(folder), "batch_size": "4"}
+    return _command(COMMON | own, options)
 
 
 def tokenizer_options(teacher) -> tuple[str, ...]:

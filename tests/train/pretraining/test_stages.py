@@ -35,6 +35,7 @@ from tests.train.pretraining.helpers import (
 )
 from train.common.models import override
 from train.pretrain_teacher import main as pretrain_teacher
+from train.pretraining.cost import duration
 from train.pretraining.trainers import PretrainingTrainer
 
 
@@ -183,6 +184,12 @@ def test_two_processes_equal_one(audio, first_iteration, tmp_path):
 
 
 class TestCost:
+    @pytest.mark.parametrize(
+        ("days", "words"), [(0.5, "12.00 hours"), (2, "2.0 days"), (999.94, "999.9 days"), (45_761.5, "125 years")]
+    )
+    def test_duration(self, days, words):
+        assert duration(days) == words
+
     def test_full_recipe_needs_no_audio(self, capsys, monkeypatch, tmp_path):
         """The paper's schedule, with a network small enough for tests."""
         options = ["--recipe", "pretrain_iter1", "--dry_run"]
@@ -193,7 +200,7 @@ class TestCost:
         assert cost["steps"] == 400_000
         seconds = 560 / cost["crops_per_second"] + cost["optimizer_seconds"]
         assert cost["days"] == pytest.approx(400_000 * seconds / 86_400)
-        assert f"{cost['days']:,.1f} days" in report
+        assert f"Cost        {duration(cost['days'])}" in report
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize(
