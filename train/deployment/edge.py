@@ -204,6 +204,10 @@ def describe(content: dict[str, Any], folder: Path) -> str:
         for name, text in explanations.items()
         if (folder / name).exists()
     ]
+
+    def sizes(name: str) -> str:
+        return " | ".join(f"{width * memory[name]:,}" for width in (1, 4, 2, 1))
+
     differences = [f"| `{name}` | {value:.1e} |" for name, value in content["largest_differences_of_logits"].items()]
     emphasis = front_end["preemphasis"]
     emphasised = f"`y[n] = x[n + 1] - {emphasis} x[n]`, one sample less than `x`"
@@ -222,6 +226,6 @@ def describe(content: dict[str, Any], folder: Path) -> str:
         full_scale=FULL_SCALE,
         padding=front_end["win_length"] // 2,
         vectors=len(golden["vectors"]),
-        largest_layer_bytes=4 * memory["largest_layer_values"],
-        all_live_bytes=4 * memory["all_live_values"],
+        largest_layer_sizes=sizes("largest_layer_values"),
+        all_live_sizes=sizes("all_live_values"),
     )
