@@ -20,7 +20,7 @@ DEMO_SOUNDS = "demo_sounds"
 SOUNDS_VERSION = 1
 """Increased when the audio changes, so that cached recordings are made again."""
 
-TRAIN_RECORDINGS, TEST_RECORDINGS = 2_300, 200
+TRAIN_RECORDINGS, TEST_RECORDINGS = 1_800, 200
 """Recordings of one second to learn from, and to test on."""
 
 PRESENCE = 0.8
@@ -78,7 +78,7 @@ def make_demo_sounds(
     Args:
         out (`str` or `os.PathLike`): Output folder, which must not exist. It appears once it is complete.
         seed (`int`, *optional*, defaults to 0): Seed of all random choices. The same seed gives identical files.
-        train (`int`, *optional*, defaults to 2300): Recordings to learn from.
+        train (`int`, *optional*, defaults to 1800): Recordings to learn from.
         test (`int`, *optional*, defaults to 200): Recordings to test on.
     """
     with atomic_path(Path(out)) as part:

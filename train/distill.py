@@ -30,6 +30,7 @@ MAIN_OPTIONS = (
     "teachers",
     "student",
     "unlabelled",
+    "labels_alone",
     "impulse_responses",
     "output_dir",
     "num_train_epochs",

@@ -165,7 +165,7 @@ class TestSource:
         with pytest.raises(SystemExit):
             main(["espnet/OpenBEATS-Base-i2-tiny", str(tmp_path / "out"), "--revision", "v1"])
         assert re.search(
-            r"error: espnet/\S+ revision v1, is neither a local path nor in the local cache, and HF_HUB.*\.\n$",
+            r"Error: espnet/\S+ revision v1, is neither a local path nor in the local cache, and HF_HUB.*\.\n$",
             capsys.readouterr().err,
         )
 
@@ -256,7 +256,7 @@ class TestHub:
             main(["user/model", str(tmp_path / "out")])
         error = capsys.readouterr().err
         assert re.search(
-            r"error: user/model could not be downloaded .*refused\): check the connection, .*\.\n$", error
+            r"Error: user/model could not be downloaded .*refused\): check the connection, .*\.\n$", error
         )
         assert len(calls) == 1
 

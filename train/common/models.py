@@ -91,7 +91,8 @@ def new_teacher(
     maps = label_maps(label_names) | {"problem_type": problem_type}
     if model_name_or_path is None:
         config = override(modeling_beats.BeatsConfig(**maps), config_overrides)
-        return modeling_beats.BeatsForAudioClassification(config), modeling_beats.BeatsFeatureExtractor()
+        extractor = modeling_beats.BeatsFeatureExtractor(config.num_mel_bins, patch_size=config.patch_size)
+        return modeling_beats.BeatsForAudioClassification(config), extractor
     config = load_beats_config(model_name_or_path)
     is_classifier = "BeatsForAudioClassification" in (config.architectures or ())
     classes = class_names(config) if is_classifier else []

@@ -31,8 +31,9 @@ LOG_MEL_TOLERANCE = 5e-3
 FLOAT_TOLERANCE = 1e-3
 """The same for logits of a float network."""
 
-INT8_TOLERANCE = 0.5
-"""The same for logits of an INT8 network, where a value on the edge may be rounded to either side."""
+INT8_TOLERANCES = {8: 0.5, 16: 0.01}
+"""The same for logits of an INT8 network, by the bits of its activations: a value on the edge may be rounded to either
+side."""
 
 
 def export_edge(
@@ -64,7 +65,8 @@ def export_edge(
     network = export_onnx(model, folder / "network.onnx", **options)  # checks both
     export_onnx(model, folder / "network_waveform.onnx", waveform=True, **options)
     assert is_student(model) and is_extractor_of(feature_extractor, model)
-    int8 = getattr(model.config, "quantization_config", None) is not None
+    quantization = getattr(model.config, "quantization_config", None)
+    int8 = quantization is not None
 
     golden = golden_vectors(model, feature_extractor, recordings or [], seed)
     waveforms, log_mel, logits = golden["waveform"], golden["log_mel"], golden["logits"]
@@ -121,7 +123,7 @@ def export_edge(
             "vectors": ["noise", "sweep", "silence", *(Path(recording).name for recording in recordings or [])],
             "seed": seed,
             "log_mel_tolerance": LOG_MEL_TOLERANCE,
-            "logits_tolerance": INT8_TOLERANCE if int8 else FLOAT_TOLERANCE,
+            "logits_tolerance": INT8_TOLERANCES[quantization.activation_bits] if int8 else FLOAT_TOLERANCE,
         },
         "largest_differences_of_logits": differences,
         "network.tflite": reason or "written",

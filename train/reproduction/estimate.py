@@ -10,9 +10,10 @@ import torch
 from modeling_beats import BeatsForAudioClassification
 from train.classification.arguments import DataArguments, DistillationArguments, TeacherArguments
 from train.classification.training_arguments import SceneTrainingArguments
+from train.common.availability import DEMO_MODELS, is_missing_demo_model
 from train.common.features import input_rate, model_inputs
 from train.common.models import load_config, new_student, new_teacher
-from train.common.recipes import parse_arguments
+from train.common.recipes import load_recipe, parse_arguments
 from train.reproduction.sweep import Step
 
 
@@ -31,6 +32,8 @@ def missing_checkpoints(steps: Sequence[Step]) -> list[str]:
     starts = dict.fromkeys(_parse(step, TeacherArguments)[0].model_name_or_path for step in teachers)
     missing = []
     for start in filter(None, starts):
+        if is_missing_demo_model(start):
+            continue
         try:
             load_config(start)
         except FileNotFoundError:
@@ -57,7 +60,10 @@ def estimate(step: Step, train_clips: int, test_clips: int) -> float:
     training = step.model or step
     if training.script == "finetune_teacher.py":
         teacher_args, args = _parse(training, TeacherArguments)
-        step_seconds = seconds_per_clip("teacher", teacher_args.config_overrides, teacher_args.freeze_encoder)
+        overrides = teacher_args.config_overrides
+        if teacher_args.model_name_or_path in DEMO_MODELS:
+            overrides = load_recipe("demo_encoder")["config_overrides"]
+        step_seconds = seconds_per_clip("teacher", overrides, teacher_args.freeze_encoder)
     else:
         student_args, args = _parse(training, DistillationArguments)
         step_seconds = seconds_per_clip(student_args.student, student_args.config_overrides)

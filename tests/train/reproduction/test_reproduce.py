@@ -29,11 +29,18 @@ from train.reproduction.sweep import Step, Sweep, run_steps
 
 OVERRIDES = ",".join(f"{name}={value}" for name, value in TINY_BEATS.items())
 QUICK = "--num_train_epochs 1 --batch_size 10 --disable_tqdm True --report_to none"
-TINY = [
-    *("--use_cpu", "True", "--int8", "False"),
-    f"--teacher_arguments=--config_overrides {OVERRIDES} {QUICK}",
-    f"--student_arguments=--config_overrides base_channels=8,num_mel_bins=64 {QUICK}",
-]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """Arguments of runs of small networks, whose teachers start from random weights."""
+    recipe = tmp_path_factory.mktemp("recipe") / "new.yaml"
+    recipe.write_text("learning_rate: 1.0e-3\n")
+    return [
+        *("--use_cpu", "True", "--int8", "False"),
+        f"--teacher_arguments=--recipe {recipe} --config_overrides {OVERRIDES} {QUICK}",
+        f"--student_arguments=--config_overrides base_channels=8,num_mel_bins=64 {QUICK}",
+    ]
 
 
 def steps(**arguments):
@@ -147,9 +154,9 @@ def run_in_this_process(step, num_processes):
     commands[step.script](arguments)
 
 
-def test_interrupted_sweep_resumes(tmp_path, cache, monkeypatch, capsys):
+def test_interrupted_sweep_resumes(tmp_path, cache, tiny, monkeypatch, capsys):
     """Two systems on the demo corpus; interrupted once; what is finished is not touched again."""
-    command = ["--table", "3", "--systems", "vanilla", "s1", "--subsets", "5", "--cache_dir", str(cache), *TINY]
+    command = ["--table", "3", "--systems", "vanilla", "s1", "--subsets", "5", "--cache_dir", str(cache), *tiny]
     command += ["--output_dir", str(tmp_path)]
     calls = []
 
@@ -187,10 +194,10 @@ def test_interrupted_sweep_resumes(tmp_path, cache, monkeypatch, capsys):
         reproduce([*command, "--student_arguments", ""])
 
 
-def test_ensemble_is_the_mean_of_logits(tmp_path, cache, monkeypatch):
+def test_ensemble_is_the_mean_of_logits(tmp_path, cache, tiny, monkeypatch):
     monkeypatch.setattr(Step, "run", run_in_this_process)
     monkeypatch.setattr("train.reproduction.sweep.ENSEMBLES", {"ensemble5": 2, "ensemble10": 3})
-    command = ["--table", "1", "--systems", "ssl_sl", "ensemble5", "--subsets", "5", "--cache_dir", str(cache), *TINY]
+    command = ["--table", "1", "--systems", "ssl_sl", "ensemble5", "--subsets", "5", "--cache_dir", str(cache), *tiny]
     table = reproduce([*command, "--output_dir", str(tmp_path)])
     members = [read_logits(tmp_path / f"demo/logits/ssl_sl-seed{seed}-test/demo5") for seed in (42, 43)]
     truth = np.asarray(load_scenes("demo5", cache_dir=cache)["test"]["label"])
@@ -311,8 +318,8 @@ def test_a_step_outlives_its_sweep_with_the_lock(tmp_path, monkeypatch):
     pytest.fail("the lock was never given back")
 
 
-def test_steps_call_the_scripts(tmp_path, cache):
-    command = ["--table", "3", "--systems", "vanilla", "--subsets", "5", "--cache_dir", str(cache), *TINY]
+def test_steps_call_the_scripts(tmp_path, cache, tiny):
+    command = ["--table", "3", "--systems", "vanilla", "--subsets", "5", "--cache_dir", str(cache), *tiny]
     reproduce([*command, "--output_dir", str(tmp_path)])
     results = json.loads((tmp_path / "demo/students/vanilla-seed42/demo5/results.json").read_text())
     assert results["recipe"] == "vanilla" and "distill.py --recipe vanilla" in results["provenance"]["command"]
