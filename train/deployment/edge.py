@@ -123,7 +123,7 @@ def export_edge(
             "vectors": ["noise", "sweep", "silence", *(Path(recording).name for recording in recordings or [])],
             "seed": seed,
             "log_mel_tolerance": LOG_MEL_TOLERANCE,
-            "logits_tolerance": INT8_TOLERANCES[quantization.activation_bits] if int8 else FLOAT_TOLERANCE,
+            "logits_tolerance": INT8_TOLERANCES[quantization.activation_bits] if quantization else FLOAT_TOLERANCE,
         },
         "largest_differences_of_logits": differences,
         "network.tflite": reason or "written",
