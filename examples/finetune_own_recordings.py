@@ -58,6 +58,7 @@ def main() -> None:
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
+            dataloader_pin_memory=torch.cuda.is_available(),
         ),
         train_dataset=clips["train"],
         eval_dataset=clips["test"],
