@@ -65,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     )
     configure_logging(args.log_level, args.disable_tqdm)
     push = take_over_push(args)
-    create_demo_model(start.model_name_or_path, data, args)
+    if not args.dry_run:
+        create_demo_model(start.model_name_or_path, data, args)
     results = finetune_tagger(recipe, start, data, args)
     if not args.dry_run:
         summarize(
