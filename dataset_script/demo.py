@@ -13,7 +13,7 @@ from dataset_script.audio import encode_wav
 from dataset_script.cards import read_tags
 from dataset_script.clips import SAMPLE_RATE
 from dataset_script.errors import InputError
-from dataset_script.files import atomic_path, locked
+from dataset_script.files import atomic_path, made_once
 from dataset_script.splits import CITIES, DEVICES, PERCENTAGES, SCENES
 from dataset_script.synthesis import apply_device, make_place, make_response, render_scene
 
@@ -191,11 +191,7 @@ def demo_corpus(cache_dir: Path, seed: int = 0) -> Path:
         seed (`int`, *optional*, defaults to 0): As for [`make_demo`].
     """
     out = cache_dir / f"demo-{DEMO_VERSION}-{seed}"
-    if not out.is_dir():
-        with locked(out.with_suffix(".lock")):
-            if not out.is_dir():
-                make_demo(out, seed)
-    return out
+    return made_once(out, lambda: make_demo(out, seed))
 
 
 def synthetic_card(seed: int = 0) -> str:

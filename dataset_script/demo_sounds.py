@@ -9,7 +9,7 @@ import numpy as np
 from datasets.utils import tqdm
 
 from dataset_script.demo import write_wav
-from dataset_script.files import atomic_path, locked
+from dataset_script.files import atomic_path, made_once
 from dataset_script.splits import CITIES, SCENES
 from dataset_script.synthesis import apply_device, make_place, make_response, render_sounds
 
@@ -63,11 +63,7 @@ def demo_sounds(cache_dir: Path, seed: int = 0) -> Path:
         seed (`int`, *optional*, defaults to 0): As for [`make_demo_sounds`].
     """
     out = cache_dir / f"{DEMO_SOUNDS}-{SOUNDS_VERSION}-{seed}"
-    if not out.is_dir():
-        with locked(out.with_suffix(".lock")):
-            if not out.is_dir():
-                make_demo_sounds(out, seed)
-    return out
+    return made_once(out, lambda: make_demo_sounds(out, seed))
 
 
 def make_demo_sounds(

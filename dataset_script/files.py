@@ -4,7 +4,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,20 @@ def locked(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def made_once(folder: Path, make: Callable[[], None]) -> Path:
+    """Return a cached folder, which is made if it does not exist, by one process at a time.
+
+    Args:
+        folder (`Path`): The folder.
+        make (`Callable[[], None]`): Makes it; it must appear once it is complete.
+    """
+    if not folder.is_dir():
+        with locked(folder.with_suffix(".lock")):
+            if not folder.is_dir():
+                make()
+    return folder
 
 
 @contextmanager
