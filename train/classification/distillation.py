@@ -156,7 +156,7 @@ def check_teachers_exist(teachers: Sequence[Teacher], data_args: DataArguments, 
                     f"The recipe {teacher.source!r} is not one of a teacher, as it names no pretrained model: choose "
                     "another recipe for --teachers."
                 )
-            if start is not None and not is_missing_demo_model(start):
+            if start is not None:
                 check_start(teacher.source, start, check_available)
 
 

@@ -61,13 +61,15 @@ def check_exists(model_name_or_path: str) -> None:
 
 
 def check_start(teacher: str, model_name_or_path: str, check: Callable[[str], None]) -> None:
-    """Raise `FileNotFoundError` if the model that a teacher is fine-tuned from is missing.
+    """Raise `FileNotFoundError` if the model that a teacher is fine-tuned from is missing and not trained by itself.
 
     Args:
         teacher (`str`): The recipe of the teacher.
         model_name_or_path (`str`): Model folder or Hub id.
         check (`Callable`): [`check_exists`] or [`check_available`].
     """
+    if is_missing_demo_model(model_name_or_path):
+        return
     try:
         check(model_name_or_path)
     except FileNotFoundError as error:

@@ -16,7 +16,7 @@ from acoustic_scenes.suggestions import did_you_mean
 from dataset_script.errors import InputError, input_errors
 from dataset_script.splits import subset_percentage
 from train.common.arguments import CommandParser
-from train.common.availability import check_exists, check_paths, check_start, is_missing_demo_model
+from train.common.availability import check_exists, check_paths, check_start
 
 
 FOLDER = Path(__file__).parents[1] / "recipes"
@@ -131,7 +131,7 @@ def check_arguments(
         parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True, look_for_args_file=False)
     for teacher in getattr(values, "teachers", []):
         start = load_recipe(teacher, values.dataset).get("model_name_or_path") if is_recipe(teacher) else None
-        if start is not None and not is_missing_demo_model(start):
+        if start is not None:
             check_start(teacher, start, check_exists)
         elif not is_recipe(teacher):
             check_exists(teacher)
