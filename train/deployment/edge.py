@@ -1,7 +1,6 @@
 """What an engineer of devices needs of a student: fixed shapes, tables, golden vectors, memory."""
 
 import importlib.util
-import io
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +86,8 @@ def export_edge(
     settings, tables = front_end_settings(feature_extractor), front_end_tables(feature_extractor)
     layers, weights = layer_tables(model if int8 else fold(model))
     for name, arrays in (("golden", golden), ("front_end", tables), ("weights", weights)):
-        buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, **arrays)
-        with atomic_path(folder / f"{name}.npz") as part:
-            part.write_bytes(buffer.getvalue())
+        with atomic_path(folder / f"{name}.npz") as part, part.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
     present = {name: value for name, value in settings.items() if value is not None}
     first = {name: values[0] for name, values in golden.items()}
     for title, constants, arrays in (("front_end", present, tables), ("golden", {}, first)):
