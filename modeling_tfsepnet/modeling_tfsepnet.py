@@ -11,12 +11,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceCl
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_tfsepnet import TFSepNetConfig
+from .inference_tfsepnet import Encoder, Layer, arrange, channels_last, encode, same_values
 from .pipeline_tfsepnet import SceneClassificationPipeline
 from .quantization_tfsepnet import TFSepNetInt8Config  # noqa: F401 - registers INT8 models with transformers
 
 
 # Number of windows that are processed together when no gradients are needed.
-WINDOWS_PER_CHUNK = 8
+WINDOWS_PER_CHUNK = 4
 
 
 class TFSepNetConv2d(nn.Conv2d):
@@ -37,11 +38,6 @@ class TFSepNetConv2d(nn.Conv2d):
             for copy in range(copies)
         ]
         return channels_last(torch.stack([output.permute(0, 2, 3, 1) for output in outputs], dim=4).flatten(3))
-
-
-def channels_last(rows: torch.Tensor) -> torch.Tensor:
-    """View (batch, frequency, time, channels) as (batch, channels, frequency, time)."""
-    return rows.permute(0, 3, 1, 2)
 
 
 class TFSepNetConvUnit(nn.Module):
@@ -75,13 +71,15 @@ class TFSepNetConvUnit(nn.Module):
         if self.training or self.normalization._forward_hooks:
             # Hooks, such as those of tools that count operations, have to see both layers.
             return self.normalization(self.convolution(hidden_state)).relu_()
-        # With fixed statistics the normalisation is a scale and a shift per channel. Folding them into the convolution
-        # costs a few thousand operations and saves a pass over its output.
-        convolution, norm = self.convolution, self.normalization
+        layer = self.layer()
+        return self.convolution._conv_forward(hidden_state, layer.weight, layer.bias).relu_()
+
+    def layer(self) -> Layer:
+        """Return the convolution with the normalisation, a scale and a shift per channel, folded in."""
+        norm = self.normalization
         assert norm.running_mean is not None and norm.running_var is not None
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        weight, bias = convolution.weight * scale.view(-1, 1, 1, 1), norm.bias - norm.running_mean * scale
-        return convolution._conv_forward(hidden_state, weight, bias).relu_()
+        return Layer(self.convolution.weight * scale.view(-1, 1, 1, 1), norm.bias - norm.running_mean * scale)
 
 
 class TFSepNetResidualNorm(nn.Module):
@@ -104,8 +102,8 @@ class TFSepNetResidualNorm(nn.Module):
         bias_correction = (count - 1) / count
         gain = rows.new_full((count,), math.sqrt(bias_correction))
         normalised = nn.functional.layer_norm(rows, (count,), gain, eps=self.eps * bias_correction)
-        output = torch.add(normalised, rows, alpha=self.scale)
-        return channels_last(output.unflatten(2, (-1, hidden_state.shape[1])))
+        normalised.add_(rows, alpha=self.scale)
+        return channels_last(normalised.unflatten(2, (-1, hidden_state.shape[1])))
 
 
 class TFSepNetPath(nn.Module):
@@ -265,6 +263,7 @@ class TFSepNetModel(TFSepNetPreTrainedModel):
                 widths[:-1], widths[1:], (2, 2, 2, 3), (False, True, True, config.depth == 17), strict=True
             )
         )
+        self._arranged: tuple[list[torch.Tensor], Encoder | None] | None = None
         self.post_init()
 
     def encode(self, windows: torch.Tensor, every_stage: bool) -> list[torch.Tensor]:
@@ -280,24 +279,57 @@ class TFSepNetModel(TFSepNetPreTrainedModel):
         Returns:
             `list[torch.Tensor]`: The outputs, each of shape `(windows, channels, frequency, time)`.
         """
-        if torch.is_grad_enabled() or torch.compiler.is_exporting() or len(windows) <= WINDOWS_PER_CHUNK:
+        if torch.is_grad_enabled() or self.training or torch.compiler.is_exporting():
             return self.encode_together(windows, every_stage)
-        return self.encode_by_chunks(windows, every_stage)
+        encoder = self.arranged_layers()
+        if len(windows) <= WINDOWS_PER_CHUNK:
+            return self.encode_together(windows, every_stage, encoder)
+        return self.encode_by_chunks(windows, every_stage, encoder)
 
     @torch.compiler.disable(recursive=False)  # compile one chunk, not every number of chunks
-    def encode_by_chunks(self, windows: torch.Tensor, every_stage: bool) -> list[torch.Tensor]:
+    def encode_by_chunks(
+        self, windows: torch.Tensor, every_stage: bool, encoder: Encoder | None
+    ) -> list[torch.Tensor]:
         """Encode windows in chunks that fit into the cache."""
-        chunks = [self.encode_together(chunk, every_stage) for chunk in windows.split(WINDOWS_PER_CHUNK)]
+        chunks = [self.encode_together(chunk, every_stage, encoder) for chunk in windows.split(WINDOWS_PER_CHUNK)]
         return [torch.cat(states) for states in zip(*chunks, strict=True)]
 
-    def encode_together(self, windows: torch.Tensor, every_stage: bool) -> list[torch.Tensor]:
-        """Encode windows in one pass."""
+    def encode_together(
+        self, windows: torch.Tensor, every_stage: bool, encoder: Encoder | None = None
+    ) -> list[torch.Tensor]:
+        """Encode windows in one pass, by the modules or, if there is an `encoder`, by its layers."""
+        if encoder is not None:
+            return encode(encoder, self.stem[-1], windows, every_stage)
         hidden_state = channels_last(windows.unsqueeze(-1))
         hidden_states = []
         for stage in (self.stem, *self.stages):
             hidden_state = stage(hidden_state)
             hidden_states.append(hidden_state)
         return hidden_states if every_stage else hidden_states[-1:]
+
+    def arranged_layers(self) -> Encoder | None:
+        """Return the weights for [`~inference_tfsepnet.encode`], arranged anew if one of them has changed.
+
+        Returns None on other devices than the CPU, and where hooks or layers of another kind need the modules to run.
+        """
+        modules: list[nn.Module] = [self]
+        tensors: list[torch.Tensor | None] = []
+        while modules:
+            module = modules.pop()
+            if module._forward_hooks or module._forward_pre_hooks:
+                return None
+            modules.extend(child for child in module._modules.values() if child is not None)
+            tensors.extend(module._parameters.values())
+            tensors.extend(module._buffers.values())
+        if self.device.type != "cpu":
+            return None
+        if torch.compiler.is_compiling():
+            return arrange(self)
+        # The values are compared, as no counter of torch tells of all changes. Batches are counted in integers.
+        values = [tensor for tensor in tensors if tensor is not None and tensor.dtype != torch.long]
+        if self._arranged is None or not same_values(values, self._arranged[0]):
+            self._arranged = [tensor.clone() for tensor in values], arrange(self)
+        return self._arranged[1]
 
     @can_return_tuple
     def forward(

@@ -15,6 +15,8 @@ from transformers.quantizers.auto import (
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from .inference_tfsepnet import Layer, Rounding, channels_last
+
 
 METHOD = "tfsepnet_int8"
 """`quant_method` of the models' configurations."""
@@ -92,7 +94,8 @@ class TFSepNetInt8Conv(nn.Module):
         self, convolution: nn.Conv2d, relu: bool, smooth: bool, centred: bool, activation_bits: int = 8
     ) -> None:
         super().__init__()
-        self.stride, self.padding, self.groups = convolution.stride, convolution.padding, convolution.groups
+        self.in_channels, self.stride = convolution.in_channels, convolution.stride
+        self.padding, self.groups = convolution.padding, convolution.groups
         self.relu = relu
         self.activation_bits = activation_bits
         self.centred = centred
@@ -112,48 +115,28 @@ class TFSepNetInt8Conv(nn.Module):
         The integers are multiplied as the floats that they represent, which equals integer arithmetic up to float32
         rounding and works on any device.
         """
+        layer, rows = self.layer(), hidden_state.permute(0, 2, 3, 1)
+        if self.weight[0].numel() == self.weight.shape[1]:
+            return channels_last(layer._replace(weight=layer.weight.flatten(1)).pointwise(rows))
+        return channels_last(layer.convolve(rows, self.stride))
+
+    def layer(self) -> Layer:
+        """Return the weights and biases that the integers represent, and the rounding of the input.
+
+        The weights include the step of the input, so that they apply to its integers.
+        """
         scale = self.weight_scale * self.input_scale
-        weight = self.weight.to(torch.float32) * scale.view(-1, 1, 1, 1)
-        bias = self.bias.to(torch.float32) * self.bias_scale
-        step = self.input_scale.view(1) if self.smoothing is None else self.input_scale * self.smoothing
-        level = hidden_state.amin(dim=(1, 3), keepdim=True) if self.centred else None
-        integers = self.clamp(prepare_input(hidden_state, level, step).round_())
-        output = nn.functional.conv2d(integers, weight, bias, self.stride, self.padding, (1, 1), self.groups)
-        return finish_output(output, level, weight, step, self.relu)
-
-    def clamp(self, integers: torch.Tensor) -> torch.Tensor:
-        """Clamp integers to their bits, with zero for an input of zero, in place."""
-        limits = ACTIVATION_RANGES[self.activation_bits]
-        if self.activation_bits == 16:  # the zero point is 0
-            return integers.clamp_(*limits)
-        zero_point = self.input_zero_point.to(torch.float32)
-        return integers.add_(zero_point).clamp_(*limits).sub_(zero_point)
-
-
-def prepare_input(
-    hidden_state: torch.Tensor, level: torch.Tensor | None, smoothing: torch.Tensor | None
-) -> torch.Tensor:
-    """Subtract `level` from the input of a layer and divide it by the smoothing factors, ready for rounding."""
-    if level is not None:
-        hidden_state = hidden_state - level
-    if smoothing is not None:
-        hidden_state = hidden_state * smoothing.reciprocal().view(1, -1, 1, 1)
-    return hidden_state
-
-
-def finish_output(
-    output: torch.Tensor,
-    level: torch.Tensor | None,
-    weight: torch.Tensor,
-    smoothing: torch.Tensor | None,
-    relu: bool,
-) -> torch.Tensor:
-    """Add the contribution of the subtracted `level` to the output of a layer, and apply the ReLU."""
-    if level is not None:
-        assert smoothing is not None  # centred layers are smoothed too
-        gain = (weight.flatten(1) * smoothing.reciprocal()).sum(dim=1)
-        output = torch.addcmul(output, level, gain.view(1, -1, 1, 1))
-    return output.relu_() if relu else output
+        step = (
+            self.input_scale.expand(self.in_channels) if self.smoothing is None else self.input_scale * self.smoothing
+        )
+        zero_point = self.input_zero_point * torch.full_like(step, self.activation_bits == 8)  # 0 with 16 bits
+        low, high = ACTIVATION_RANGES[self.activation_bits]
+        return Layer(
+            self.weight.to(torch.float32) * scale.view(-1, 1, 1, 1),
+            self.bias.to(torch.float32) * self.bias_scale,
+            Rounding(step.reciprocal(), low - zero_point, high - zero_point, self.centred),
+            self.relu,
+        )
 
 
 def replace_convolutions(model: nn.Module, make: Callable[[nn.Module, bool, bool], nn.Module]) -> None:

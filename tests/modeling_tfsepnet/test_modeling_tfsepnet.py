@@ -334,7 +334,7 @@ class TestCompilers:
     def test_compile_traces_one_graph(self, model, inputs):
         compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
         with torch.no_grad():
-            torch.testing.assert_close(compiled(inputs).logits, model(inputs).logits, atol=1e-5, rtol=0)
+            torch.testing.assert_close(compiled(inputs[:2]).logits, model(inputs[:2]).logits, atol=1e-5, rtol=0)
         model.train()
         outputs = compiled(inputs, labels=torch.tensor([1, 2, 3]))
         outputs.loss.backward()

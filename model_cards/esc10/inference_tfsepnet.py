@@ -1,0 +1,1 @@
+../../modeling_tfsepnet/inference_tfsepnet.py
