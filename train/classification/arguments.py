@@ -150,6 +150,13 @@ class SceneOptions(RunOptions):
         metadata={"help": "Soft Mixup of teacher logits, as in the report, or of losses, as in its public code."},
     )
 
+    separate_batches: bool = field(
+        default=False,
+        metadata={
+            "help": "Let each process mix and normalise its part of a batch as a batch of its own: for machines with "
+            "a slow network. Several processes then no longer train the same model as one."
+        },
+    )
     waveforms_on_device: bool = field(
         default=False,
         metadata={"help": "Keep all training clips on the device: 64 kB each at 32 kHz, 8.9 GB for TAU."},

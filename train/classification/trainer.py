@@ -28,6 +28,7 @@ from train.common.distributed import BatchRows, synchronize_layers
 from train.common.encoders import encoder_of, layer_factors
 from train.common.features import AnyFeatureExtractor, clip_spectrogram, input_rate, model_inputs
 from train.common.resumable import ResumableTrainer
+from train.common.seeds import derived_seed
 from train.evaluation.metrics import scene_metrics
 
 
@@ -45,7 +46,9 @@ class DistillationTrainer(ResumableTrainer):
     A step depends only on the weights, the optimizer state, the seed, the step and the micro-step: an interrupted run
     resumes to the same weights, and several processes compute the same as one, up to rounding. There are three
     exceptions, in which the number of processes changes the draws but not their distribution: dropout in fused
-    attention, dropout on CUDA, and dropout that is not a module (in Whisper, whose checkpoints have none).
+    attention, dropout on CUDA, and dropout that is not a module (in Whisper, whose checkpoints have none). With
+    `separate_batches`, each process augments and normalises its part of a batch as a batch of its own: only gradients
+    and running statistics, those of the first process, are exchanged.
 
     Args:
         model (`PreTrainedModel`): Model that maps its inputs to `logits`.
@@ -96,8 +99,11 @@ class DistillationTrainer(ResumableTrainer):
             self.impulse_response = DeviceImpulseResponse(args.impulse_responses, rate, args.impulse_response_p)
         self.feature_extractor = feature_extractor
         self.layer_decay = layer_decay
-        self.rows = BatchRows(args.world_size, args.process_index)
-        if args.world_size > 1:
+        self.parts = BatchRows(args.world_size, args.process_index)
+        self.rows = BatchRows(1, 0) if args.separate_batches else self.parts
+        if args.separate_batches:
+            args.ddp_broadcast_buffers = True
+        elif args.world_size > 1:
             synchronize_layers(model, self.rows)
         # Layer drop and models of transformers leave some parameters without a gradient, which DDP must detect.
         ours = hasattr(feature_extractor, "features")
@@ -181,10 +187,13 @@ class DistillationTrainer(ResumableTrainer):
     ) -> Tensor:
         """Run the forward and backward pass of a global batch, and return its detached loss."""
         seed = self.next_seed()
+        if self.args.separate_batches:
+            seed = derived_seed(seed, self.args.process_index)
         torch.manual_seed(seed)  # for dropout
         self._generator = torch.Generator().manual_seed(seed)
+        loss = super().training_step(model, inputs, num_items_in_batch)
         # `compute_loss` multiplies by the world size, because DDP averages the gradients of the processes' slices.
-        return super().training_step(model, inputs, num_items_in_batch) / self.args.world_size
+        return loss if self.args.separate_batches else loss / self.args.world_size
 
     def compute_loss(
         self,
@@ -201,10 +210,14 @@ class DistillationTrainer(ResumableTrainer):
         encoder = encoder_of(self.model)
         if encoder is not None and not any(parameter.requires_grad for parameter in encoder.parameters()):
             encoder.eval()  # a frozen encoder has no dropout
+        weight: float = self.args.world_size
+        if self.args.separate_batches:
+            self.parts.resize(len(inputs["labels"]))
+            weight *= self.parts.count / self.parts.total
+            inputs = {name: values[self.parts.slice] for name, values in inputs.items()}
         augmented, mix = self.augmented_inputs(inputs["waveform"], inputs["device"])
         logits = self.rows.gather(model(**augmented).logits)
-        loss = self.loss_function(logits, inputs["labels"], inputs.get("teacher_logits"), mix)
-        loss = loss * self.args.world_size
+        loss = weight * self.loss_function(logits, inputs["labels"], inputs.get("teacher_logits"), mix)
         return (loss, {"logits": logits}) if return_outputs else loss
 
     @torch.no_grad()

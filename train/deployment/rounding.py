@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from model_cards.students import StudentModel
-from modeling_tfsepnet.quantization_tfsepnet import ACTIVATION_RANGES, finish_output, prepare_input
+from modeling_tfsepnet.quantization_tfsepnet import ACTIVATION_RANGES
 from train.deployment.int8 import INT8_FORMS
 
 
@@ -94,14 +94,21 @@ class FoldedConv(nn.Module):
     def forward(self, hidden_state: Tensor) -> Tensor:
         """Map (batch, in_channels, frequency, time) to (batch, out_channels, frequency, time)."""
         offset = hidden_state.amin(dim=(1, 3), keepdim=True) if self.centred else None
-        hidden_state = prepare_input(hidden_state, offset, self.smoothing)
+        if offset is not None:
+            hidden_state = hidden_state - offset
+        if self.smoothing is not None:
+            hidden_state = hidden_state * self.smoothing.reciprocal().view(1, -1, 1, 1)
         if self.listener is not None:
             self.listener(hidden_state, offset)
         hidden_state = self.round_input(hidden_state)
         output = nn.functional.conv2d(
             hidden_state, self.weight, self.bias, self.stride, self.padding, (1, 1), self.groups
         )
-        return finish_output(output, offset, self.weight, self.smoothing, self.relu)
+        if offset is not None:
+            assert self.smoothing is not None  # centred layers are smoothed too
+            gain = self.weight.flatten(1) @ self.smoothing.reciprocal()
+            output = torch.addcmul(output, offset, gain.view(1, -1, 1, 1))
+        return output.relu_() if self.relu else output
 
     def round_input(self, hidden_state: Tensor) -> Tensor:
         """Round to the nearest value that an integer can represent; gradients pass within the range."""

@@ -17,6 +17,8 @@ from dataset_script.errors import InputError
 from tests.train import train_job
 from tests.train.helpers import REPOSITORY, make_dataset, make_trainer
 from train.common.checkpoints import last_complete_checkpoint
+from train.common.distributed import BatchRows
+from train.common.seeds import derived_seed
 
 
 def run_until_killed(function, *arguments) -> int:
@@ -124,6 +126,14 @@ def test_run_killed_between_accumulated_passes(tmp_path, monkeypatch):
     assert_equal_weights(run, load_file(tmp_path / "uninterrupted" / "model.safetensors"))
 
 
+def run_two_processes(folder, *settings: str) -> None:
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command = [*launch, "--main_process_port", "0", "-m", "tests.train.train_job", str(folder), *settings]
+    result = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
 @pytest.mark.processor
 @pytest.mark.parametrize("unlabelled", [0, 9])
 def test_two_processes_equal_one(tmp_path, unlabelled):
@@ -140,11 +150,7 @@ def test_two_processes_equal_one(tmp_path, unlabelled):
     settings += [f"impulse_responses={responses}", "impulse_response_p=0.5", f"unlabelled={unlabelled}"]
     train_job.main(tmp_path / "one", *settings)
 
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command = [*launch, "--main_process_port", "0", "-m", "tests.train.train_job", str(tmp_path / "two"), *settings]
-    result = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_two_processes(tmp_path / "two", *settings)
 
     one, two = (
         torch.load(tmp_path / run / "measured.pt") | load_file(tmp_path / run / "model.safetensors")
@@ -159,6 +165,26 @@ def test_two_processes_equal_one(tmp_path, unlabelled):
         assert difference <= tolerance, (
             f"The {name} of two processes should be that of one, but is off by {difference:.1e} of its largest value."
         )
+
+
+@pytest.mark.processor
+def test_separate_batches(tmp_path):
+    """The gradient of the first step is the sum of those of both parts, two clips and three, weighted by clips."""
+    run_two_processes(tmp_path / "two", "separate_batches=1", "num_train_epochs=1")
+    measured = torch.load(tmp_path / "two" / "measured.pt")
+    with train_job.double_precision():
+        trainer = train_job.make_job(tmp_path / "one", separate_batches=1)
+        trainer.model.train()
+        batch = next(iter(trainer.get_train_dataloader()))
+        for index in range(2):
+            trainer.parts = BatchRows(2, index)
+            seed = derived_seed(derived_seed(trainer.args.seed, 0, 0), index)
+            torch.manual_seed(seed)
+            trainer._generator = torch.Generator().manual_seed(seed)
+            trainer.compute_loss(trainer.model, batch).backward()
+    for name, parameter in trainer.model.named_parameters():
+        gradient = measured[f"gradient of {name} in step 0"]
+        torch.testing.assert_close(gradient, parameter.grad, rtol=1e-9, atol=1e-9 * parameter.grad.abs().max().item())
 
 
 class TestDivergence:
