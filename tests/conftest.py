@@ -23,12 +23,13 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def demo_corpus(tmp_path_factory) -> Path:
-    """Folder of the demo corpus; tests must not change it."""
-    from dataset_script.make_demo import make_demo  # not needed by the tests of models
+    """Folder of the demo corpus, which all processes share; tests must not change it."""
+    from dataset_script.files import made_once  # not needed by the tests of models
+    from dataset_script.make_demo import make_demo
 
-    folder = tmp_path_factory.mktemp("corpus") / "demo"
-    make_demo(folder)
-    return folder
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "demo"
+    return made_once(folder, lambda: make_demo(folder))
 
 
 @pytest.fixture(scope="session")

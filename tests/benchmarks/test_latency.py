@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -7,6 +8,7 @@ from modeling_tfsepnet import TFSepNetConfig, TFSepNetForAudioClassification
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
+from benchmarks import integer_kernels
 from benchmarks.latency import make_forms
 
 
@@ -22,3 +24,11 @@ def test_all_forms_run_and_int8_is_smaller(tmp_path):
         assert tuple((output[0] if isinstance(output, list) else output).shape) == (2, 10)
     assert sizes["onnxruntime INT8 weights"] < sizes["onnxruntime float"]
     assert sizes["torch INT8"] < sizes["torch float"]
+
+
+@pytest.mark.parametrize("kind", integer_kernels.TYPES)
+def test_integer_layers_run(kind):
+    """Activations of each type have a kernel, and ten layers in a row keep the shape."""
+    session = integer_kernels.make_session(kind, 4, 6, 5, (3, 1), 4)
+    (output,) = session.run(None, {"input": np.ones((1, 4, 6, 5), integer_kernels.TYPES[kind][1])})
+    assert output.shape == (1, 4, 6, 5) and output.dtype == integer_kernels.TYPES[kind][1]
