@@ -7,9 +7,9 @@
 The default recipe `demo` is the whole way on synthetic sound: a small BEATs model is pre-trained, taught which sounds
 are heard, and fine-tuned on a few labelled clips; a student learns from these clips and from what that teacher says
 about sound without labels, and is compared with one that learned from the labels alone. The recipes `vanilla`, `s1`,
-`s2` and `s3` are the systems of Table 3 of the report, whose student is TF-SepNet; `baseline` is the challenge's own,
-CP-Mobile, and `cpmobile_kd` distills into the latter. Any value of a recipe can be overridden. Run the same command
-again to resume after an interruption.
+`s2` and `s3` are the systems of Table 3 of the report, whose student is TF-SepNet; `best` adds clips without labels to
+`s1`; `baseline` is the challenge's own, CP-Mobile, and `cpmobile_kd` distills into the latter. Any value of a recipe
+can be overridden. Run the same command again to resume after an interruption.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from train.common.process import configure_logging, run_command
 from train.common.recipes import check_arguments, is_recipe, load_recipe, parse_arguments
 
 
-RECIPES = ("demo", "vanilla", "s1", "s2", "s3", "baseline", "cpmobile_kd")
+RECIPES = ("demo", "vanilla", "s1", "s2", "s3", "best", "baseline", "cpmobile_kd")
 
 MAIN_OPTIONS = (
     "recipe",

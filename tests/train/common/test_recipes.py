@@ -26,7 +26,7 @@ def parse(name: str, *arguments: str):
     return parse_arguments((own, DataArguments, SceneTrainingArguments), ("demo",), command)[1]
 
 
-@pytest.mark.parametrize("name", [*STUDENTS, *BASELINES, *TEACHERS, "demo", "demo_teacher"])
+@pytest.mark.parametrize("name", [*STUDENTS, "best", *BASELINES, *TEACHERS, "demo", "demo_teacher"])
 def test_every_recipe_is_understood(name):
     _, data_args, args = parse(name)
     assert data_args.dataset == "split25"
@@ -78,6 +78,11 @@ def test_baseline_follows_its_public_code():
     assert (args.freq_mixstyle_alpha, args.freq_mixstyle_p, args.freq_mixstyle_per_clip) == (0.3, 0.4, True)
     assert (args.time_rolling * 44_100, args.frequency_mask_size * 256) == (4410, 48)
     assert (args.impulse_response_p, args.mixup_alpha, args.spec_augment_size) == (0, 0, 0)
+
+
+def test_the_best_recipe_is_s1_with_sound_without_labels():
+    added = {"unlabelled": ["split100"], "unlabelled_fraction": 0.75}
+    assert load_recipe("best", "split5") == load_recipe("s1", "split5") | added
 
 
 def test_distillation_into_the_baseline_is_that_of_s1():
