@@ -307,6 +307,7 @@ class TFSepNetModel(TFSepNetPreTrainedModel):
             hidden_states.append(hidden_state)
         return hidden_states if every_stage else hidden_states[-1:]
 
+    @torch.compiler.disable  # weights are inputs of what is compiled
     def arranged_layers(self) -> Encoder | None:
         """Return the weights for [`~inference_tfsepnet.encode`], arranged anew if one of them has changed.
 
@@ -323,8 +324,6 @@ class TFSepNetModel(TFSepNetPreTrainedModel):
             tensors.extend(module._buffers.values())
         if self.device.type != "cpu":
             return None
-        if torch.compiler.is_compiling():
-            return arrange(self)
         # The values are compared, as no counter of torch tells of all changes. Batches are counted in integers.
         values = [tensor for tensor in tensors if tensor is not None and tensor.dtype != torch.long]
         if self._arranged is None or not same_values(values, self._arranged[0]):
