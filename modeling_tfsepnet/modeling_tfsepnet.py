@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
@@ -307,12 +308,14 @@ class TFSepNetModel(TFSepNetPreTrainedModel):
             hidden_states.append(hidden_state)
         return hidden_states if every_stage else hidden_states[-1:]
 
-    @torch.compiler.disable  # weights are inputs of what is compiled
     def arranged_layers(self) -> Encoder | None:
         """Return the weights for [`~inference_tfsepnet.encode`], arranged anew if one of them has changed.
 
-        Returns None on other devices than the CPU, and where hooks or layers of another kind need the modules to run.
+        Returns None on other devices than the CPU, and where the modules have to run: for hooks, for modes of torch
+        that look at operations, for layers of another kind, and for compilers, which arrange what they see.
         """
+        if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+            return None
         modules: list[nn.Module] = [self]
         tensors: list[torch.Tensor | None] = []
         while modules:

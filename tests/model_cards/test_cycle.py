@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 import torch
 from huggingface_hub import ModelCard
 from transformers import pipeline
@@ -39,6 +40,7 @@ with torch.no_grad():
 """
 
 
+@pytest.mark.slow
 def test_two_systems_on_two_subsets(tmp_path):
     """Trained by the scripts, pushed with one card each, and the same logits come back in a clean process."""
     for system in SYSTEMS:

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from modeling_tfsepnet import TFSepNetConfig, TFSepNetForAudioClassification
 
@@ -106,6 +107,14 @@ def test_hooks_see_every_layer(model):
             handle.remove()
         torch.testing.assert_close(model(windows()).logits, logits, atol=1e-12, rtol=0)
     assert len(seen) == len(handles)
+
+
+def test_operations_are_those_of_the_layers():
+    """Two for each of 29,413,888 multiply-accumulates of the convolutions, without the bias of the classifier."""
+    model = TFSepNetForAudioClassification(TFSepNetConfig()).eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, 1, 512, 64))
+    assert counter.get_total_flops() == 2 * 29_413_888
 
 
 def test_training_without_gradients_updates_statistics():

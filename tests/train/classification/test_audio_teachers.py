@@ -131,6 +131,7 @@ def test_resumed_run_ends_like_the_uninterrupted_one(family, tmp_path):
         assert torch.equal(value, best[name]), f"{name} should be that of the selected checkpoint"
 
 
+@pytest.mark.slow
 @pytest.mark.processor
 def test_two_processes_equal_one(tmp_path):
     """The gradients of every step, which start from the same weights, in single precision."""

@@ -135,7 +135,7 @@ def run_two_processes(folder, *settings: str) -> None:
 
 
 @pytest.mark.processor
-@pytest.mark.parametrize("unlabelled", [0, 9])
+@pytest.mark.parametrize("unlabelled", [pytest.param(0, marks=pytest.mark.slow), 9])
 def test_two_processes_equal_one(tmp_path, unlabelled):
     """In each step from the same weights, which the learning rate is too small to change.
 

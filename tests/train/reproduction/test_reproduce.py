@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from dataset_script import SCENES, load_scenes, read_logits
+from dataset_script.demo import DEMO_VERSION
 from model_cards.corpora import TAU_TEST_CLIPS
 from model_cards.published import published
 from model_cards.report_tables import plot_accuracy_by_fraction, report_table
@@ -138,8 +140,11 @@ class TestPlan:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
+def cache(tmp_path_factory, demo_corpus):
+    """A cache folder that has the demo corpus."""
+    folder = tmp_path_factory.mktemp("cache")
+    shutil.copytree(demo_corpus, folder / f"demo-{DEMO_VERSION}-0", copy_function=os.link)
+    return folder
 
 
 def run_in_this_process(step, num_processes):
