@@ -116,7 +116,7 @@ class TFSepNetInt8Conv(nn.Module):
         rounding and works on any device.
         """
         layer, rows = self.layer(), hidden_state.permute(0, 2, 3, 1)
-        if self.weight[0].numel() == self.weight.shape[1]:
+        if self.weight.shape[2:] == (1, 1):
             return channels_last(layer._replace(weight=layer.weight.flatten(1)).pointwise(rows))
         return channels_last(layer.convolve(rows, self.stride))
 

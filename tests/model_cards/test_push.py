@@ -151,6 +151,7 @@ def test_what_the_hub_says(student, tmp_path, monkeypatch):
     assert (refused.returncode, invalid.returncode) == (1, 1)
 
 
+@pytest.mark.slow
 def test_something_that_is_not_a_hub(student, tmp_path, monkeypatch):
     """A page that asks for a login, and a server that accepts the connection and is silent."""
     page = b"<html>Welcome to the hotel</html>"

@@ -76,6 +76,7 @@ def test_results_card_and_published_files(adapted):
         assert {Path(name).name for name in own} == {"config.json", "model.safetensors", "preprocessor_config.json"}
 
 
+@pytest.mark.slow
 def test_from_the_hub(adapted, tmp_path):
     output, _ = adapted
     wav = tmp_path / "clip.wav"

@@ -150,6 +150,7 @@ def test_killed_run_resumes_to_the_same_weights(corpus, start, short_run, tmp_pa
     assert finetune_audioset(command)["metrics"] == short_run[1]["metrics"]
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(corpus, start, tmp_path):
     """Also with an odd batch; mixup and SpecAugment are drawn for the whole batch.
 
