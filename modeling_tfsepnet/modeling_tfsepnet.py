@@ -314,7 +314,7 @@ class TFSepNetModel(TFSepNetPreTrainedModel):
         Returns None on other devices than the CPU, and where the modules have to run: for hooks, for modes of torch
         that look at operations, for layers of another kind, and for compilers, which arrange what they see.
         """
-        if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+        if self.device.type != "cpu" or torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
             return None
         modules: list[nn.Module] = [self]
         tensors: list[torch.Tensor | None] = []
@@ -325,8 +325,6 @@ class TFSepNetModel(TFSepNetPreTrainedModel):
             modules.extend(child for child in module._modules.values() if child is not None)
             tensors.extend(module._parameters.values())
             tensors.extend(module._buffers.values())
-        if self.device.type != "cpu":
-            return None
         # The values are compared, as no counter of torch tells of all changes. Batches are counted in integers.
         values = [tensor for tensor in tensors if tensor is not None and tensor.dtype != torch.long]
         if self._arranged is None or not same_values(values, self._arranged[0]):

@@ -24,12 +24,10 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def demo_corpus(tmp_path_factory) -> Path:
     """Folder of the demo corpus, which all processes share; tests must not change it."""
-    from dataset_script.files import made_once  # not needed by the tests of models
-    from dataset_script.make_demo import make_demo
+    from dataset_script import demo  # not needed by the tests of models
 
     folder = tmp_path_factory.getbasetemp()
-    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "demo"
-    return made_once(folder, lambda: make_demo(folder))
+    return demo.demo_corpus(folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,8 @@
 """Small scenes and networks, for tests that train."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
@@ -82,3 +85,17 @@ def make_trainer(
     defaults = {"batch_size": 8, "num_train_epochs": 2, "use_cpu": True, "report_to": "none", "save_strategy": "no"}
     args = SceneTrainingArguments(output_dir=str(output_dir), **(defaults | arguments))
     return DistillationTrainer(model or make_model(), args, extractor or make_extractor(), dataset, eval_dataset)
+
+
+def run_two_processes(*command: str) -> None:
+    """Run a Python command, such as `-m MODULE`, in two processes on the CPU, which must succeed."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    result = subprocess.run(
+        [*launch, "--main_process_port", "0", *command],
+        cwd=REPOSITORY,
+        env={**os.environ, "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]

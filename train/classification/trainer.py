@@ -101,9 +101,7 @@ class DistillationTrainer(ResumableTrainer):
         self.layer_decay = layer_decay
         self.parts = BatchRows(args.world_size, args.process_index)
         self.rows = BatchRows(1, 0) if args.separate_batches else self.parts
-        if args.separate_batches:
-            args.ddp_broadcast_buffers = True
-        elif args.world_size > 1:
+        if self.rows.num_processes > 1:
             synchronize_layers(model, self.rows)
         # Layer drop and models of transformers leave some parameters without a gradient, which DDP must detect.
         ours = hasattr(feature_extractor, "features")

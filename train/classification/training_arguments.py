@@ -41,6 +41,7 @@ class SceneTrainingArguments(SceneOptions, ResumableTrainingArguments):  # type:
         self._check_combinations()
         self._check_loss_and_augmentations()
         super().__post_init__()
+        self.ddp_broadcast_buffers = self.separate_batches  # otherwise all processes have the same
         self.label_names = ["labels", "device"]
         self.remove_unused_columns = False
 

@@ -93,8 +93,9 @@ class FoldedConv(nn.Module):
 
     def forward(self, hidden_state: Tensor) -> Tensor:
         """Map (batch, in_channels, frequency, time) to (batch, out_channels, frequency, time)."""
-        offset = hidden_state.amin(dim=(1, 3), keepdim=True) if self.centred else None
-        if offset is not None:
+        offset = None
+        if self.centred:
+            offset = hidden_state.amin(dim=(1, 3), keepdim=True)
             hidden_state = hidden_state - offset
         if self.smoothing is not None:
             hidden_state = hidden_state * self.smoothing.reciprocal().view(1, -1, 1, 1)

@@ -2,10 +2,7 @@
 
 import copy
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -18,7 +15,7 @@ from modeling_beats import BeatsConfig, BeatsFeatureExtractor, BeatsForAudioClas
 from tests.model_cards.helpers import TINY_BEATS
 from tests.train.audio_models import FAMILIES, KINDS, save_model
 from tests.train.audio_teacher_job import make_job, measured_job
-from tests.train.helpers import REPOSITORY, SCENES
+from tests.train.helpers import SCENES, run_two_processes
 from train import predict_logits
 from train.classification.training import check_augmentations
 from train.classification.training_arguments import SceneTrainingArguments
@@ -136,11 +133,7 @@ def test_resumed_run_ends_like_the_uninterrupted_one(family, tmp_path):
 def test_two_processes_equal_one(tmp_path):
     """The gradients of every step, which start from the same weights, in single precision."""
     jobs = {family: measured_job(family, tmp_path / f"{family} one") for family in FAMILIES}
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command += ["--main_process_port", "0", "-m", "tests.train.audio_teacher_job", str(tmp_path)]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
-    result = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_two_processes("-m", "tests.train.audio_teacher_job", str(tmp_path))
     for family, job in jobs.items():
         job.train()
         two = torch.load(tmp_path / f"{family} two" / "measured.pt")

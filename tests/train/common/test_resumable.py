@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +13,7 @@ from safetensors.torch import load_file
 
 from dataset_script.errors import InputError
 from tests.train import train_job
-from tests.train.helpers import REPOSITORY, make_dataset, make_trainer
+from tests.train.helpers import make_dataset, make_trainer, run_two_processes
 from train.common.checkpoints import last_complete_checkpoint
 from train.common.distributed import BatchRows
 from train.common.seeds import derived_seed
@@ -126,14 +124,6 @@ def test_run_killed_between_accumulated_passes(tmp_path, monkeypatch):
     assert_equal_weights(run, load_file(tmp_path / "uninterrupted" / "model.safetensors"))
 
 
-def run_two_processes(folder, *settings: str) -> None:
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command = [*launch, "--main_process_port", "0", "-m", "tests.train.train_job", str(folder), *settings]
-    result = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
-
-
 @pytest.mark.processor
 @pytest.mark.parametrize("unlabelled", [pytest.param(0, marks=pytest.mark.slow), 9])
 def test_two_processes_equal_one(tmp_path, unlabelled):
@@ -150,7 +140,7 @@ def test_two_processes_equal_one(tmp_path, unlabelled):
     settings += [f"impulse_responses={responses}", "impulse_response_p=0.5", f"unlabelled={unlabelled}"]
     train_job.main(tmp_path / "one", *settings)
 
-    run_two_processes(tmp_path / "two", *settings)
+    run_two_processes("-m", "tests.train.train_job", str(tmp_path / "two"), *settings)
 
     one, two = (
         torch.load(tmp_path / run / "measured.pt") | load_file(tmp_path / run / "model.safetensors")
@@ -170,7 +160,8 @@ def test_two_processes_equal_one(tmp_path, unlabelled):
 @pytest.mark.processor
 def test_separate_batches(tmp_path):
     """The gradient of the first step is the sum of those of both parts, two clips and three, weighted by clips."""
-    run_two_processes(tmp_path / "two", "separate_batches=1", "num_train_epochs=1")
+    settings = ["separate_batches=1", "num_train_epochs=1"]
+    run_two_processes("-m", "tests.train.train_job", str(tmp_path / "two"), *settings)
     measured = torch.load(tmp_path / "two" / "measured.pt")
     with train_job.double_precision():
         trainer = train_job.make_job(tmp_path / "one", separate_batches=1)

@@ -1,11 +1,8 @@
 """Fine-tuning from the command's point of view: what is trained and tested on, resuming, processes, cost."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,7 +12,7 @@ from torch.nn import functional as F
 
 from modeling_beats import BeatsFeatureExtractor, BeatsForAudioClassification, BeatsModel
 from tests.train.common.test_resumable import kill_at, run_until_killed
-from tests.train.helpers import REPOSITORY
+from tests.train.helpers import run_two_processes
 from tests.train.pretraining.helpers import (
     TINY,
     TONES,
@@ -159,18 +156,7 @@ def test_two_processes_equal_one(corpus, start, tmp_path):
     options = ("model_name_or_path", start, "max_steps", "3", "batch_size", "7", "balanced", "True")
     options += ("optim", "sgd", "learning_rate", "0.1", "max_grad_norm", "0")
     one = finetune_audioset(tagging_command(corpus, tmp_path / "one", *options))
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command += ["--main_process_port", "0", "train/finetune_audioset.py"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
-    result = subprocess.run(
-        [*command, *tagging_command(corpus, tmp_path / "two", *options)],
-        cwd=REPOSITORY,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_two_processes("train/finetune_audioset.py", *tagging_command(corpus, tmp_path / "two", *options))
     first, second = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name, value in first.items():
         torch.testing.assert_close(

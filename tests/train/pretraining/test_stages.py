@@ -1,12 +1,9 @@
 """Stages of pre-training: what they leave, how they resume, what they cost, and models that do not fit."""
 
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -24,7 +21,7 @@ from modeling_beats import (
 from modeling_beats.convert_beats import convert
 from tests.modeling_beats.helpers import load_case
 from tests.train.common.test_resumable import kill_at, run_until_killed
-from tests.train.helpers import REPOSITORY
+from tests.train.helpers import run_two_processes
 from tests.train.pretraining.helpers import (
     TINY,
     assert_equal_weights,
@@ -167,14 +164,10 @@ def test_two_processes_equal_one(audio, first_iteration, tmp_path):
     stages = {"model": common, "tokenizer": [*common, *tokenizer_options(first_iteration[0])]}
     for stage, options in stages.items():
         pretrain_teacher(pretraining_command(tmp_path / "one" / stage, audio, *options))
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command += ["--main_process_port", "0", "-m", "tests.train.pretraining_job"]
-    command += [
+    jobs = [
         json.dumps(pretraining_command(tmp_path / "two" / stage, audio, *options)) for stage, options in stages.items()
     ]
-    result = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_two_processes("-m", "tests.train.pretraining_job", *jobs)
     for stage in stages:
         one, two = weights(tmp_path / "one" / stage), weights(tmp_path / "two" / stage)
         for name, value in one.items():

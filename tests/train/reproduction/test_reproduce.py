@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from dataset_script import SCENES, load_scenes, read_logits
-from dataset_script.demo import DEMO_VERSION
 from model_cards.corpora import TAU_TEST_CLIPS
 from model_cards.published import published
 from model_cards.report_tables import plot_accuracy_by_fraction, report_table
@@ -143,7 +142,7 @@ class TestPlan:
 def cache(tmp_path_factory, demo_corpus):
     """A cache folder that has the demo corpus."""
     folder = tmp_path_factory.mktemp("cache")
-    shutil.copytree(demo_corpus, folder / f"demo-{DEMO_VERSION}-0", copy_function=os.link)
+    shutil.copytree(demo_corpus, folder / demo_corpus.name, copy_function=os.link)
     return folder
 
 
