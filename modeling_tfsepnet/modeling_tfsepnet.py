@@ -22,14 +22,18 @@ WINDOWS_PER_CHUNK = 4
 
 
 class TFSepNetConv2d(nn.Conv2d):
-    """Grouped convolution that runs as one depthwise convolution per output of a group.
+    """Convolution with the fastest kernels for grouped channels.
 
-    CPUs have fast kernels only for depthwise convolutions with one output per channel; for the second convolution of
-    the stem this is 1.5 times as fast.
+    CPUs have fast kernels only for depthwise convolutions with one output per channel, so that a grouped convolution
+    runs as one of these per output of a group; for the second one of the stem this is 1.5 times as fast. On CUDA,
+    torch's own depthwise kernels, which want channels first, are several times as fast as those of cuDNN for channels
+    last: on an H100, a training step of 256 clips takes 38 instead of 66 ms.
     """
 
     def _conv_forward(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         copies = self.out_channels // self.groups
+        if self.groups > 1 and input.device.type == "cuda":
+            input = input.contiguous()
         if self.groups == 1 or copies == 1 or input.device.type != "cpu" or torch.compiler.is_exporting():
             return super()._conv_forward(input, weight, bias)
         outputs = [
