@@ -10,9 +10,7 @@ eagerly, each divided by the rate measured on this machine.
 """
 
 import argparse
-import json
 import logging
-import platform
 import statistics
 import tempfile
 from pathlib import Path
@@ -20,8 +18,10 @@ from pathlib import Path
 import torch
 
 from benchmarks import stages
+from benchmarks.machine import describe, describe_run
 from benchmarks.timing import machine_rates, median_ratio, time_interleaved
 from benchmarks.worker import Worker, load_other
+from dataset_script.files import write_json
 
 
 COLUMNS = "{:<20} {:>7} {:>10} {:>10} {:>7} {:>9} {:>9} {:>9} {:>9}"
@@ -104,16 +104,17 @@ def main() -> None:
 
     torch.set_num_threads(max(args.threads))
     rates = machine_rates()
+    results = describe_run()
+    log(describe(results["machine"]))
     log(
-        "%s, torch %s, %d threads: %.1f GB/s in copies, %.0f GFLOP/s in matrix products",
-        platform.processor() or platform.machine(),
-        torch.__version__,
+        "%d threads: %.1f GB/s in copies, %.0f GFLOP/s in matrix products",
         max(args.threads),
         rates["bandwidth"] / 1e9,
         rates["matrix_rate"] / 1e9,
     )
     log(COLUMNS.format("stage", "threads", "ours ms", "other ms", "ratio", "peak MB", "GFLOP", "FLOP ms", "bytes ms"))
-    rows = []
+    results["machine"] |= rates
+    results["rows"] = []
     with tempfile.TemporaryDirectory() as scratch:
         for name in args.stages:
             folders = {"ours": None, **({"other": args.other} if hasattr(other, name) else {})}
@@ -127,10 +128,9 @@ def main() -> None:
                     Path(scratch),
                     args.impulse_responses,
                 )
-                rows.append(row)
+                results["rows"].append(row)
                 log(format_row(row, rates))
-                args.out.parent.mkdir(parents=True, exist_ok=True)
-                args.out.write_text(json.dumps({"machine": rates, "torch": torch.__version__, "rows": rows}, indent=2))
+                write_json(args.out, results)
     log("Results written to %s.", args.out)
 
 

@@ -8,12 +8,10 @@ are meaningless. Their activations have 16 bits unless the name says otherwise.
 """
 
 import argparse
-import json
 import logging
-import platform
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -24,7 +22,9 @@ import torch
 from safetensors.torch import save_file
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from benchmarks.machine import describe, describe_run
 from benchmarks.timing import time_interleaved
+from dataset_script.files import write_json
 from model_cards.students import StudentModel
 from modeling_tfsepnet import TFSepNetConfig, TFSepNetFeatureExtractor, TFSepNetForAudioClassification
 from train.deployment.onnx_model import export_onnx
@@ -99,7 +99,7 @@ def run_onnx(path: Path, values: np.ndarray, threads: int, options: dict[str, st
     return lambda clips: session.run(None, {given.name: values[:clips]})
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_name_or_path", help="Float TF-SepNet; random weights by default.")
@@ -111,7 +111,7 @@ def main() -> None:
         "--compiled", action="store_true", help="Also time torch.compile, which takes minutes to start."
     )
     parser.add_argument("--out", type=Path, default=Path("build/latency.json"), help="JSON file to write.")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if args.model_name_or_path:
         model = TFSepNetForAudioClassification.from_pretrained(args.model_name_or_path).eval()
@@ -119,6 +119,8 @@ def main() -> None:
         model = TFSepNetForAudioClassification(TFSepNetConfig()).eval()
     if getattr(model.config, "quantization_config", None) is not None:
         parser.error(f"{args.model_name_or_path} is already quantized: pass the float model.")
+    results = describe_run()
+    log(describe(results["machine"]))
     log(COLUMNS.format("form", "threads", "1 clip ms", f"clips/s of {BATCH_SIZE}", "bytes"))
     rows = []
     for threads in args.threads:
@@ -137,14 +139,12 @@ def main() -> None:
                 "clips_per_second": BATCH_SIZE / statistics.median(many[name]),
                 "bytes": sizes.get(name),
                 "one_clip_fastest_ms": 1e3 * min(one[name]),
+                "seconds": {"1 clip": one[name], f"{BATCH_SIZE} clips": many[name]},
             }
             rows.append(row)
             values = (f"{row['one_clip_ms']:.2f}", f"{row['clips_per_second']:.0f}", row["bytes"] or "-")
             log(COLUMNS.format(name, threads, *values))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    machine = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__}
-    machine["onnxruntime"] = onnxruntime.__version__
-    args.out.write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
+    write_json(args.out, results | {"rows": rows})
     log("Results written to %s.", args.out)
 
 

@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 
+from benchmarks.page import read_runs
 from benchmarks.timing import count_work, median_ratio, time_interleaved
 from benchmarks.worker import load_other
 
@@ -43,9 +44,13 @@ def test_command_times_both_implementations(tmp_path):
     command = [sys.executable, "-m", "benchmarks", "--stages", "one_clip", "beats_filter_banks"]
     command += ["--other", str(tmp_path), "--threads", "1", "--repeats", "2", "--out", str(tmp_path / "out.json")]
     subprocess.run(command, check=True, timeout=300)
-    one_clip, filter_banks = json.loads((tmp_path / "out.json").read_text())["rows"]
+    results = json.loads((tmp_path / "out.json").read_text())
+    assert {"date", "machine"} < set(results) and results["machine"]["bandwidth"] > 0
+    one_clip, filter_banks = results["rows"]
     assert {name: len(seconds) for name, seconds in one_clip["seconds"].items()} == {"ours": 2, "other": 2}
     assert one_clip["ratio"] > 0
     # The convolutions dominate: 29.2 million multiply-accumulates of two operations each.
     assert 55e6 < one_clip["operations"] < 60e6
     assert filter_banks["ratio"] is None
+    (run,) = read_runs([tmp_path / "out.json"])
+    assert [measurement.name for measurement in run.points] == ["one_clip", "beats_filter_banks"]
