@@ -15,6 +15,7 @@ from .configuration_tfsepnet import TFSepNetConfig
 from .inference_tfsepnet import Encoder, Layer, arrange, channels_last, encode, same_values
 from .pipeline_tfsepnet import SceneClassificationPipeline
 from .quantization_tfsepnet import TFSepNetInt8Config  # noqa: F401 - registers INT8 models with transformers
+from .training_tfsepnet import MaxPool, NormReLU, ResidualNorm, keeps_less
 
 
 # Number of windows that are processed together when no gradients are needed.
@@ -73,9 +74,13 @@ class TFSepNetConvUnit(nn.Module):
 
     def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
         """Map (batch, in_channels, frequency, time) to (batch, out_channels, frequency / stride, time / stride)."""
-        if self.training or self.normalization._forward_hooks:
-            # Hooks, such as those of tools that count operations, have to see both layers.
-            return self.normalization(self.convolution(hidden_state)).relu_()
+        norm = self.normalization
+        # Hooks, such as those of tools that count operations, have to see both layers.
+        hooked = bool(norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks)
+        if self.training and not hooked and type(norm) is nn.BatchNorm2d and keeps_less(hidden_state):
+            return NormReLU.apply(self.convolution(hidden_state), norm.weight, norm.bias, norm)
+        if self.training or hooked:
+            return norm(self.convolution(hidden_state)).relu_()
         layer = self.layer()
         return self.convolution._conv_forward(hidden_state, layer.weight, layer.bias).relu_()
 
@@ -106,9 +111,23 @@ class TFSepNetResidualNorm(nn.Module):
         # Layer norm divides by the biased standard deviation; (count - 1) / count is the ratio of the two variances.
         bias_correction = (count - 1) / count
         gain = rows.new_full((count,), math.sqrt(bias_correction))
-        normalised = nn.functional.layer_norm(rows, (count,), gain, eps=self.eps * bias_correction)
-        normalised.add_(rows, alpha=self.scale)
+        if keeps_less(rows):
+            normalised = ResidualNorm.apply(rows, gain, self.scale, self.eps * bias_correction)
+        else:
+            normalised = nn.functional.layer_norm(rows, (count,), gain, eps=self.eps * bias_correction)
+            normalised.add_(rows, alpha=self.scale)
         return channels_last(normalised.unflatten(2, (-1, hidden_state.shape[1])))
+
+
+class TFSepNetMaxPool(nn.MaxPool2d):
+    """Max-pooling by two along both axes, without padding."""
+
+    def __init__(self) -> None:
+        super().__init__(2)
+
+    def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
+        """Map (batch, channels, frequency, time) to (batch, channels, frequency / 2, time / 2)."""
+        return MaxPool.apply(hidden_state) if keeps_less(hidden_state) else super().forward(hidden_state)
 
 
 class TFSepNetPath(nn.Module):
@@ -177,7 +196,7 @@ class TFSepNetStage(nn.Module):
         self, config: TFSepNetConfig, in_channels: int, out_channels: int, num_blocks: int, downsample: bool
     ) -> None:
         super().__init__()
-        self.pooling = nn.MaxPool2d(2) if downsample else nn.Identity()
+        self.pooling = TFSepNetMaxPool() if downsample else nn.Identity()
         self.blocks = nn.ModuleList(
             TFSepNetBlock(in_channels if i == 0 else out_channels, out_channels, config.kernel_size, config.dropout)
             for i in range(num_blocks)

@@ -76,6 +76,7 @@ def test_interrupted_push_and_back(student, smaller, tmp_path, monkeypatch):
             "modeling_tfsepnet.py",
             "pipeline_tfsepnet.py",
             "inference_tfsepnet.py",
+            "training_tfsepnet.py",
             "quantization_tfsepnet.py",
             *(f"{name}.{ending}" for name in ("classes", "confusion_matrix", "devices") for ending in ("png", "svg")),
             "results.json",

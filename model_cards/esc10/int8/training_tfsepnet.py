@@ -1,0 +1,1 @@
+../../../modeling_tfsepnet/training_tfsepnet.py
