@@ -4,8 +4,9 @@ Graphs traced by `torch.onnx` have the layout that suits torch, channels last, a
 
 - frames come before bands, so that means and sums along either axis read contiguous memory;
 - TF-SepNet's channel shuffle after a convolution is part of the order of its outputs, and costs nothing;
-- means are poolings, and values that are constant along an axis are repeated by a resize: runtimes that store channels
-  in blocks have kernels for both;
+- means are poolings and convolutions, and what is constant along bands is repeated by a resize: runtimes that store
+  channels in blocks have kernels for these;
+- a residual norm is applied where there are fewest activations, after a pooling of frames or a pointwise convolution;
 - the grouped convolution of its stem is split into depthwise ones.
 """
 
@@ -19,7 +20,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from dataset_script.errors import InputError
-from model_cards.students import StudentFeatureExtractor, StudentModel
+from model_cards.students import StudentConfig, StudentFeatureExtractor, StudentModel
 from modeling_cpmobile import feature_extraction_cpmobile
 from modeling_tfsepnet import feature_extraction_tfsepnet
 from train.deployment.int8 import Int8Conv
@@ -29,6 +30,9 @@ from train.deployment.rounding import FoldedConv
 Form: TypeAlias = Literal["float", "qdq", "weights"]
 
 Conv: TypeAlias = FoldedConv | Int8Conv
+
+Norm: TypeAlias = tuple[str, str]
+"""Gain and shift of a residual norm, of shape `(clips, 1, frames, bands)`."""
 
 DFT_FACTOR = 64
 """The Fourier transform of 64 * n points is computed in two steps, of n and of 64 points, as matrix products."""
@@ -126,9 +130,11 @@ class NetworkBuilder(GraphBuilder):
         """Add a TF-SepNet up to the convolution of its classifier."""
         layers = {name: module for name, module in model.named_modules() if is_convolution(module)}
 
-        def convolve(hidden: str, name: str, *outputs: np.ndarray, inputs: Any = slice(None)) -> list[str]:
+        def convolve(
+            hidden: str, name: str, *outputs: np.ndarray, inputs: Any = slice(None), norm: Norm | None = None
+        ) -> list[str]:
             outputs = outputs or (np.arange(len(layers[name].weight)),)
-            return self.convolution(hidden, name, layers[name], outputs, inputs)
+            return self.convolution(hidden, name, layers[name], outputs, inputs, norm)
 
         (hidden,) = convolve(hidden, "tfsepnet.stem.0")
         width, groups = len(layers["tfsepnet.stem.1"].weight), layers["tfsepnet.stem.1"].groups
@@ -136,18 +142,25 @@ class NetworkBuilder(GraphBuilder):
         hidden = self.add("Concat", *convolve(hidden, "tfsepnet.stem.1", *channels), axis=1)
         order = np.concatenate(channels)  # the channel at each position
         frames, bands = -(-model.config.num_frames // 4), -(-model.config.num_mel_bins // 4)
-        hidden = self.residual_norm(hidden, model.get_submodule("tfsepnet.stem.2"), len(order), frames)
         for stage, _ in model.get_submodule("tfsepnet.stages").named_children():
             stage = f"tfsepnet.stages.{stage}"
-            if not isinstance(model.get_submodule(f"{stage}.pooling"), nn.Identity):
-                hidden = self.add("MaxPool", hidden, kernel_shape=[2, 2], strides=[2, 2])
+            norm: Norm | None
+            if isinstance(model.get_submodule(f"{stage}.pooling"), nn.Identity):
+                norm = self.residual_norm(hidden, model.config, len(order), frames, frames)
+            else:
+                # Unless its scale is negative, a norm is increasing, so that the maximum of two frames can come first.
+                step = 2 if model.config.residual_norm_scale >= 0 else 1
+                norm = self.residual_norm(hidden, model.config, len(order), frames, frames // step)
+                hidden = self.add("MaxPool", hidden, kernel_shape=[step, 1], strides=[step, 1])
+                hidden, norm = self.normalize(hidden, norm, torch.ones(len(order))), None
+                hidden = self.add("MaxPool", hidden, kernel_shape=[2 // step, 2], strides=[2 // step, 2])
                 frames, bands = frames // 2, bands // 2
             for block, _ in model.get_submodule(f"{stage}.blocks").named_children():
                 block = f"{stage}.blocks.{block}"
                 transition = f"{block}.transition"
                 if transition in layers:
                     channels = _shuffled_halves(len(layers[transition].weight))
-                    halves = convolve(hidden, transition, *channels, inputs=order)
+                    halves = convolve(hidden, transition, *channels, inputs=order, norm=norm)
                 else:
                     channels = _shuffled_halves(len(order))
                     halves = [self.add("Gather", hidden, self.constant(half), axis=1) for half in channels]
@@ -157,38 +170,73 @@ class NetworkBuilder(GraphBuilder):
                     (correction,) = convolve(halves[index], f"{path}.depthwise")
                     correction = self.add("AveragePool", correction, kernel_shape=extent)
                     (correction,) = convolve(correction, f"{path}.pointwise")
-                    halves[index] = self.add("Add", halves[index], self.repeat(correction, extent))
+                    if index == 0:
+                        scales = self.constant(np.array([1, 1, *extent], dtype=np.float32))
+                        nearest = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+                        correction = self.add("Resize", correction, "", scales, mode="nearest", **nearest)
+                    halves[index] = self.add("Add", halves[index], correction)
                 hidden = self.add("Concat", *halves, axis=1)
                 order = np.arange(2 * len(layers[f"{block}.time_path.pointwise"].weight))
-            hidden = self.residual_norm(hidden, model.get_submodule(f"{stage}.normalization"), len(order), frames)
-        (hidden,) = convolve(hidden, "classifier")
+        norm = self.residual_norm(hidden, model.config, len(order), frames, frames)
+        (hidden,) = convolve(hidden, "classifier", norm=norm)
         return hidden
 
-    def repeat(self, hidden: str, extent: list[int]) -> str:
-        """Repeat values of shape `(clips, channels, frames, bands)` along an axis of length one."""
-        scales = self.constant(np.array([1, 1, *extent], dtype=np.float32))
-        nearest = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-        return self.add("Resize", hidden, "", scales, **nearest)
+    def residual_norm(self, hidden: str, config: StudentConfig, channels: int, frames: int, repeats: int) -> Norm:
+        """Add the gain and the shift of `scale * x + (x - mean) / sqrt(variance + eps) = gain * x - shift`.
 
-    def residual_norm(self, hidden: str, norm: nn.Module, channels: int, frames: int) -> str:
-        """Add `scale * x + (x - mean) / sqrt(variance + eps)` as `gain * x - shift`, per clip and band."""
+        Args:
+            hidden (`str`): The activations `x`.
+            config (`TFSepNetConfig`): Configuration with the scale and the epsilon.
+            channels (`int`): Channels of the activations.
+            frames (`int`): Frames of the activations.
+            repeats (`int`): Frames of what the norm is applied to.
 
-        def mean(values: str) -> str:
+        Returns:
+            `tuple[str, str]`: The gain and the shift, of shape `(clips, 1, repeats, bands)`.
+        """
+        ratio = 1 - 1 / (channels * frames)  # of the biased to the unbiased variance
+        kernel = self.constant(np.full((1, channels, 1, 1), 1 / channels))
+
+        def mean(values: str, *bias: str) -> str:
             pooled = self.add("AveragePool", values, kernel_shape=[frames, 1])
-            return self.add("ReduceMean", pooled, self.constant([1]))
+            return self.add("Conv", pooled, kernel, *bias, kernel_shape=[1, 1])
 
         average = mean(hidden)
-        spread = self.add("Sub", mean(self.add("Mul", hidden, hidden)), self.add("Mul", average, average))
-        count = channels * frames
+        square = mean(self.add("Mul", hidden, hidden), self.constant([ratio * config.residual_norm_eps]))
+        variance = self.add("Sub", square, self.add("Mul", average, average))
         # Rounding can make a difference of squares negative.
-        variance = self.add("Mul", self.add("Relu", spread), self.constant(count / (count - 1)))
-        deviation = self.add("Sqrt", self.add("Add", variance, self.constant(norm.eps)))
-        slope = self.add("Reciprocal", deviation)
-        gain = self.add("Add", slope, self.constant(norm.scale))
-        return self.add("Sub", self.add("Mul", hidden, gain), self.add("Mul", average, slope))
+        variance = self.add("Max", variance, self.constant(ratio * config.residual_norm_eps))
+        slope = self.add("Div", self.constant(math.sqrt(ratio)), self.add("Sqrt", variance))
+        shape = self.constant([1, 1, repeats, 1])
+        gain = self.add("Expand", self.add("Add", slope, self.constant(config.residual_norm_scale)), shape)
+        return gain, self.add("Expand", self.add("Mul", average, slope), shape)
+
+    def normalize(self, hidden: str, norm: Norm, weights: Tensor, *bias: str) -> str:
+        """Apply a norm after a pointwise layer, with which it commutes.
+
+        Args:
+            hidden (`str`): Output of the layer without its bias.
+            norm (`tuple[str, str]`): The norm of its input.
+            weights (`torch.Tensor` of shape `(channels,)`): The sum of the weights of each output channel.
+            *bias (`str`): Its bias, if it has one.
+
+        Returns:
+            `str`: Output of the layer.
+        """
+        # Kernels for blocks of channels do not broadcast, and take only what a convolution or a pooling returns.
+        ones = self.constant(torch.ones(len(weights), 1, 1, 1))
+        gain = self.add("Conv", norm[0], ones, kernel_shape=[1, 1])
+        shift = self.add("Conv", norm[1], self.constant(-weights.view(-1, 1, 1, 1)), *bias, kernel_shape=[1, 1])
+        return self.add("Add", self.add("Mul", hidden, gain), shift)
 
     def convolution(
-        self, hidden: str, name: str, layer: Conv, outputs: tuple[np.ndarray, ...], inputs: Any
+        self,
+        hidden: str,
+        name: str,
+        layer: Conv,
+        outputs: tuple[np.ndarray, ...],
+        inputs: Any,
+        norm: Norm | None = None,
     ) -> list[str]:
         """Add a layer in parts that share its input.
 
@@ -198,6 +246,7 @@ class NetworkBuilder(GraphBuilder):
             layer ([`FoldedConv`] or `Int8Conv`): The layer.
             outputs (`tuple[np.ndarray, ...]`): The output channels of each part.
             inputs (`np.ndarray` or `slice`): The order of the channels of `hidden`.
+            norm (`tuple[str, str]`, *optional*): Norm of the input, for pointwise layers.
 
         Returns:
             `list[str]`: The outputs of the parts.
@@ -205,6 +254,8 @@ class NetworkBuilder(GraphBuilder):
         smoothing = None if layer.smoothing is None else layer.smoothing.detach()[inputs].reciprocal()
         offset = None
         if self.form == "qdq":
+            if norm is not None:  # before the input is rounded
+                hidden, norm = self.add("Sub", self.add("Mul", hidden, norm[0]), norm[1]), None
             if layer.centred:
                 offset = self.add("ReduceMin", self.add("ReduceMin", hidden, self.constant([2])), self.constant([1]))
                 hidden = self.add("Sub", hidden, offset)
@@ -225,23 +276,27 @@ class NetworkBuilder(GraphBuilder):
             weight = layer.weight.detach()[channels]
             if layer.groups == 1:
                 weight = weight[:, inputs]
+            bias = self.bias(part, layer, channels)
             result = self.add(
                 "Conv",
                 hidden,
                 self.weight(part, layer, weight, channels, smoothing),
-                self.bias(part, layer, channels),
+                *([bias] if norm is None else []),
                 name=part,
                 kernel_shape=list(weight.shape[:1:-1]),
                 strides=list(layer.stride)[::-1],
                 pads=[*layer.padding[::-1]] * 2,
                 group=layer.groups,
             )
-            if offset is not None:
-                assert smoothing is not None  # centred layers are smoothed too
+            if norm is not None or offset is not None:
+                assert smoothing is not None  # layers after a norm are smoothed, and only they are centred
                 values = weight.float() * layer.weight_scale.detach()[channels].view(-1, 1, 1, 1)
-                gain = (values.flatten(1) * smoothing).sum(dim=1)
-                contribution = self.add("Mul", offset, self.constant(gain.view(1, -1, 1, 1)))
-                result = self.add("Add", result, contribution)
+                sums = (values.flatten(1) * smoothing).sum(dim=1)
+                if norm is not None:
+                    result = self.normalize(result, norm, sums, bias)
+                if offset is not None:
+                    contribution = self.add("Mul", offset, self.constant(sums.view(1, -1, 1, 1)))
+                    result = self.add("Add", result, contribution)
             results.append(self.add("Relu", result) if layer.relu else result)
         return results
 

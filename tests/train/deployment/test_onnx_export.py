@@ -74,11 +74,21 @@ def test_float_file(small, windows, tmp_path):
     assert metadata["input"] == "log-mel, float32, (clips, 1, 64 mel bands, 32 frames)"
 
 
-@pytest.mark.parametrize("options", [{"base_channels": 8}, {"depth": 16, "kernel_size": 5}, {"num_labels": 3}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"base_channels": 8},
+        {"depth": 16, "kernel_size": 5},
+        {"num_labels": 3},
+        {"residual_norm_scale": -0.5},
+        {"num_mel_bins": 61, "num_frames": 31},
+    ],
+)
 def test_other_networks(windows, tmp_path, options):
     torch.manual_seed(0)
     config = TFSepNetConfig(**{**SMALL, **options})
     model = TFSepNetForAudioClassification(config)
+    windows = windows[:, : config.num_mel_bins, : config.num_frames]
     with torch.no_grad():
         model.train()(windows.unsqueeze(1))
     export_onnx(model, tmp_path / "float.onnx")
