@@ -2,19 +2,17 @@
 
 import io
 import tarfile
-import threading
-from contextlib import contextmanager
 
 import datasets
 import numpy as np
 import pytest
 import soundfile
 
-from benchmarks.shards import FileHandler, FileServer
+from benchmarks.shards import FileHandler
 from dataset_script.errors import InputError
-from train.common import audio_shards
-from train.common.audio_shards import find_shards, read_shards
-from train.common.sources import load_unlabelled, read_crop
+from tests.train.pretraining.helpers import serve
+from train.common import sources
+from train.common.sources import find_shards, load_unlabelled, read_crop, read_shards
 
 
 CLIPS = [10 * shard + clip for shard in range(4) for clip in range(3)]
@@ -46,15 +44,6 @@ def add(archive, name, content):
     member = tarfile.TarInfo(name)
     member.size = len(content)
     archive.addfile(member, io.BytesIO(content))
-
-
-@contextmanager
-def serve(folder, handler=FileHandler):
-    """Serve a folder from this process, and return the address."""
-    with FileServer(folder, handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server.url
-        server.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -153,11 +142,14 @@ class TestFaults:
         datasets.Dataset.from_dict({"audio": rows}).to_parquet(str(tmp_path / "a.parquet"))
 
         class Handler(FileHandler):
-            def do_GET(self):
+            def do_GET(self):  # noqa: N802
                 del self.headers["Range"]
                 super().do_GET()
 
-        with serve(tmp_path, Handler) as address, pytest.raises(InputError, match="choose a server that supports them"):
+        with (
+            serve(tmp_path, Handler) as address,
+            pytest.raises(InputError, match="choose a server that supports them"),
+        ):
             find_shards(f"{address}/a.parquet")
 
 
@@ -169,16 +161,16 @@ class TestRetries:
 
     @pytest.fixture(params=["closes", "refuses"])
     def unreliable(self, request, folder, failures):
-        """Address of a server that closes the connection in the middle of its answer, or that answers "unavailable"."""
+        """Address of a server that closes the connection in the middle of an answer, or that is unavailable."""
 
         class Handler(FileHandler):
-            def do_HEAD(self):
+            def do_HEAD(self):  # noqa: N802
                 if self.fails() and request.param == "refuses":
                     self.send_error(503)
                 else:
                     super().do_HEAD()
 
-            def do_GET(self):
+            def do_GET(self):  # noqa: N802
                 if not (self.fails() and failures[0]):
                     super().do_GET()
                     return
@@ -200,7 +192,7 @@ class TestRetries:
 
     @pytest.mark.parametrize("kind", ["tar", "parquet"])
     def test_failing_for_a_moment(self, kind, unreliable, failures, monkeypatch, caplog):
-        monkeypatch.setattr(audio_shards, "RETRY_SECONDS", (0, 0, 0, 0))
+        monkeypatch.setattr(sources, "RETRY_SECONDS", (0, 0, 0, 0))
         shards = find_shards(f"{unreliable}/{{00..03}}.{kind}")
         failures[0] = 3
         assert values(read_shards(shards)) == CLIPS
@@ -208,11 +200,12 @@ class TestRetries:
         assert f"{unreliable}/01.{kind} cannot be read (" in caplog.text
 
     def test_failing_for_long(self, unreliable, failures, monkeypatch):
-        monkeypatch.setattr(audio_shards, "RETRY_SECONDS", (0, 0))
+        monkeypatch.setattr(sources, "RETRY_SECONDS", (0, 0))
         rows = read_shards(find_shards(f"{unreliable}/{{00..03}}.tar"))
         failures[0] = 1000
         assert values(next(rows) for _ in range(3)) == [0, 1, 2]
         with pytest.raises(
-            ConnectionError, match=r"01\.tar cannot be read \(.+\): check the server and run the same command to resume"
+            ConnectionError,
+            match=r"01\.tar cannot be read \(.+\): check the server and run the same command to resume",
         ):
             next(rows)
