@@ -60,8 +60,8 @@ def load_unlabelled(
     Args:
         dataset (`str`): A folder, searched for audio files at any depth; a configuration of the scenes, such as
             `"demo"` or `"split100"`; `"demo_sounds"`, synthetic recordings; the address of tar or Parquet files, as
-            for [`find_shards`]; or anything else that `datasets.load_dataset` accepts, such
-            as a Hub id or a folder of Parquet files.
+            for [`find_shards`]; or anything else that `datasets.load_dataset` accepts, such as a Hub id or a folder of
+            Parquet files.
         dataset_config (`str`, *optional*): Configuration of a dataset on the Hub.
         split (`str`, *optional*, defaults to `"train"`): Split of the scenes or of a dataset on the Hub.
         data_dir (`str`, *optional*): Folder of the scenes' corpus.
