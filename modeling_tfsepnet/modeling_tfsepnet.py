@@ -77,7 +77,8 @@ class TFSepNetConvUnit(nn.Module):
         norm = self.normalization
         # Hooks, such as those of tools that count operations, have to see both layers.
         hooked = bool(norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks)
-        if self.training and not hooked and type(norm) is nn.BatchNorm2d and keeps_less(hidden_state):
+        plain = type(norm) is nn.BatchNorm2d and norm.momentum is not None and not hooked
+        if self.training and plain and keeps_less(hidden_state):
             return NormReLU.apply(self.convolution(hidden_state), norm.weight, norm.bias, norm)
         if self.training or hooked:
             return norm(self.convolution(hidden_state)).relu_()

@@ -41,6 +41,7 @@ class NormReLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_state: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d) -> Tensor:
         """Normalise a tensor (batch, channels, frequency, time) and update the running statistics of `norm`."""
+        assert norm.num_batches_tracked is not None and norm.momentum is not None
         norm.num_batches_tracked.add_(1)
         output, mean, inverse_std = torch.native_batch_norm(
             hidden_state, weight, bias, norm.running_mean, norm.running_var, True, norm.momentum, norm.eps

@@ -1,4 +1,4 @@
-"""Sources of audio without labels: folders of recordings, and datasets with a column of audio."""
+"""Sources of audio without labels: folders of recordings, datasets with a column of audio, and shards."""
 
 import errno
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ from dataset_script.audio import MAX_SECONDS, AudioReader, audio_info, find_audi
 from dataset_script.demo_sounds import DEMO_SOUNDS, demo_sounds
 from dataset_script.errors import InputError
 from dataset_script.waveforms import to_int16
+from train.common.shards import find_shards, is_shards, read_shards
 
 
 class EncodedAudio(TypedDict, total=False):
@@ -38,12 +39,13 @@ def load_unlabelled(
 
     Args:
         dataset (`str`): A folder, searched for audio files at any depth; a configuration of the scenes, such as
-            `"demo"` or `"split100"`; `"demo_sounds"`, synthetic recordings; or anything else that
-            `datasets.load_dataset` accepts, such as a Hub id or a folder of Parquet files.
+            `"demo"` or `"split100"`; `"demo_sounds"`, synthetic recordings; the address of tar or Parquet files, as
+            for [`find_shards`]; or anything else that `datasets.load_dataset` accepts, such as a Hub id or a folder of
+            Parquet files.
         dataset_config (`str`, *optional*): Configuration of a dataset on the Hub.
         split (`str`, *optional*, defaults to `"train"`): Split of the scenes or of a dataset on the Hub.
         data_dir (`str`, *optional*): Folder of the scenes' corpus.
-        streaming (`bool`, *optional*, defaults to `False`): Read a dataset on the Hub while training.
+        streaming (`bool`, *optional*, defaults to `False`): Read a dataset on the Hub, or shards, while training.
         cache_dir (`str`, *optional*): Cache folder for datasets.
 
     Returns:
@@ -52,11 +54,15 @@ def load_unlabelled(
 
     Raises:
         FileNotFoundError: If the source does not exist or contains no audio.
-        InputError: If the dataset has no column `audio`, or cannot be streamed.
+        InputError: If the dataset has no column `audio`, cannot be streamed, or can only be streamed.
     """
     dataset = local_folder(dataset, cache_dir)
     if streaming and is_local_audio(dataset):
         raise InputError(f"{dataset} is on this machine and needs no streaming: omit --streaming.")
+    if is_shards(dataset):
+        if not streaming:
+            raise InputError(f"{dataset} is an address of shards, which are read while training: add --streaming.")
+        return datasets.IterableDataset.from_generator(read_shards, gen_kwargs={"shards": find_shards(dataset)})
     if files := find_audio(dataset):
         return files
     if is_scenes(dataset):

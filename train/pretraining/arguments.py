@@ -46,11 +46,16 @@ class AudioArguments(CorpusArguments):
 
     dataset: str = field(
         default="",
-        metadata={"help": "Folder of audio files, scenes (demo, split100), demo_sounds, or Hub dataset."},
+        metadata={
+            "help": "Folder of audio files, scenes (demo, split100), demo_sounds, Hub dataset, or address of shards "
+            "(https://host/{000..511}.tar, s3://bucket/*.parquet)."
+        },
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
     dataset_split: str = field(default="train", metadata={"help": "Split of the scenes or of a Hub dataset."})
-    streaming: bool = field(default=False, metadata={"help": "Read a Hub dataset while training."})
+    streaming: bool = field(
+        default=False, metadata={"help": "Read a Hub dataset, or shards, while training instead of downloading it."}
+    )
 
 
 REPLACED_ARGUMENTS = {

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from datasets.distributed import split_dataset_by_node
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset, Sampler
+from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
 
 from dataset_script.errors import InputError
 from modeling_beats import BeatsFeatureExtractor
@@ -18,7 +18,7 @@ from train.common.sources import durations, encoded_audio, read_crop
 
 
 SHUFFLE_BUFFER = 1000
-"""Clips of a stream that the next one is drawn from."""
+"""Clips of a stream that a process draws the next one from, over all of its workers."""
 
 
 class Crops(Dataset[dict[str, np.ndarray]]):
@@ -74,8 +74,11 @@ class StreamedCrops(IterableDataset[dict[str, np.ndarray]]):
     """Endless stream of crops: in each pass over the source one of each clip, at a random position.
 
     Every pass is shuffled anew, through a buffer. If the shards divide evenly, each process reads its own; otherwise
-    every process reads the whole stream and keeps every n-th clip. A resumed run reads the first pass to count its
-    clips, then continues in the pass where it stopped.
+    every process reads the whole stream and keeps every n-th clip. Each worker of a process reads its own shards, and
+    passes over them again and again.
+
+    A resumed run continues where it stopped if it has as many processes and workers as before. For that it reads the
+    first pass to count its clips, and the pass where it stopped up to there, without decoding them.
 
     Args:
         source (`datasets.IterableDataset`): As returned by [`~train.common.sources.load_unlabelled`].
@@ -85,6 +88,7 @@ class StreamedCrops(IterableDataset[dict[str, np.ndarray]]):
         num_processes (`int`, *optional*, defaults to 1): Number of processes.
         process_index (`int`, *optional*, defaults to 0): Index of this process.
         first (`int`, *optional*, defaults to 0): Crops of this process to skip when a run is resumed.
+        batch_size (`int`, *optional*, defaults to 1): Crops in a batch of this process. Workers take turns with them.
     """
 
     def __init__(
@@ -96,31 +100,48 @@ class StreamedCrops(IterableDataset[dict[str, np.ndarray]]):
         num_processes: int = 1,
         process_index: int = 0,
         first: int = 0,
+        batch_size: int = 1,
     ):
         if source.num_shards % num_processes == 0:
             source = source.shard(num_processes, process_index)
         else:
             source = split_dataset_by_node(source, process_index, num_processes)
-        self.source = source.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
+        self.source = source
         self.seconds = seconds
         self.sampling_rate = sampling_rate
-        self.seed = derived_seed(seed, process_index)
+        self.seed = seed
+        self.process_index = process_index
         self.first = first
+        self.batch_size = batch_size
+
+    def usable_workers(self, workers: int) -> int:
+        """Return the largest number of workers, up to `workers`, that divides the shards of this process evenly."""
+        return max((n for n in range(1, workers + 1) if self.source.num_shards % n == 0), default=0)
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        # The loader starts with its first worker, but a resumed run with the one whose turn it was.
+        batches = self.first // self.batch_size
+        worker = (worker + batches) % workers
+        first = (batches - worker + workers - 1) // workers * self.batch_size
+        source = self.source.shard(workers, worker)
+        source = source.shuffle(seed=derived_seed(self.seed, worker), buffer_size=SHUFFLE_BUFFER // workers)
         passed, epoch = 0, 0
         while True:
-            self.source.set_epoch(epoch)
+            source.set_epoch(epoch)
             before = passed
-            for clip in self.source:
+            for row in source.iter(batch_size=1):  # which, unlike the source itself, does not divide it among workers
                 passed += 1
-                if passed > self.first:
-                    position = np.random.default_rng(derived_seed(self.seed, passed)).random()
-                    yield {"waveform": read_crop(clip["audio"], self.seconds, self.sampling_rate, position)}
+                if passed > first:
+                    seed = derived_seed(self.seed, self.process_index, worker, passed)
+                    position = np.random.default_rng(seed).random()
+                    crop = read_crop(row["audio"][0], self.seconds, self.sampling_rate, position)
+                    yield {"waveform": crop}
             length = passed - before
             if length == 0:
                 raise InputError("The stream has no audio for this process: use fewer processes or more clips.")
-            skipped = max(self.first - passed, 0) // length
+            skipped = max(first - passed, 0) // length
             passed += skipped * length
             epoch += 1 + skipped
 

@@ -1,5 +1,6 @@
 """Stages of pre-training: train a model or a tokenizer, or measure the cost of that."""
 
+import logging
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from train.pretraining.targets import make_dataset, make_models
 from train.pretraining.trainers import CropTrainer, MaskedModelingTrainer, PretrainingTrainer, TokenizerTrainer
 from train.pretraining.training_arguments import PretrainingArguments
 
+
+logger = logging.getLogger(__name__)
 
 TOKENIZER_FOLDER = "tokenizer"
 """Subfolder of a model's output folder for the random projection that labelled its patches."""
@@ -59,6 +62,7 @@ def run_stage(recipe: str, stage: StageArguments, audio: AudioArguments, args: P
         if isinstance(dataset, StreamedCrops) and checkpoint is not None:
             steps = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")).global_step
             dataset.first = steps * args.gradient_accumulation_steps * trainer.rows.count
+            logger.info("The stream is read again up to step %d, which takes up to two passes over it.", steps)
         return trainer
 
     def last_metrics(trainer: CropTrainer) -> dict[str, Any]:

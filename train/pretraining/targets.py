@@ -2,6 +2,7 @@
 
 import logging
 
+import datasets
 from transformers import PreTrainedModel
 
 import modeling_beats
@@ -130,7 +131,14 @@ def make_dataset(audio: AudioArguments, args: PretrainingArguments, sampling_rat
         source = load_unlabelled(
             audio.dataset, audio.dataset_config, audio.dataset_split, audio.data_dir, audio.streaming, audio.cache_dir
         )
-    if audio.streaming:
+    if isinstance(source, datasets.IterableDataset):
+        if source.num_shards % args.world_size:
+            logger.info(
+                "The %d shards do not divide evenly among %d processes: each reads all of them, for every %dth clip.",
+                source.num_shards,
+                args.world_size,
+                args.world_size,
+            )
         return StreamedCrops(
             source, args.segment_seconds, sampling_rate, args.seed, args.world_size, args.process_index
         )

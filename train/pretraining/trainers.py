@@ -1,5 +1,9 @@
 """Trainers on crops of audio: masked audio modelling, and tokenizers."""
 
+import logging
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -7,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
+from dataset_script.errors import InputError
 from dataset_script.waveforms import FULL_SCALE
 from modeling_beats import (
     BeatsFeatureExtractor,
@@ -20,6 +25,9 @@ from train.common.resumable import ResumableTrainer
 from train.common.seeds import derived_seed
 from train.pretraining.crops import CropBatches, CropCollator, Crops, StreamedCrops
 from train.pretraining.training_arguments import PretrainingArguments
+
+
+logger = logging.getLogger(__name__)
 
 
 class CodebookStatistics:
@@ -70,11 +78,26 @@ class CodebookStatistics:
         }
 
 
+class CropLoader(DataLoader):
+    """`DataLoader` that raises errors of its workers as they are, without the traceback that torch adds to them."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override] # torch promises its private class
+        try:
+            yield from super().__iter__()
+        except (InputError, OSError) as error:
+            if "\n" not in str(error):
+                raise
+            last = str(error).strip().splitlines()[-1]
+            raise type(error)(last.partition(": ")[2]) from error
+
+
 class CropTrainer(ResumableTrainer):
     """Train for a number of steps on crops of audio, which are read during training.
 
     A step is a function of weights, optimizer state, seed, step and micro-step alone, so that an interrupted run
-    resumes to the same weights. Without dropout several processes compute the same as one, up to rounding.
+    resumes to the same weights. Of a stream, whose clips are shuffled by the workers that read them, this holds as
+    long as the numbers of processes and workers stay the same. Without dropout several processes compute the same as
+    one, up to rounding, except from a stream.
 
     Args:
         model (`PreTrainedModel`): The model to train.
@@ -116,11 +139,18 @@ class CropTrainer(ResumableTrainer):
         assert dataset is not None
         batches, batch_size, workers = None, 1, args.dataloader_num_workers
         if isinstance(dataset, StreamedCrops):
-            batch_size, workers = self.rows.count, min(workers, 1)  # more would each read the whole stream
+            batch_size = dataset.batch_size = self.rows.count
+            if (workers := dataset.usable_workers(workers)) < args.dataloader_num_workers:
+                logger.info(
+                    "%d of %d workers read the stream, as its %d shards do not divide evenly among more.",
+                    workers,
+                    args.dataloader_num_workers,
+                    dataset.source.num_shards,
+                )
         else:
             num_batches = args.max_steps * args.gradient_accumulation_steps
             batches = CropBatches(len(dataset), args.batch_size, num_batches, args.seed, self.rows, dataset.weights)
-        return DataLoader(
+        return CropLoader(
             dataset,
             batch_size=batch_size,
             batch_sampler=batches,

@@ -2,6 +2,9 @@
 
 import csv
 import functools
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,8 @@ import numpy as np
 import soundfile
 import torch
 from safetensors.torch import load_file
+
+from benchmarks.shards import FileHandler, FileServer
 
 
 TINY = (
@@ -145,3 +150,12 @@ def record_calls(monkeypatch, owner: type, method: str) -> list[Call]:
 
     monkeypatch.setattr(owner, method, recording)
     return calls
+
+
+@contextmanager
+def serve(folder: Path, handler: type[FileHandler] = FileHandler) -> Iterator[str]:
+    """Serve a folder from this process, and return the address."""
+    with FileServer(folder, handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.url
+        server.shutdown()

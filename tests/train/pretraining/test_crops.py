@@ -1,11 +1,13 @@
 """Crops of recordings in any order and of streams, and their batches."""
 
 import io
+from itertools import islice
 
 import datasets
 import numpy as np
 import pytest
 import soundfile
+from torch.utils.data import DataLoader
 
 from modeling_beats import BeatsFeatureExtractor
 from train.common.distributed import BatchRows
@@ -85,6 +87,45 @@ class TestStreamedCrops:
             assert len(read) <= 3 * sum(lengths)
         for one, two in zip(*passes, strict=True):
             assert sorted(one + two) == [10 * shard + clip for shard in range(num_shards) for clip in range(1 + shard)]
+
+    @pytest.mark.parametrize(("processes", "length"), [(2, 3), (3, 2)], ids=["shards", "every third clip"])
+    def test_workers_read_their_own_shards(self, processes, length):
+        """Four shards of three clips. Each worker of a process has `length` of them; a resumed run any one's turn."""
+        source = datasets.IterableDataset.from_generator(constant_clips, gen_kwargs={"shards": [0, 1, 2, 3]})
+        passes = [[], []]
+        for process in range(processes):
+
+            def batches(first=0, process=process):
+                crops = StreamedCrops(source, 0.5, 16_000, 0, processes, process, first, batch_size=2)
+                workers = crops.usable_workers(3)
+                assert workers == 2
+                return iter(DataLoader(crops, 2, num_workers=workers, collate_fn=first_samples))
+
+            everything = list(islice(batches(), 2 * length + 2))
+            for worker in range(2):
+                clips = [clip for batch in everything[worker::2] for clip in batch]
+                passes[0] += clips[:length]
+                passes[1] += clips[length : 2 * length]
+            assert list(islice(batches(first=6), 3)) == everything[3:6]
+        for clips in passes:
+            assert sorted(clips) == [10 * shard + clip for shard in range(4) for clip in range(3)]
+
+    def test_workers_divide_shards_evenly(self):
+        source = datasets.IterableDataset.from_generator(constant_clips, gen_kwargs={"shards": list(range(10))})
+        crops = StreamedCrops(source, 0.5, 16_000, 0)
+        assert [crops.usable_workers(workers) for workers in (0, 1, 2, 4, 5, 9, 64)] == [0, 1, 2, 2, 5, 5, 10]
+
+
+def constant_clips(shards):
+    for shard in shards:
+        for clip in range(3):
+            content = io.BytesIO()
+            soundfile.write(content, np.full(8000, 10 * shard + clip, dtype=np.int16), 16_000, format="WAV")
+            yield {"audio": {"bytes": content.getvalue(), "path": None}}
+
+
+def first_samples(rows):
+    return [int(row["waveform"][0]) for row in rows]
 
 
 class TestCropBatches:
