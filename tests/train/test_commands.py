@@ -19,10 +19,12 @@ from modeling_beats import BeatsConfig, BeatsFeatureExtractor, BeatsForAudioClas
 from tests.model_cards.helpers import TINY_BEATS
 from train import predict_logits, run_eval
 from train.classification.distillation import resolve_teachers
+from train.common import models
 from train.common.models import label_maps, load_classifier, new_student
 from train.common.process import run_command
 from train.distill import main as distill
 from train.evaluation import inference
+from train.evaluation.arguments import EvaluationArguments, PredictionArguments
 from train.finetune_teacher import main as finetune_teacher
 
 
@@ -191,7 +193,9 @@ class TestPredictLogits:
         ]
 
     def test_logits_are_the_models(self, data, teacher, corpus, cache, tmp_path, monkeypatch):
-        predict_logits.main([*self.command(data, teacher, tmp_path / "out"), "--batch_size", "8"])
+        predict_logits.main(
+            [*self.command(data, teacher, tmp_path / "out"), "--batch_size", "8", "--dtype", "float32"]
+        )
         written = read_logits(tmp_path / "out")
         scenes = load_scenes("demo10", corpus, cache_dir=cache)["train"]
         assert written.filenames == list(scenes["filename"])
@@ -226,6 +230,18 @@ class TestPredictLogits:
             assert 0 < error < 0.05  # one number is off by up to 0.4 %
             with pytest.raises(FileExistsError, match="another run"):  # not half of the clips in each
                 predict_logits.main([*command[:-1], str(tmp_path / "float32"), "--dtype", dtype])
+
+    @pytest.mark.parametrize("fast", [True, False])
+    def test_precision_that_suits(self, teacher, tmp_path, monkeypatch, fast):
+        monkeypatch.setattr(models, "computes_bfloat16", lambda device: fast)
+        dtype = torch.bfloat16 if fast else torch.float32
+        assert load_classifier(str(teacher), dtype="auto")[0].dtype == dtype
+        network, extractor = new_student(SCENES, "base_channels=16,num_mel_bins=64")
+        network.save_pretrained(tmp_path)
+        extractor.save_pretrained(tmp_path)
+        assert load_classifier(str(tmp_path), dtype="auto")[0].dtype == torch.float32
+        assert PredictionArguments(model_name_or_path="", output_dir="").dtype == "auto"
+        assert EvaluationArguments(model_name_or_path="", output_dir="").dtype == "float32"
 
     def test_int8_is_for_linear_layers(self, tmp_path):
         network, extractor = new_student(SCENES, "base_channels=16,num_mel_bins=64")

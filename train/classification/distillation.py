@@ -50,8 +50,6 @@ LABELS_ALONE = "labels_alone"
 SHARED_ARGUMENTS = (
     "impulse_responses",
     "use_cpu",
-    "bf16",
-    "fp16",
     "torch_compile",
     "log_level",
     "disable_tqdm",

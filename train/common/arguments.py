@@ -7,7 +7,7 @@ import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NoReturn
+from typing import Any, ClassVar, Literal, NoReturn, TypeAlias
 
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
@@ -179,6 +179,14 @@ class CorpusArguments:
     cache_dir: str | None = field(default=None, metadata={"help": "Folder of prepared and resampled clips."})
 
 
+Precision: TypeAlias = Literal["auto", "float32", "bfloat16", "int8"]
+
+PRECISION_HELP = (
+    "Precision of the network (features are float32): auto is bfloat16 for teachers where the hardware computes it, "
+    "and float32 otherwise; int8 is for linear layers on the CPU."
+)
+
+
 @dataclass(kw_only=True)
 class InferenceArguments(CorpusArguments):
     """The model, the clips and the output of inference."""
@@ -189,10 +197,7 @@ class InferenceArguments(CorpusArguments):
     batch_size: int = field(default=256, metadata={"help": "Clips per forward pass."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run the model's own code."})
     use_cpu: bool = field(default=False, metadata={"help": "Do not use an accelerator."})
-    dtype: Literal["float32", "bfloat16", "int8"] = field(
-        default="float32",
-        metadata={"help": "Precision of the network (features are float32); int8 is for linear layers on the CPU."},
-    )
+    dtype: Precision = field(default="float32", metadata={"help": PRECISION_HELP})
     torch_compile: bool = field(
         default=False, metadata={"help": "Compile the network, which takes at least half a minute."}
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from accelerate import PartialState
 from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors import SafetensorError
 from torch import nn
@@ -24,7 +25,9 @@ from transformers.feature_extraction_utils import FeatureExtractionMixin
 import modeling_beats
 from dataset_script.errors import InputError, input_errors
 from model_cards.students import STUDENTS, StudentConfig, StudentFeatureExtractor, StudentModel
+from train.common.arguments import Precision
 from train.common.availability import check_available
+from train.common.precision import computes_bfloat16
 
 
 logger = logging.getLogger(__name__)
@@ -213,7 +216,7 @@ def load_classifier(
     model_name_or_path: str,
     label_names: Sequence[str] | None = None,
     trust_remote_code: bool = False,
-    dtype: str = "float32",
+    dtype: Precision = "float32",
 ) -> tuple[PreTrainedModel, FeatureExtractionMixin]:
     """Load any audio classifier for evaluation.
 
@@ -221,8 +224,9 @@ def load_classifier(
         model_name_or_path (`str`): Model folder or Hub id.
         label_names (`Sequence[str]`, *optional*): Classes that it must have, in this order.
         trust_remote_code (`bool`, *optional*, defaults to `False`): Whether to run the model's own code.
-        dtype (`str`, *optional*, defaults to `"float32"`): Precision of the weights; `"int8"` applies to linear layers
-            only, see [`quantize_linear_layers`].
+        dtype (`str`, *optional*, defaults to `"float32"`): Precision of the weights: `"auto"` is `"bfloat16"` for
+            teachers on a device that computes it, and `"float32"` otherwise; `"int8"` applies to linear layers only,
+            see [`quantize_linear_layers`].
 
     Returns:
         `tuple`: The model and its feature extractor.
@@ -235,6 +239,10 @@ def load_classifier(
     config = load_config(model_name_or_path, trust_remote_code)
     if label_names is not None:
         check_labels(config, label_names, model_name_or_path)
+    if dtype == "auto":
+        fast = config.model_type not in STUDENTS and computes_bfloat16(PartialState().device)
+        dtype = "bfloat16" if fast else "float32"
+        logger.info("%s predicts in %s on %s.", model_name_or_path, dtype, PartialState().device)
     model, absent = load_pretrained(
         AutoModelForAudioClassification,
         model_name_or_path,

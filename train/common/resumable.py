@@ -1,6 +1,7 @@
 """Training that can be interrupted at any point, and that stops when it diverges."""
 
 import errno
+import logging
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,9 @@ from train.common.seeds import derived_seed
 from train.common.training_arguments import ResumableTrainingArguments
 
 
+logger = logging.getLogger(__name__)
+
+
 class ResumableTrainer(Trainer):
     """`Trainer` whose random draws depend only on seed, step and micro-step, and which marks complete checkpoints.
 
@@ -38,6 +42,9 @@ class ResumableTrainer(Trainer):
         quiet = self.args.log_level in ("warning", "error", "critical")
         if not (quiet and self.args.disable_tqdm):
             self.callback_handler.callbacks.insert(0, MetricLines(not self.args.disable_tqdm, not quiet))
+        threads = f" with {torch.get_num_threads()} threads" if self.args.device.type == "cpu" else ""
+        precision = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[self.accelerator.mixed_precision]
+        logger.info("Training on %s%s in %s.", self.args.device, threads, precision)
         self.model_accepts_loss_kwargs = False
         self._micro_step = (-1, 0)
 

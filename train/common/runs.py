@@ -31,8 +31,6 @@ OUTCOME_ARGUMENTS = {
     "adam_beta1",
     "adam_beta2",
     "adam_epsilon",
-    "bf16",
-    "fp16",
     "gradient_accumulation_steps",
     "learning_rate",
     "max_grad_norm",
@@ -43,7 +41,7 @@ OUTCOME_ARGUMENTS = {
     "warmup_steps",
     "weight_decay",
 }
-"""The arguments of `TrainingArguments` that change the final weights."""
+"""The arguments of `TrainingArguments` that change the final weights, beyond what hardware and precision do."""
 
 
 def describe_run(recipe: str, *arguments: Any) -> dict[str, Any]:

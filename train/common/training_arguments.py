@@ -9,6 +9,7 @@ from transformers.training_args import OptimizerNames
 
 from dataset_script.errors import InputError
 from train.common.arguments import RunOptions, check_seed
+from train.common.precision import computes_bfloat16
 
 
 @dataclass
@@ -34,6 +35,7 @@ class ResumableTrainingArguments(RunOptions, TrainingArguments):  # type: ignore
         check_seed(self.seed)
         self._check_secrets()
         self._check_integrations()
+        self._choose_precision()
         super().__post_init__()
         self._check_optimizer()
         if self.fp16 and self.device.type == "cpu":
@@ -43,6 +45,13 @@ class ResumableTrainingArguments(RunOptions, TrainingArguments):  # type: ignore
         self._n_gpu = min(self.n_gpu, 1)  # the property n_gpu initializes _n_gpu
         self.per_device_train_batch_size = math.ceil(self.batch_size / self.world_size)
         self.ddp_broadcast_buffers = False
+
+    def _choose_precision(self) -> None:
+        """Leave out bfloat16, which some recipes use, on hardware that only emulates it."""
+        device = None if self.use_cpu else torch.accelerator.current_accelerator(check_available=True)
+        self.use_cpu = device is None  # without it, the base class refuses bfloat16 on a CPU
+        if self.bf16 and not computes_bfloat16(device or torch.device("cpu")):
+            self.bf16 = False
 
     def _check_secrets(self) -> None:
         """Raise `InputError` for a token: arguments are recorded with the run, and published with its results."""

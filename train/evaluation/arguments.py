@@ -2,7 +2,14 @@
 
 from dataclasses import dataclass, field
 
-from train.common.arguments import CorpusArguments, HubArguments, InferenceArguments, check_bootstrap
+from train.common.arguments import (
+    PRECISION_HELP,
+    CorpusArguments,
+    HubArguments,
+    InferenceArguments,
+    Precision,
+    check_bootstrap,
+)
 
 
 @dataclass
@@ -10,6 +17,7 @@ class PredictionArguments(HubArguments, InferenceArguments):
     """`InferenceArguments` for the training split, and the repository that the logits are pushed to."""
 
     split: str = field(default="train", metadata={"help": "train or test."})
+    dtype: Precision = field(default="auto", metadata={"help": PRECISION_HELP})
 
 
 @dataclass

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
-
 from dataset_script.errors import InputError
 from modeling_beats import BeatsConfig
 from train.common.augmentations import SoftMixup, SpecAugment
@@ -20,9 +18,6 @@ class PretrainingArguments(PretrainingOptions, ResumableTrainingArguments):  # t
             raise InputError(f"max_steps is {self.max_steps}: choose at least one optimizer step.")
         if not 0.175 <= self.segment_seconds <= 60:
             raise InputError(f"segment_seconds is {self.segment_seconds}: choose 0.175 (one patch) to 60 seconds.")
-        if not torch.accelerator.is_available():
-            # The recipes use bfloat16, which most CPUs only emulate, slowly.
-            self.use_cpu, self.bf16 = True, False
         super().__post_init__()
         if self.batch_size < self.world_size:
             raise InputError(f"batch_size is {self.batch_size}: choose at least one crop for each process.")

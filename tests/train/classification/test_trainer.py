@@ -9,6 +9,7 @@ from transformers import TrainerCallback
 from modeling_tfsepnet.convert_tfsepnet import convert_key, convert_state_dict, infer_config
 from tests.train.helpers import make_dataset, make_model, make_trainer
 from train.classification.schedules import sgdr, warmup_linear
+from train.common import training_arguments
 from train.common.augmentations import Mix
 from train.common.seeds import EpochShuffle
 
@@ -104,11 +105,19 @@ def test_waveforms_on_the_device_train_the_same(tmp_path):
         assert torch.equal(values, states[1][name]), name
 
 
-def test_bf16(tmp_path):
+def test_bf16(tmp_path, monkeypatch):
+    monkeypatch.setattr(training_arguments, "computes_bfloat16", lambda device: True)
     trainer = make_trainer(tmp_path, make_dataset(12, teachers=1), bf16=True, **ALL_AUGMENTATIONS)
     trainer.train()
+    assert trainer.accelerator.mixed_precision == "bf16"
     assert trainer.state.log_history[-1]["train_loss"] > 0
     assert next(trainer.model.parameters()).dtype == torch.float32
+
+
+def test_bf16_is_left_to_hardware_that_computes_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(training_arguments, "computes_bfloat16", lambda device: False)
+    trainer = make_trainer(tmp_path, make_dataset(12), bf16=True)
+    assert trainer.accelerator.mixed_precision == "no"
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,6 @@ class TestIdentity:
             {"adam_beta2": 0.5},
             {"adam_epsilon": 0.1},
             {"optim": "sgd"},
-            {"bf16": True},
             {"batch_size": 7},
             {"schedule": "constant"},
             {"mixup_alpha": 0.5},
@@ -114,7 +113,14 @@ class TestIdentity:
         assert {name for name in before if after[name] != before[name]} == set(change)
 
     @pytest.mark.parametrize(
-        "change", [{"output_dir": "elsewhere"}, {"cache_dir": "elsewhere"}, {"logging_steps": 7}, {"save_steps": 7}]
+        "change",
+        [
+            {"output_dir": "elsewhere"},
+            {"cache_dir": "elsewhere"},
+            {"logging_steps": 7},
+            {"save_steps": 7},
+            {"bf16": True},
+        ],
     )
     def test_arguments_that_do_not(self, tmp_path, change):
         assert self.describe(tmp_path) == self.describe(tmp_path, **change)
