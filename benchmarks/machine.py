@@ -1,17 +1,16 @@
 """The machine, the software and the time of a measurement."""
 
 import os
-import platform
 import re
 from datetime import UTC, datetime
 from importlib.metadata import distributions
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from acoustic_scenes import __version__
 from model_cards.results import provenance
+from train.common.process import processor_name
 
 
 FEATURES = {
@@ -33,11 +32,9 @@ PACKAGES = ("torch", "torchaudio", "transformers", "onnxruntime")
 
 def describe_run() -> dict[str, Any]:
     """Return the time (UTC), the machine and the software, as the results of every benchmark record them."""
-    cpuinfo = Path("/proc/cpuinfo")
-    names = re.findall(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.is_file() else []
     capabilities = torch.cpu.get_capabilities()
     machine = {
-        "processor": names[0] if names else platform.processor() or platform.machine(),
+        "processor": processor_name(),
         "physical_cores": capabilities.get("num_physical_cores"),
         "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "features": [title for name, title in FEATURES.items() if capabilities.get(name)],

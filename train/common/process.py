@@ -8,9 +8,12 @@ import ctypes
 import errno
 import logging
 import os
+import platform
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from dataset_script.errors import InputError
@@ -55,6 +58,13 @@ def use_all_cores() -> None:
 
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+def processor_name() -> str:
+    """Return the name of the processor, as the system has it."""
+    described = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*:\s*(.+)$", described.read_text(), re.MULTILINE) if described.is_file() else []
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 FIXES = {

@@ -1,7 +1,5 @@
 """Quantization of a trained student, and its evaluation beside the float model."""
 
-import platform
-import re
 import shutil
 import time
 from collections.abc import Mapping
@@ -23,6 +21,7 @@ from model_cards.plots import plot_layers
 from model_cards.results import RESULTS_FILE, RunResults, provenance
 from model_cards.tables import quantization_table
 from train.classification.data import SceneDataset
+from train.common.process import processor_name
 from train.deployment.arguments import QuantizationArguments
 from train.deployment.comparison import agreement, layer_sqnr
 from train.deployment.quantizer import INCQuantizer
@@ -75,13 +74,6 @@ def measure_latency(models: Mapping[str, nn.Module], example: torch.Tensor, repe
             times[name].append(1000 * (time.perf_counter() - start))
     torch.set_num_threads(threads)
     return {name: float(np.median(values)) for name, values in times.items()}
-
-
-def processor_name() -> str:
-    """Return the name of the processor, as the system has it."""
-    described = Path("/proc/cpuinfo")
-    names = re.findall(r"^model name\s*:\s*(.+)$", described.read_text(), re.MULTILINE) if described.is_file() else []
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def quantize_and_measure(
