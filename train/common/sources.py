@@ -65,6 +65,8 @@ def load_unlabelled(
         return datasets.IterableDataset.from_generator(read_shards, gen_kwargs={"shards": find_shards(dataset)})
     if files := find_audio(dataset):
         return files
+    if any(Path(dataset).glob("*.tar")):
+        raise InputError(f"{dataset} has tar files instead of audio files: choose {dataset}/*.tar, and --streaming.")
     if is_scenes(dataset):
         scenes = load_scenes(dataset, data_dir, cache_dir=cache_dir)
         if split not in scenes:
