@@ -81,7 +81,8 @@ class TFSepNetConvUnit(nn.Module):
         if self.training and plain and keeps_less(hidden_state):
             return NormReLU.apply(self.convolution(hidden_state), norm.weight, norm.bias, norm)
         if self.training or hooked:
-            return norm(self.convolution(hidden_state)).relu_()
+            output = norm(self.convolution(hidden_state))
+            return output.relu() if hooked else output.relu_()
         layer = self.layer()
         return self.convolution._conv_forward(hidden_state, layer.weight, layer.bias).relu_()
 
@@ -112,7 +113,7 @@ class TFSepNetResidualNorm(nn.Module):
         # Layer norm divides by the biased standard deviation; (count - 1) / count is the ratio of the two variances.
         bias_correction = (count - 1) / count
         gain = rows.new_full((count,), math.sqrt(bias_correction))
-        if keeps_less(rows):
+        if self.training and keeps_less(rows):
             normalised = ResidualNorm.apply(rows, gain, self.scale, self.eps * bias_correction)
         else:
             normalised = nn.functional.layer_norm(rows, (count,), gain, eps=self.eps * bias_correction)
@@ -128,7 +129,9 @@ class TFSepNetMaxPool(nn.MaxPool2d):
 
     def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
         """Map (batch, channels, frequency, time) to (batch, channels, frequency / 2, time / 2)."""
-        return MaxPool.apply(hidden_state) if keeps_less(hidden_state) else super().forward(hidden_state)
+        if self.training and keeps_less(hidden_state):
+            return MaxPool.apply(hidden_state)
+        return super().forward(hidden_state)
 
 
 class TFSepNetPath(nn.Module):

@@ -1,8 +1,9 @@
-"""Operations of TF-SepNet with gradients on a CPU, which keep a third less for the backward pass than autograd does.
+"""Operations of TF-SepNet in training on a CPU, which keep a third less for the backward pass than autograd does.
 
 The backward pass computes the output of a ReLU again, from the input of the normalisation before it and in chunks that
 fit into the cache. A residual norm keeps its output instead of its input, because the next layer keeps the former too.
-Of the input of a pooling only the shape is needed. Values and gradients are those of autograd.
+Of the input of a pooling only the shape is needed. Values and gradients are those of autograd, but gradients have none
+themselves.
 """
 
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ CHUNK_SIZE = 2**20
 
 
 def keeps_less(hidden_state: Tensor) -> bool:
-    """Return whether these operations are for a tensor: with gradients on a CPU, without autocast and compilers."""
+    """Return whether these operations are for a tensor: with gradients, on a CPU, and not transformed by torch."""
     return (
         hidden_state.device.type == "cpu"
         and torch.is_grad_enabled()

@@ -39,6 +39,7 @@ def test_other_implementation_without_stages(tmp_path):
         load_other(tmp_path)
 
 
+@pytest.mark.slow
 def test_command_times_both_implementations(tmp_path):
     (tmp_path / "stages.py").write_text("def one_clip(inputs):\n    return lambda: inputs.log_mel[:1].sum()\n")
     command = [sys.executable, "-m", "benchmarks", "--stages", "one_clip", "beats_filter_banks"]

@@ -62,7 +62,7 @@ def teachers(data, tmp_path_factory):
 def test_logits_are_those_of_the_pipeline_of_transformers(name, data, teachers, tmp_path):
     corpus, folder = data[0], teachers[name]
     options = ["--model_name_or_path", str(folder), "--output_dir", str(tmp_path), "--batch_size", "7"]
-    predict_logits.main([*corpus, "--use_cpu", *options])
+    predict_logits.main([*corpus, "--use_cpu", "--dtype", "float32", *options])
     clips = load_scenes("demo5", corpus[3], cache_dir=corpus[5])["train"]
     waveforms = cache_waveforms(clips, 16000, corpus[5])
     classifier = pipeline("audio-classification", str(folder), device="cpu")

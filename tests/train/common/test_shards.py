@@ -99,9 +99,7 @@ class TestFaults:
     def test_streaming_is_needed(self, folder):
         with pytest.raises(InputError, match=r"01\.tar is an address of shards.*: add --streaming\."):
             load_unlabelled(f"{folder}/01.tar")
-        with pytest.raises(
-            InputError, match=r"has tar files instead of audio files: choose .*/\*\.tar"
-        ):
+        with pytest.raises(InputError, match=r"has tar files instead of audio files: choose .*/\*\.tar"):
             load_unlabelled(str(folder))
 
     @pytest.mark.parametrize(

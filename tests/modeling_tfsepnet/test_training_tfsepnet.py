@@ -1,0 +1,102 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional as F
+
+from modeling_tfsepnet import TFSepNetConfig, TFSepNetForAudioClassification, modeling_tfsepnet, training_tfsepnet
+
+
+def make_model(**settings) -> TFSepNetForAudioClassification:
+    torch.manual_seed(0)
+    model = TFSepNetForAudioClassification(TFSepNetConfig(**settings))
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.normal_(norm.weight)  # of both signs
+            nn.init.normal_(norm.bias)
+    return model.train()
+
+
+def all_gradients(model, log_mel, **compute) -> dict[str, torch.Tensor]:
+    """Return the gradients of weights and input, and the running statistics after a step."""
+    model = copy.deepcopy(model).requires_grad_(True)
+    log_mel = log_mel.clone().requires_grad_(True)
+    torch.manual_seed(1)  # for dropout
+    logits = model(log_mel).logits
+    F.cross_entropy(logits, torch.arange(len(log_mel)) % model.num_labels).backward()
+    gradients = {name: weight.grad for name, weight in model.named_parameters()}
+    return {"logits": logits.detach(), "input": log_mel.grad, **gradients, **dict(model.named_buffers())}
+
+
+@pytest.mark.parametrize(
+    "settings, shape",
+    [
+        ({}, (3, 1, 512, 64)),
+        ({"base_channels": 12, "num_mel_bins": 96}, (5, 2, 96, 40)),
+        ({"base_channels": 16, "depth": 16, "dropout": 0.3, "residual_norm_scale": -0.5}, (2, 1, 61, 45)),
+    ],
+)
+@pytest.mark.parametrize("chunk_size", [2**20, 3000])
+def test_gradients_are_those_of_autograd(monkeypatch, settings, shape, chunk_size):
+    model = make_model(**settings).double()
+    log_mel = torch.randn(shape, dtype=torch.double)
+    monkeypatch.setattr(training_tfsepnet, "CHUNK_SIZE", chunk_size)
+    found = all_gradients(model, log_mel)
+    monkeypatch.setattr(modeling_tfsepnet, "keeps_less", lambda hidden_state: False)
+    expected = all_gradients(model, log_mel)
+    assert set(found) == set(expected)
+    for name, values in expected.items():
+        torch.testing.assert_close(found[name], values, rtol=1e-9, atol=1e-12, msg=lambda text, name=name: name + text)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(monkeypatch, dtype):
+    model = make_model(base_channels=12, num_mel_bins=96).to(dtype)
+    log_mel = torch.randn(5, 1, 96, 40, dtype=dtype)
+    found = all_gradients(model, log_mel)
+    monkeypatch.setattr(modeling_tfsepnet, "keeps_less", lambda hidden_state: False)
+    expected = all_gradients(model, log_mel)
+    torch.testing.assert_close(found["logits"], expected["logits"])
+    assert {name: values.dtype for name, values in found.items()} == {
+        name: values.dtype for name, values in expected.items()
+    }
+
+
+def test_a_third_less_is_kept(monkeypatch):
+    def kept_bytes() -> int:
+        kept: dict[int, int] = {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with saved_tensors_hooks(pack, lambda tensor: tensor):
+            logits = model(log_mel).logits
+        assert logits.requires_grad
+        return sum(kept.values())
+
+    model, log_mel = make_model(), torch.randn(8, 1, 512, 64)
+    less = kept_bytes()
+    monkeypatch.setattr(modeling_tfsepnet, "keeps_less", lambda hidden_state: False)
+    assert less < 0.72 * kept_bytes()
+
+
+def test_layers_with_hooks_run_as_layers():
+    model, seen = make_model(base_channels=12), []
+    norm = model.tfsepnet.stages[0].blocks[0].transition.normalization
+    handle = norm.register_forward_hook(lambda *_: seen.append("forward"))
+    model(torch.randn(2, 1, 512, 64)).logits.sum().backward()
+    handle.remove()
+    norm.register_full_backward_hook(lambda *_: seen.append("backward"))
+    model(torch.randn(2, 1, 512, 64)).logits.sum().backward()
+    assert seen == ["forward", "backward"]
+
+
+def test_evaluation_can_be_differentiated_twice():
+    model = make_model(base_channels=12).eval()
+    log_mel = torch.randn(1, 1, 512, 64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(model(log_mel).logits.square().sum(), log_mel, create_graph=True)
+    (second,) = torch.autograd.grad(gradient.square().sum(), log_mel)
+    assert second.abs().sum() > 0
