@@ -102,7 +102,7 @@ def read_run(file: Path) -> Run:
                 low, median, high = 1e3 * np.percentile(seconds, (25, 50, 75))
                 points[measurement] = Point(version, low, median, high, len(seconds), ratio)
             return Run(str(content["date"]), hardware(machine), software(machine), version, points)
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         raise InputError(f"{file} is not a result of `benchmarks` or `benchmarks.latency`: leave it out.") from None
     raise InputError(f"{file} was written before results had a date: measure again.")
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -15,7 +16,7 @@ from .configuration_tfsepnet import TFSepNetConfig
 from .inference_tfsepnet import Encoder, Layer, arrange, channels_last, encode, same_values
 from .pipeline_tfsepnet import SceneClassificationPipeline
 from .quantization_tfsepnet import TFSepNetInt8Config  # noqa: F401 - registers INT8 models with transformers
-from .training_tfsepnet import MaxPool, NormReLU, ResidualNorm, keeps_less
+from .training_tfsepnet import MaxPool, NormReLU, ResidualNorm, can_fuse, keeps_less
 
 
 # Number of windows that are processed together when no gradients are needed.
@@ -76,12 +77,13 @@ class TFSepNetConvUnit(nn.Module):
         """Map (batch, in_channels, frequency, time) to (batch, out_channels, frequency / stride, time / stride)."""
         norm = self.normalization
         # Hooks, such as those of tools that count operations, have to see both layers.
-        hooked = bool(norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks)
-        plain = type(norm) is nn.BatchNorm2d and norm.momentum is not None and not hooked
-        if self.training and plain and keeps_less(hidden_state):
-            return NormReLU.apply(self.convolution(hidden_state), norm.weight, norm.bias, norm)
+        hooks = (norm._forward_hooks, norm._forward_pre_hooks, norm._backward_hooks, norm._backward_pre_hooks)
+        hooked = any(hooks) or _has_any_global_hook()
         if self.training or hooked:
-            output = norm(self.convolution(hidden_state))
+            hidden_state = self.convolution(hidden_state)
+            if not hooked and keeps_less(hidden_state) and can_fuse(norm, hidden_state):
+                return NormReLU.apply(hidden_state, norm.weight, norm.bias, norm)
+            output = norm(hidden_state)
             return output.relu() if hooked else output.relu_()
         layer = self.layer()
         return self.convolution._conv_forward(hidden_state, layer.weight, layer.bias).relu_()

@@ -30,9 +30,21 @@ def keeps_less(hidden_state: Tensor) -> bool:
     )
 
 
+def can_fuse(norm: nn.Module, hidden_state: Tensor) -> bool:
+    """Return whether [`NormReLU`] can compute a normalisation and the ReLU after it."""
+    return (
+        type(norm) is nn.BatchNorm2d
+        and norm.training
+        and norm.affine
+        and norm.num_batches_tracked is not None
+        and norm.momentum is not None
+        and hidden_state.numel() > norm.num_features  # of single values the layer says what is wrong
+    )
+
+
 def chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Split tensors of the same number of clips into chunks of a few clips."""
-    clips = max(1, CHUNK_SIZE // tensors[0][0].numel())
+    clips = max(1, CHUNK_SIZE // max(1, tensors[0][:1].numel()))
     return zip(*(tensor.split(clips) for tensor in tensors), strict=True)
 
 

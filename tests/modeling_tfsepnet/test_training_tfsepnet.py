@@ -94,6 +94,33 @@ def test_layers_with_hooks_run_as_layers():
     assert seen == ["forward", "backward"]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda norm: norm.eval(),
+        lambda norm: setattr(norm, "momentum", None),
+        lambda norm: norm.__init__(norm.num_features, affine=False),
+        lambda norm: norm.__init__(norm.num_features, track_running_stats=False),
+    ],
+    ids=["frozen", "cumulative", "not affine", "without statistics"],
+)
+def test_norms_of_another_kind(monkeypatch, change):
+    model = make_model(base_channels=12, num_mel_bins=96).double()
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            change(norm)
+    log_mel = torch.randn(5, 1, 96, 40, dtype=torch.double)
+    found = all_gradients(model.double(), log_mel)
+    monkeypatch.setattr(modeling_tfsepnet, "keeps_less", lambda hidden_state: False)
+    torch.testing.assert_close(found, all_gradients(model, log_mel), rtol=1e-9, atol=1e-12)
+
+
+def test_one_value_for_a_channel_is_refused():
+    model = make_model(base_channels=12, num_mel_bins=32)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        model(torch.randn(1, 1, 32, 32))
+
+
 def test_evaluation_can_be_differentiated_twice():
     model = make_model(base_channels=12).eval()
     log_mel = torch.randn(1, 1, 512, 64, requires_grad=True)

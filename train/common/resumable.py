@@ -42,9 +42,10 @@ class ResumableTrainer(Trainer):
         quiet = self.args.log_level in ("warning", "error", "critical")
         if not (quiet and self.args.disable_tqdm):
             self.callback_handler.callbacks.insert(0, MetricLines(not self.args.disable_tqdm, not quiet))
-        threads = f" with {torch.get_num_threads()} threads" if self.args.device.type == "cpu" else ""
+        cores = torch.get_num_threads()
+        threads = f" with {cores} thread{'s' * (cores > 1)}" if self.args.device.type == "cpu" else ""
         precision = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[self.accelerator.mixed_precision]
-        logger.info("Training on %s%s in %s.", self.args.device, threads, precision)
+        logger.info("Training on %s%s in %s.", self.args.device.type, threads, precision)
         self.model_accepts_loss_kwargs = False
         self._micro_step = (-1, 0)
 

@@ -20,7 +20,7 @@ from dataset_script.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-SHARD_SUFFIXES = (".tar", ".parquet")
+SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".parquet")
 """Suffixes of shards of audio."""
 
 RETRY_SECONDS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -32,7 +32,12 @@ BUFFER_BYTES = 2**18
 
 def is_shards(dataset: str) -> bool:
     """Return whether a dataset is an address of shards, by its suffix."""
-    return dataset.endswith(SHARD_SUFFIXES)
+    return _path(dataset).endswith(SHARD_SUFFIXES)
+
+
+def _path(address: str) -> str:
+    """Return an address without its query."""
+    return address.partition("?")[0] if "://" in address else address
 
 
 def find_shards(dataset: str) -> list[str]:
@@ -78,7 +83,7 @@ def _matching(pattern: str) -> list[str]:
             return [files.unstrip_protocol(shard) for shard in found] if "://" in pattern else found
     except ValueError as error:
         raise InputError(f"{pattern} cannot be read ({error}): check the address.") from None
-    except (OSError, ClientError) as error:
+    except Exception as error:  # every file system has errors of its own
         reason = f" ({_reason(error)})"
     raise FileNotFoundError(f"{pattern} does not exist or its server does not answer{reason}: check the address.")
 
@@ -101,7 +106,7 @@ def read_shards(shards: list[str]) -> Iterator[dict[str, dict[str, bytes | str]]
         InputError: If a shard is damaged or has no audio.
     """
     for shard in shards:
-        read = _read_tar if shard.endswith(".tar") else _read_parquet
+        read = _read_parquet if _path(shard).endswith(".parquet") else _read_tar
         clips = failures = 0
         while True:
             try:
@@ -135,7 +140,7 @@ def _read_tar(shard: str) -> Iterator[tuple[str, bytes]]:
     """Return the names and contents of the audio files in a tar file."""
     with (
         fsspec.open(shard, "rb") as stream,
-        tarfile.open(fileobj=stream, mode="r|", bufsize=BUFFER_BYTES) as archive,
+        tarfile.open(fileobj=stream, mode="r|*", bufsize=BUFFER_BYTES) as archive,
     ):
         for member in archive:
             if member.isfile() and is_audio_name(Path(member.name)):
@@ -152,8 +157,8 @@ def _read_parquet(shard: str) -> Iterator[tuple[str, bytes]]:
             raise InputError(f"{shard} has no column 'audio', only {', '.join(columns)}: choose files with it.")
         audio = (value for batch in table.iter_batches(16, columns=["audio"]) for value in batch["audio"].to_pylist())
         for row, value in enumerate(audio):
-            value = {"bytes": value} if isinstance(value, bytes) else value or {}
-            if value.get("bytes") is None:
+            value = {"bytes": value} if isinstance(value, bytes) else value
+            if not isinstance(value, dict) or value.get("bytes") is None:
                 raise InputError(f"{shard} has no audio in row {row}: write the content of the files into the table.")
             yield value.get("path") or f"row {row}", value["bytes"]
 

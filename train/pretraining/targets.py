@@ -134,9 +134,8 @@ def make_dataset(audio: AudioArguments, args: PretrainingArguments, sampling_rat
     if isinstance(source, datasets.IterableDataset):
         if source.num_shards % args.world_size:
             logger.info(
-                "The %d shards do not divide evenly among %d processes: each reads all of them, for every %dth clip.",
+                "The %d shards do not divide evenly among %d processes: each reads all of them and keeps its clips.",
                 source.num_shards,
-                args.world_size,
                 args.world_size,
             )
         return StreamedCrops(

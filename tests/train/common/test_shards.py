@@ -1,5 +1,6 @@
 """Shards are found and read the same from a folder and from a web server, and what is wrong with them is named."""
 
+import gzip
 import io
 import tarfile
 
@@ -61,12 +62,18 @@ def test_same_clips_from_anywhere(kind, folder, url, monkeypatch):
     monkeypatch.chdir(folder)
     addresses = [f"*.{kind}", f"{folder}/*.{kind}", f"{folder}/{{00..03}}.{kind}", f"file://{folder}/*.{kind}"]
     addresses += [f"{url}/*.{kind}", f"{url}/{{00..03}}.{kind}", f"{url}/{{0..0}}{{0..3}}.{kind}"]
+    addresses += [f"{url}/{{00..03}}.{kind}?token=a/b"]
     for address in addresses:
         stream = load_unlabelled(address, streaming=True)
         assert stream.num_shards == 4
         assert values(stream) == CLIPS
-    assert [row["audio"]["path"] for row in stream][-1].startswith(f"{url}/03.{kind}/")
+    assert [row["audio"]["path"] for row in stream][-1].startswith(f"{url}/03.{kind}?token=a/b/")
     assert values(load_unlabelled(f"{url}/02.{kind}", streaming=True)) == CLIPS[6:9]
+
+
+def test_compressed_tar_files(folder, tmp_path):
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress((folder / "01.tar").read_bytes()))
+    assert values(load_unlabelled(str(tmp_path / "*.tar.gz"), streaming=True)) == CLIPS[3:6]
 
 
 class TestFaults:
@@ -134,10 +141,10 @@ class TestFaults:
         datasets.Dataset.from_dict({"text": ["a"], "label": [1]}).to_parquet(str(tmp_path / "b.parquet"))
         with pytest.raises(InputError, match=r"b\.parquet has no column 'audio', only text, label"):
             find_shards(str(tmp_path / "b.parquet"))
-        rows = [{"bytes": None, "path": "/a.wav"}]
-        datasets.Dataset.from_dict({"audio": rows}).to_parquet(str(tmp_path / "c.parquet"))
-        with pytest.raises(InputError, match=r"c\.parquet has no audio in row 0: write the content"):
-            find_shards(str(tmp_path / "c.parquet"))
+        for row in ({"bytes": None, "path": "/a.wav"}, None, "/a.wav", [0.1, 0.2]):
+            datasets.Dataset.from_dict({"audio": [row]}).to_parquet(str(tmp_path / "c.parquet"))
+            with pytest.raises(InputError, match=r"c\.parquet has no audio in row 0: write the content"):
+                find_shards(str(tmp_path / "c.parquet"))
 
     def test_servers_that_send_whole_files_only(self, tmp_path):
         rows = [{"bytes": np.random.default_rng(0).bytes(300_000), "path": "a.wav"}]
