@@ -115,7 +115,7 @@ class TFSepNetResidualNorm(nn.Module):
         # Layer norm divides by the biased standard deviation; (count - 1) / count is the ratio of the two variances.
         bias_correction = (count - 1) / count
         gain = rows.new_full((count,), math.sqrt(bias_correction))
-        if self.training and keeps_less(rows):
+        if self.training and self.scale >= 0 and keeps_less(rows):
             normalised = ResidualNorm.apply(rows, gain, self.scale, self.eps * bias_correction)
         else:
             normalised = nn.functional.layer_norm(rows, (count,), gain, eps=self.eps * bias_correction)

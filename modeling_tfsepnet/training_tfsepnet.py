@@ -81,7 +81,10 @@ class NormReLU(torch.autograd.Function):
 
 
 class ResidualNorm(torch.autograd.Function):
-    """Layer normalisation, with the same gain for all values of a row, plus `scale` times its input."""
+    """Layer normalisation, with the same gain for all values of a row, plus `scale` times its input.
+
+    With a negative scale the output may not determine the input.
+    """
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, gain: Tensor, scale: float, eps: float) -> Tensor:

@@ -35,7 +35,8 @@ def all_gradients(model, log_mel, **compute) -> dict[str, torch.Tensor]:
     [
         ({}, (3, 1, 512, 64)),
         ({"base_channels": 12, "num_mel_bins": 96}, (5, 2, 96, 40)),
-        ({"base_channels": 16, "depth": 16, "dropout": 0.3, "residual_norm_scale": -0.5}, (2, 1, 61, 45)),
+        ({"base_channels": 16, "depth": 16, "dropout": 0.3, "residual_norm_scale": 0.0}, (2, 1, 61, 45)),
+        ({"base_channels": 12, "residual_norm_scale": -0.5}, (2, 1, 512, 64)),
     ],
 )
 @pytest.mark.parametrize("chunk_size", [2**20, 3000])
@@ -113,6 +114,15 @@ def test_norms_of_another_kind(monkeypatch, change):
     found = all_gradients(model.double(), log_mel)
     monkeypatch.setattr(modeling_tfsepnet, "keeps_less", lambda hidden_state: False)
     torch.testing.assert_close(found, all_gradients(model, log_mel), rtol=1e-9, atol=1e-12)
+
+
+def test_negative_scale_of_a_residual_norm():
+    """Where it cancels the slope, the output of a row is constant."""
+    rows = torch.randn(2, 4, 3, 8, dtype=torch.double, requires_grad=True)
+    norm = modeling_tfsepnet.TFSepNetResidualNorm(-1.0, 1e-5)
+    unit = (rows - rows.mean((1, 3), keepdim=True)) / rows.var((1, 3), keepdim=True).sqrt()
+    (gradient,) = torch.autograd.grad(norm(unit * (1 - 1e-5) ** 0.5).square().sum(), rows)
+    assert gradient.abs().max() < 1e-6
 
 
 def test_one_value_for_a_channel_is_refused():
