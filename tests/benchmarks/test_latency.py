@@ -26,6 +26,7 @@ def test_all_forms_run_and_int8_is_smaller(tmp_path):
     assert sizes["torch INT8"] < sizes["torch float"]
 
 
+@pytest.mark.slow
 def test_results_have_every_form_for_the_page(tmp_path, monkeypatch):
     monkeypatch.setattr(latency, "BATCH_SIZE", 8)
     TFSepNetForAudioClassification(TFSepNetConfig(base_channels=16)).save_pretrained(tmp_path / "model")
