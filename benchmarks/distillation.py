@@ -21,7 +21,6 @@ same command again to resume after an interruption; seeds, rows and subsets can 
 import datetime
 import logging
 import math
-import platform
 import statistics
 import time
 from collections.abc import Sequence
@@ -52,7 +51,7 @@ from model_cards.results import portable, provenance, read_json
 from train.common.arguments import CommandParser, check_seed
 from train.common.checkpoints import last_complete_checkpoint
 from train.common.models import load_classifier
-from train.common.process import run_command
+from train.common.process import processor_name, run_command
 from train.common.runs import hold_output_folder
 from train.distill import main as distill
 from train.evaluation.inference import predict_split
@@ -346,7 +345,7 @@ def collect(
             "rows": rows,
             "refused": {ROWS[row]: reason for row, reason in refused[subset].items()},
         }
-    processor = f"{platform.processor() or platform.machine()} with {torch.get_num_threads()} threads"
+    processor = f"{processor_name()} with {torch.get_num_threads()} threads"
     return {
         "data": Path(args.data_dir).resolve().name,
         "training_clips": len(corpus.train),

@@ -10,7 +10,7 @@ import torch
 
 from acoustic_scenes import __version__
 from model_cards.results import provenance
-from train.common.process import processor_name
+from train.common.process import processor_name, usable_cores
 
 
 FEATURES = {
@@ -36,7 +36,7 @@ def describe_run() -> dict[str, Any]:
     machine = {
         "processor": processor_name(),
         "physical_cores": capabilities.get("num_physical_cores"),
-        "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "usable_cores": usable_cores(),
         "features": [title for name, title in FEATURES.items() if capabilities.get(name)],
         "torch_kernels": torch.backends.cpu.get_cpu_capability(),
         "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None,

@@ -63,7 +63,7 @@ def estimate(step: Step, train_clips: int, test_clips: int) -> float:
         overrides = teacher_args.config_overrides
         if teacher_args.model_name_or_path in DEMO_MODELS:
             overrides = load_recipe("demo_encoder")["config_overrides"]
-        step_seconds = seconds_per_clip("teacher", overrides, teacher_args.freeze_encoder)
+        step_seconds = seconds_per_clip("teacher", overrides, teacher_args.freeze_encoder, bf16=args.bf16)
     else:
         student_args, args = _parse(training, DistillationArguments)
         step_seconds = seconds_per_clip(student_args.student, student_args.config_overrides)
@@ -89,6 +89,7 @@ def seconds_per_clip(
     config_overrides: str | None,
     frozen: bool = False,
     clips: int = 8,
+    bf16: bool = False,
 ) -> float:
     """Measure the time of a training step on this machine, including the features.
 
@@ -97,6 +98,7 @@ def seconds_per_clip(
         config_overrides (`str`, *optional*): Settings of the network to override, as `"name=value,name=value"`.
         frozen (`bool`, *optional*, defaults to `False`): Whether the encoder of a teacher is frozen.
         clips (`int`, *optional*, defaults to 8): Clips of one second per step.
+        bf16 (`bool`, *optional*, defaults to `False`): Whether the network computes in bfloat16.
 
     Returns:
         `float`: Seconds per clip.
@@ -117,7 +119,9 @@ def seconds_per_clip(
     seconds = 0.0
     for _ in range(2):  # the first step includes one-time work
         start = time.perf_counter()
-        loss = model(**model_inputs(feature_extractor, waveform), labels=targets).loss
+        inputs = model_inputs(feature_extractor, waveform)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            loss = model(**inputs, labels=targets).loss
         loss.backward()
         loss.item()
         seconds = time.perf_counter() - start
