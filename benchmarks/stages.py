@@ -19,6 +19,7 @@ from train.classification.losses import DistillationLoss
 from train.classification.trainer import DistillationTrainer
 from train.classification.training_arguments import SceneTrainingArguments
 from train.common.augmentations import DeviceImpulseResponse, FreqMixStyle, SoftMixup
+from train.common.precision import computes_bfloat16
 from train.common.recipes import load_recipe
 
 
@@ -31,7 +32,8 @@ STAGES = {
     "forward_compiled": "forward pass of 64 clips, with torch.compile",
     "one_clip": "forward pass of 1 clip",
     "train_step": "training step of 256 clips, with augmentation and distillation",
-    "train_step_compiled": "training step of 256 clips, with torch.compile and bf16 if the processor supports it",
+    "train_step_bfloat16": "training step of 256 clips, in bfloat16 if the processor computes in it, as the recipes",
+    "train_step_compiled": "the same with torch.compile",
     "epoch": "one epoch of recipe s1 on 1024 cached recordings, including the checkpoint",
     "beats_filter_banks": "BEATs filter banks of 16 clips",
     "beats_logits": "logits of 16 clips by BEATs (base size), from waveforms",
@@ -70,7 +72,7 @@ def one_clip(inputs: Inputs) -> Call:
     return forward(inputs, batch_size=1)
 
 
-def train_step(inputs: Inputs, compiled: bool = False) -> Call:
+def train_step(inputs: Inputs, bfloat16: bool = False, compiled: bool = False) -> Call:
     model = TFSepNetForAudioClassification(TFSepNetConfig()).train()
     run = torch.compile(model) if compiled else model
     extractor = TFSepNetFeatureExtractor()
@@ -78,12 +80,12 @@ def train_step(inputs: Inputs, compiled: bool = False) -> Call:
     mixstyle, mixup, loss_function = FreqMixStyle(), SoftMixup(), DistillationLoss()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.004)
     generator = torch.Generator().manual_seed(0)
-    half_precision = compiled and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    bfloat16 = bfloat16 and computes_bfloat16(torch.device("cpu"))
 
     def call() -> float:
         waveform = impulse_response(inputs.waveform, inputs.device, generator)
         features, mix = mixup(mixstyle(extractor.features(waveform), generator), generator)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half_precision):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
             logits = run(features).logits
         loss = loss_function(logits.float(), inputs.labels, inputs.teacher_logits, mix)
         optimizer.zero_grad()
@@ -94,8 +96,12 @@ def train_step(inputs: Inputs, compiled: bool = False) -> Call:
     return call
 
 
+def train_step_bfloat16(inputs: Inputs) -> Call:
+    return train_step(inputs, bfloat16=True)
+
+
 def train_step_compiled(inputs: Inputs) -> Call:
-    return train_step(inputs, compiled=True)
+    return train_step(inputs, bfloat16=True, compiled=True)
 
 
 def epoch(inputs: Inputs) -> Call:

@@ -128,9 +128,24 @@ class Encoder(NamedTuple):
     positions: Tensor
     stages: list[Stage]
 
+    def stem(self, windows: Tensor) -> Tensor:
+        """Map log-mel windows (windows, mel_bins, frames) to rows (windows, frequency, time, channels)."""
+        rows = self.first.convolve(windows.unsqueeze(3), 2)
+        return torch.cat([layer.convolve(rows, 2) for layer in self.second], dim=3)
+
+
+def keep_freed_blocks() -> None:
+    """Let the C library of Linux keep up to 64 MiB of freed memory, instead of returning it to the system.
+
+    Getting it back for every few windows would take as long as the network. The limit of glibc is twice the largest
+    block that was mapped and freed, up to 32 MiB: such a block, of which no page is touched, is enough.
+    """
+    torch.empty(2**25 - 2**14, dtype=torch.uint8)
+
 
 def arrange(network: Any) -> Encoder | None:
     """Arrange the weights of a [`TFSepNetModel`], float or INT8; None if it has other layers."""
+    keep_freed_blocks()
     all_blocks = [block for stage in network.stages for block in stage.blocks]
     paths = [path for block in all_blocks for path in (block.frequency_path, block.time_path)]
     units = [*network.stem[:2], *(unit for path in paths for unit in (path.depthwise, path.pointwise))]
@@ -208,11 +223,11 @@ def encode(encoder: Encoder, normalize: nn.Module, windows: Tensor, every_stage:
     Returns:
         `list[Tensor]`: The outputs, each of shape `(windows, channels, frequency, time)`.
     """
-    rows = encoder.first.convolve(windows.unsqueeze(3), 2)
-    state = normalize(channels_last(torch.cat([layer.convolve(rows, 2) for layer in encoder.second], dim=3)))
+    state = normalize(channels_last(encoder.stem(windows)))
     states = [state[:, encoder.positions]] if every_stage else []
     for stage in encoder.stages:
         rows = (F.max_pool2d(state, 2) if stage.pooled else state).permute(0, 2, 3, 1)
+        del state  # what is in use stays below the size from which the allocator returns freed memory to the system
         for block in stage.blocks:
             rows = block(rows)
         state = normalize(channels_last(rows))

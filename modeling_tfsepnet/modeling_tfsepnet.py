@@ -16,7 +16,7 @@ from .configuration_tfsepnet import TFSepNetConfig
 from .inference_tfsepnet import Encoder, Layer, arrange, channels_last, encode, same_values
 from .pipeline_tfsepnet import SceneClassificationPipeline
 from .quantization_tfsepnet import TFSepNetInt8Config  # noqa: F401 - registers INT8 models with transformers
-from .training_tfsepnet import MaxPool, NormReLU, ResidualNorm, can_fuse, keeps_less
+from .training_tfsepnet import MaxPool, NormReLU, ResidualNorm, StridedConv, can_fuse, convolve_copies, keeps_less
 
 
 # Number of windows that are processed together when no gradients are needed.
@@ -33,18 +33,17 @@ class TFSepNetConv2d(nn.Conv2d):
     """
 
     def _conv_forward(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        copies = self.out_channels // self.groups
         if self.groups > 1 and input.device.type == "cuda":
             input = input.contiguous()
-        if self.groups == 1 or copies == 1 or input.device.type != "cpu" or torch.compiler.is_exporting():
+        if self.groups in (1, self.out_channels) or input.device.type != "cpu" or torch.compiler.is_exporting():
             return super()._conv_forward(input, weight, bias)
-        outputs = [
-            super(TFSepNetConv2d, self)._conv_forward(
-                input, weight[copy::copies], None if bias is None else bias[copy::copies]
-            )
-            for copy in range(copies)
-        ]
-        return channels_last(torch.stack([output.permute(0, 2, 3, 1) for output in outputs], dim=4).flatten(3))
+        strided = bias is None and self.kernel_size == (3, 3) and self.stride == (2, 2)
+        if strided and self.training and keeps_less(input, compiled=True):
+            if torch.is_autocast_enabled("cpu"):
+                dtype = torch.get_autocast_dtype("cpu")
+                input, weight = input.to(dtype), weight.to(dtype)
+            return StridedConv.apply(input, weight)
+        return convolve_copies(input, weight, bias, self.stride, self.padding)
 
 
 class TFSepNetConvUnit(nn.Module):
@@ -114,7 +113,9 @@ class TFSepNetResidualNorm(nn.Module):
         count = rows.shape[2]
         # Layer norm divides by the biased standard deviation; (count - 1) / count is the ratio of the two variances.
         bias_correction = (count - 1) / count
-        gain = rows.new_full((count,), math.sqrt(bias_correction))
+        # In half precision, a gain in float32 makes a CPU compute in it too.
+        dtype = torch.promote_types(rows.dtype, torch.float32) if rows.device.type == "cpu" else rows.dtype
+        gain = rows.new_full((count,), math.sqrt(bias_correction), dtype=dtype)
         if self.training and self.scale >= 0 and keeps_less(rows):
             normalised = ResidualNorm.apply(rows, gain, self.scale, self.eps * bias_correction)
         else:

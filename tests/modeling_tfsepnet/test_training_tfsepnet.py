@@ -19,12 +19,13 @@ def make_model(**settings) -> TFSepNetForAudioClassification:
     return model.train()
 
 
-def all_gradients(model, log_mel, **compute) -> dict[str, torch.Tensor]:
+def all_gradients(model, log_mel, autocast=False) -> dict[str, torch.Tensor]:
     """Return the gradients of weights and input, and the running statistics after a step."""
     model = copy.deepcopy(model).requires_grad_(True)
     log_mel = log_mel.clone().requires_grad_(True)
     torch.manual_seed(1)  # for dropout
-    logits = model(log_mel).logits
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        logits = model(log_mel).logits
     F.cross_entropy(logits, torch.arange(len(log_mel)) % model.num_labels).backward()
     gradients = {name: weight.grad for name, weight in model.named_parameters()}
     return {"logits": logits.detach(), "input": log_mel.grad, **gradients, **dict(model.named_buffers())}
@@ -45,7 +46,7 @@ def test_gradients_are_those_of_autograd(monkeypatch, settings, shape, chunk_siz
     log_mel = torch.randn(shape, dtype=torch.double)
     monkeypatch.setattr(training_tfsepnet, "CHUNK_SIZE", chunk_size)
     found = all_gradients(model, log_mel)
-    monkeypatch.setattr(modeling_tfsepnet, "keeps_less", lambda hidden_state: False)
+    monkeypatch.setattr(modeling_tfsepnet, "keeps_less", lambda *arguments, **options: False)
     expected = all_gradients(model, log_mel)
     assert set(found) == set(expected)
     for name, values in expected.items():
@@ -57,12 +58,81 @@ def test_half_precision(monkeypatch, dtype):
     model = make_model(base_channels=12, num_mel_bins=96).to(dtype)
     log_mel = torch.randn(5, 1, 96, 40, dtype=dtype)
     found = all_gradients(model, log_mel)
-    monkeypatch.setattr(modeling_tfsepnet, "keeps_less", lambda hidden_state: False)
+    monkeypatch.setattr(modeling_tfsepnet, "keeps_less", lambda *arguments, **options: False)
     expected = all_gradients(model, log_mel)
     torch.testing.assert_close(found["logits"], expected["logits"])
     assert {name: values.dtype for name, values in found.items()} == {
         name: values.dtype for name, values in expected.items()
     }
+
+
+def test_autocast(monkeypatch):
+    model = make_model(base_channels=12, num_mel_bins=96)
+    log_mel = torch.randn(5, 1, 96, 40)
+    found = all_gradients(model, log_mel, autocast=True)
+    monkeypatch.setattr(modeling_tfsepnet, "keeps_less", lambda *arguments, **options: False)
+    expected = all_gradients(model, log_mel, autocast=True)
+    assert found["logits"].dtype == torch.bfloat16
+    torch.testing.assert_close(found["logits"], expected["logits"])
+    assert {name: values.dtype for name, values in found.items()} == {
+        name: values.dtype for name, values in expected.items()
+    }
+
+
+def relative_errors(operation, reference, hidden_state, *weights) -> list[float]:
+    """Compare the gradients of an operation on a rounded input with those of a reference in double precision."""
+    hidden_state = hidden_state.requires_grad_(True)
+    exact = [tensor.detach().double().requires_grad_(True) for tensor in (hidden_state, *weights)]
+    gradient = torch.randn_like(operation(hidden_state, *weights))
+    found = torch.autograd.grad(operation(hidden_state, *weights), (hidden_state, *weights), gradient)
+    expected = torch.autograd.grad(reference(*exact), exact, gradient.double())
+    assert [part.dtype for part in found] == [part.dtype for part in (hidden_state, *weights)]
+    return [float((a - b).norm() / b.norm()) for a, b in zip(found, expected, strict=True)]
+
+
+def test_gradients_in_bfloat16_have_its_precision():
+    """Statistics, sums and signs are those of float32: only inputs and outputs are rounded, by at most 1 / 256."""
+    hidden_state = (3 * torch.randn(6, 8, 12, 10) + 1).bfloat16().to(memory_format=torch.channels_last)
+    weight, bias = (torch.randn(8, requires_grad=True) for _ in range(2))
+    kernels = torch.randn(32, 1, 3, 3).bfloat16().requires_grad_(True)
+    layer = nn.BatchNorm2d(8)
+    rows, gain = torch.randn(6, 12, 80).add(1).bfloat16(), torch.full((80,), 0.99)
+
+    def norm_relu(hidden_state, weight, bias):
+        return F.batch_norm(hidden_state, None, None, weight, bias, True).relu()
+
+    def residual_norm(rows):
+        return F.layer_norm(rows, (80,), gain.to(rows.dtype)) + 0.3 * rows
+
+    errors = relative_errors(
+        lambda *tensors: training_tfsepnet.NormReLU.apply(*tensors, layer), norm_relu, hidden_state, weight, bias
+    )
+    errors += relative_errors(
+        lambda rows: training_tfsepnet.ResidualNorm.apply(rows, gain, 0.3, 1e-5), residual_norm, rows
+    )
+    errors += relative_errors(
+        training_tfsepnet.StridedConv.apply,
+        lambda hidden_state, kernels: F.conv2d(hidden_state, kernels, None, 2, 1, groups=8),
+        hidden_state,
+        kernels,
+    )
+    assert max(errors) < 1 / 128
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 10, 8), (2, 3, 7, 5), (1, 5, 1, 2)])
+@pytest.mark.parametrize("copies", [1, 2, 4])
+def test_strided_convolution(monkeypatch, shape, copies):
+    monkeypatch.setattr(training_tfsepnet, "CHUNK_SIZE", 300)
+    hidden_state = torch.randn(shape, dtype=torch.double, requires_grad=True)
+    weight = torch.randn(copies * shape[1], 1, 3, 3, dtype=torch.double, requires_grad=True)
+    expected = F.conv2d(hidden_state, weight, None, 2, 1, groups=shape[1])
+    found = training_tfsepnet.StridedConv.apply(hidden_state, weight)
+    torch.testing.assert_close(found, expected)
+    gradient = torch.randn_like(expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, (hidden_state, weight), gradient),
+        torch.autograd.grad(expected, (hidden_state, weight), gradient),
+    )
 
 
 def test_a_third_less_is_kept(monkeypatch):
@@ -80,7 +150,7 @@ def test_a_third_less_is_kept(monkeypatch):
 
     model, log_mel = make_model(), torch.randn(8, 1, 512, 64)
     less = kept_bytes()
-    monkeypatch.setattr(modeling_tfsepnet, "keeps_less", lambda hidden_state: False)
+    monkeypatch.setattr(modeling_tfsepnet, "keeps_less", lambda *arguments, **options: False)
     assert less < 0.72 * kept_bytes()
 
 
@@ -112,7 +182,7 @@ def test_norms_of_another_kind(monkeypatch, change):
             change(norm)
     log_mel = torch.randn(5, 1, 96, 40, dtype=torch.double)
     found = all_gradients(model.double(), log_mel)
-    monkeypatch.setattr(modeling_tfsepnet, "keeps_less", lambda hidden_state: False)
+    monkeypatch.setattr(modeling_tfsepnet, "keeps_less", lambda *arguments, **options: False)
     torch.testing.assert_close(found, all_gradients(model, log_mel), rtol=1e-9, atol=1e-12)
 
 

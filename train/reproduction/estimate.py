@@ -66,7 +66,7 @@ def estimate(step: Step, train_clips: int, test_clips: int) -> float:
         step_seconds = seconds_per_clip("teacher", overrides, teacher_args.freeze_encoder, bf16=args.bf16)
     else:
         student_args, args = _parse(training, DistillationArguments)
-        step_seconds = seconds_per_clip(student_args.student, student_args.config_overrides)
+        step_seconds = seconds_per_clip(student_args.student, student_args.config_overrides, bf16=args.bf16)
     passes = test_clips * FORWARD_FRACTION
     if step.script == "quantize.py":
         passes += passes + QUANTIZATION_PASSES  # evaluates float and INT8

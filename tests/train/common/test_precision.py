@@ -11,7 +11,7 @@ from train.common.precision import computes_bfloat16
         ({"avx512_f": True, "avx512_vnni": True, "avx512_bf16": False, "amx_bf16": False}, False),
         ({"avx512_bf16": True, "amx_bf16": False}, True),
         ({"avx512_bf16": False, "amx_bf16": True}, True),
-        ({"neon": True, "bf16": True}, True),
+        ({"neon": True, "bf16": True}, False),
     ],
 )
 def test_processors(monkeypatch, features, expected):
