@@ -12,10 +12,24 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_cpmobile import CPMobileConfig, round_width
 from .pipeline_cpmobile import CPMobileAudioClassificationPipeline
 from .quantization_cpmobile import CPMobileInt8Config  # noqa: F401 - registers INT8 models with transformers
+from .training_cpmobile import StridedConv, is_differentiated_by_phases
 
 
 # Number of windows that are processed together when no gradients are needed.
 WINDOWS_PER_CHUNK = 8
+
+
+class CPMobileConv2d(nn.Conv2d):
+    """Convolution whose gradient is fast on a CPU, see [`~training_cpmobile.StridedConv`]."""
+
+    def _conv_forward(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        strided = self.groups > 1 and self.kernel_size == (3, 3) and max(self.stride) == 2
+        if not (strided and self.training and is_differentiated_by_phases(input)):
+            return super()._conv_forward(input, weight, bias)
+        if torch.is_autocast_enabled("cpu"):
+            dtype = torch.get_autocast_dtype("cpu")
+            input, weight = input.to(dtype), weight.to(dtype)
+        return StridedConv.apply(input, weight, self.stride)
 
 
 class CPMobileConvUnit(nn.Module):
@@ -40,7 +54,7 @@ class CPMobileConvUnit(nn.Module):
         activation: bool = True,
     ) -> None:
         super().__init__()
-        self.convolution = nn.Conv2d(
+        self.convolution = CPMobileConv2d(
             in_channels,
             out_channels,
             kernel_size,

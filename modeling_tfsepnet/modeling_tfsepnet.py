@@ -37,12 +37,11 @@ class TFSepNetConv2d(nn.Conv2d):
             input = input.contiguous()
         if self.groups in (1, self.out_channels) or input.device.type != "cpu" or torch.compiler.is_exporting():
             return super()._conv_forward(input, weight, bias)
-        strided = bias is None and self.kernel_size == (3, 3) and self.stride == (2, 2)
-        if strided and self.training and keeps_less(input, compiled=True):
+        if self.training and bias is None and self.kernel_size == (3, 3) and keeps_less(input, compiled=True):
             if torch.is_autocast_enabled("cpu"):
                 dtype = torch.get_autocast_dtype("cpu")
                 input, weight = input.to(dtype), weight.to(dtype)
-            return StridedConv.apply(input, weight)
+            return StridedConv.apply(input, weight, self.stride)
         return convolve_copies(input, weight, bias, self.stride, self.padding)
 
 

@@ -111,7 +111,7 @@ def test_gradients_in_bfloat16_have_its_precision():
         lambda rows: training_tfsepnet.ResidualNorm.apply(rows, gain, 0.3, 1e-5), residual_norm, rows
     )
     errors += relative_errors(
-        training_tfsepnet.StridedConv.apply,
+        lambda hidden_state, kernels: training_tfsepnet.StridedConv.apply(hidden_state, kernels, (2, 2)),
         lambda hidden_state, kernels: F.conv2d(hidden_state, kernels, None, 2, 1, groups=8),
         hidden_state,
         kernels,
@@ -120,13 +120,13 @@ def test_gradients_in_bfloat16_have_its_precision():
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 10, 8), (2, 3, 7, 5), (1, 5, 1, 2)])
-@pytest.mark.parametrize("copies", [1, 2, 4])
-def test_strided_convolution(monkeypatch, shape, copies):
+@pytest.mark.parametrize("copies, stride", [(1, (2, 2)), (4, (2, 2)), (1, (1, 2)), (2, (2, 1)), (3, (1, 1))])
+def test_strided_convolution(monkeypatch, shape, copies, stride):
     monkeypatch.setattr(training_tfsepnet, "CHUNK_SIZE", 300)
     hidden_state = torch.randn(shape, dtype=torch.double, requires_grad=True)
     weight = torch.randn(copies * shape[1], 1, 3, 3, dtype=torch.double, requires_grad=True)
-    expected = F.conv2d(hidden_state, weight, None, 2, 1, groups=shape[1])
-    found = training_tfsepnet.StridedConv.apply(hidden_state, weight)
+    expected = F.conv2d(hidden_state, weight, None, stride, 1, groups=shape[1])
+    found = training_tfsepnet.StridedConv.apply(hidden_state, weight, stride)
     torch.testing.assert_close(found, expected)
     gradient = torch.randn_like(expected)
     torch.testing.assert_close(
