@@ -7,6 +7,7 @@ import tarfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from glob import has_magic
 from itertools import islice
 from pathlib import Path
 
@@ -25,6 +26,12 @@ SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".parquet")
 
 RETRY_SECONDS = (1, 2, 4, 8, 16, 32, 64, 128)
 """Pauses before a shard that cannot be read is tried again: four minutes in all."""
+
+CHECKS = 4
+"""How often the address of a shard is checked again if its server is busy, with the first of these pauses."""
+
+BUSY = (429, 500, 502, 503, 504)
+"""HTTP statuses of servers that may answer later."""
 
 BUFFER_BYTES = 2**18
 """Bytes that are read from a tar file at a time."""
@@ -75,16 +82,22 @@ def _numbered(pattern: str) -> list[str]:
 
 def _matching(pattern: str) -> list[str]:
     """Return the sorted addresses that match a pattern, or raise an error that names it."""
-    reason = ""
-    try:
-        files, path = fsspec.url_to_fs(pattern)
-        found = sorted(files.glob(path))
-        if found:
-            return [files.unstrip_protocol(shard) for shard in found] if "://" in pattern else found
-    except ValueError as error:
-        raise InputError(f"{pattern} cannot be read ({error}): check the address.") from None
-    except Exception as error:  # every file system has errors of its own
-        reason = f" ({_reason(error)})"
+    for pause in (*RETRY_SECONDS[:CHECKS], None):
+        reason = ""
+        try:
+            files, path = fsspec.url_to_fs(pattern)
+            # Unlike a search, a look at one file raises an error that says why there is none.
+            found = sorted(files.glob(path)) if has_magic(path) else [files.info(path)["name"]]
+            if found:
+                return [files.unstrip_protocol(shard) for shard in found] if "://" in pattern else found
+        except ValueError as error:
+            raise InputError(f"{pattern} cannot be read ({error}): check the address.") from None
+        except Exception as error:  # every file system has errors of its own
+            if pause is not None and getattr(error.__cause__, "status", None) in BUSY:
+                time.sleep(pause)
+                continue
+            reason = f" ({_reason(error)})"
+        break
     raise FileNotFoundError(f"{pattern} does not exist or its server does not answer{reason}: check the address.")
 
 

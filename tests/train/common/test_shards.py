@@ -80,7 +80,10 @@ class TestFaults:
     @pytest.mark.parametrize(
         ("address", "message"),
         [
-            ("{url}/{{03..05}}.tar", r"/04\.tar does not exist or its server does not answer: check the address\."),
+            (
+                "{url}/{{03..05}}.tar",
+                r"/04\.tar does not exist or its server does not answer \(404, .*\): check the address\.",
+            ),
             ("{url}/a*.tar", r"/a\*\.tar does not exist"),
             ("{url}/none/*.tar", r"/none/\*\.tar does not exist"),
             ("no/such/*.parquet", r"^no/such/\*\.parquet does not exist"),
@@ -207,6 +210,36 @@ class TestRetries:
         assert values(read_shards(shards)) == CLIPS
         assert failures[0] == 0
         assert f"{unreliable}/01.{kind} cannot be read (" in caplog.text
+
+    @pytest.fixture
+    def answers(self):
+        """Statuses of the next answers for the third shard."""
+        return []
+
+    @pytest.fixture
+    def busy(self, folder, answers, monkeypatch):
+        """Address of a server that answers so."""
+        monkeypatch.setattr("train.common.shards.RETRY_SECONDS", (0, 0, 0, 0))
+
+        class Handler(FileHandler):
+            def do_HEAD(self):  # noqa: N802
+                self.send_error(answers.pop()) if self.path == "/02.tar" and answers else super().do_HEAD()
+
+            def do_GET(self):  # noqa: N802
+                self.send_error(answers.pop()) if self.path == "/02.tar" and answers else super().do_GET()
+
+        with serve(folder, Handler) as address:
+            yield address
+
+    def test_busy_while_addresses_are_checked(self, busy, answers):
+        answers += [503, 429, 502, 500]
+        assert len(find_shards(f"{busy}/{{00..03}}.tar")) == 4
+        assert answers == []
+
+    def test_forbidden(self, busy, answers):
+        answers += [403] * 4
+        with pytest.raises(FileNotFoundError, match=r"/02\.tar does not exist or .* \(403, .*Forbidden"):
+            find_shards(f"{busy}/{{00..03}}.tar")
 
     def test_failing_for_long(self, unreliable, failures, monkeypatch):
         monkeypatch.setattr("train.common.shards.RETRY_SECONDS", (0, 0))
