@@ -67,6 +67,7 @@ def test_pushed_files_are_those_of_its_own_package(baseline):
         "modeling_cpmobile.py",
         "pipeline_cpmobile.py",
         "quantization_cpmobile.py",
+        "training_cpmobile.py",
         "resampling_cpmobile.py",
     }
 

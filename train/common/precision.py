@@ -6,7 +6,7 @@ import torch
 def computes_bfloat16(device: torch.device) -> bool:
     """Return whether a device computes in bfloat16 by itself; others emulate that, slowly.
 
-    Arm's processors are not among them: many multiply matrices in bfloat16, but torch's convolutions there do not.
+    Only processors with the instructions of x86 are known to be faster in it; what those of Arm gain is not measured.
 
     Args:
         device (`torch.device`): The device.

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Trainer
+from transformers.trainer_utils import TrainOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from dataset_script.errors import InputError, input_errors
@@ -35,6 +37,7 @@ class ResumableTrainer(Trainer):
     args: ResumableTrainingArguments
 
     def __init__(self, *args: Any, **kwargs: Any):
+        AcceleratorState._reset_state()  # that of an earlier trainer in this process has its precision
         with input_errors():  # the base class checks the arguments again, against the machine and the model
             super().__init__(*args, **kwargs)
         for callback in (ProgressCallback, PrinterCallback):
@@ -60,6 +63,12 @@ class ResumableTrainer(Trainer):
     def floating_point_ops(self, inputs: dict[str, Tensor]) -> int:
         """Return 0: the base class counts tokens, but the inputs are waveforms."""
         return 0
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train the model as the base class does; afterwards it computes in float32 again."""
+        output = super().train(*args, **kwargs)
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        return output
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None = None

@@ -7,8 +7,9 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
 from modeling_tfsepnet.convert_tfsepnet import convert_key, convert_state_dict, infer_config
-from tests.train.helpers import make_dataset, make_model, make_trainer
+from tests.train.helpers import make_dataset, make_extractor, make_model, make_trainer
 from train.classification.schedules import sgdr, warmup_linear
+from train.classification.trainer import DistillationTrainer
 from train.common import training_arguments
 from train.common.augmentations import Mix
 from train.common.seeds import EpochShuffle
@@ -112,6 +113,22 @@ def test_bf16(tmp_path, monkeypatch):
     assert trainer.accelerator.mixed_precision == "bf16"
     assert trainer.state.log_history[-1]["train_loss"] > 0
     assert next(trainer.model.parameters()).dtype == torch.float32
+
+
+def test_precision_of_one_run_is_not_that_of_another(tmp_path, monkeypatch):
+    """A student can be trained in another precision than its teacher, and both are evaluated in float32."""
+    monkeypatch.setattr(training_arguments, "computes_bfloat16", lambda device: True)
+    dataset = make_dataset(12, teachers=1)
+    arguments = {name: make_trainer(tmp_path / name, dataset, bf16=name == "bf16").args for name in ("no", "bf16")}
+    for name, args in arguments.items():  # which are all known before the first run, as those of a student
+        trainer = DistillationTrainer(make_model(), args, make_extractor(), dataset)
+        trainer.train()
+        trainer.save_model()
+        assert trainer.accelerator.mixed_precision == name
+        model = type(trainer.model).from_pretrained(tmp_path / name)
+        log_mel = torch.randn(3, 1, model.config.num_mel_bins, 64)
+        with torch.no_grad():
+            assert torch.equal(trainer.model.eval()(log_mel).logits, model(log_mel).logits)
 
 
 def test_bf16_is_left_to_hardware_that_computes_it(tmp_path, monkeypatch):
