@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from accelerate import PartialState
 from torch import Tensor
 from transformers import TrainerCallback
 
@@ -105,6 +106,8 @@ def main(output_dir, *settings: str) -> None:
         measured["logits"] = torch.from_numpy(logits)
         torch.save(measured, f"{output_dir}/measured.pt")
     trainer.save_model()
+    PartialState().wait_for_everyone()
+    PartialState().destroy_process_group()
 
 
 if __name__ == "__main__":
