@@ -7,6 +7,7 @@ without stride, for which there are faster kernels. Values and gradients are tho
 themselves.
 """
 
+import functools
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -119,6 +120,7 @@ class StridedConv(torch.autograd.Function):
         channels = hidden_state.shape[1]
         kernels = weight.view(channels, -1, 3, 3)
         copies = kernels.shape[1]
+        together = 1 if torch.compiler.is_compiling() else copies  # compilers fail at this stride if sizes are unknown
         result = torch.empty_like(hidden_state, memory_format=torch.channels_last)
         weight_gradient = torch.zeros_like(kernels, dtype=torch.promote_types(weight.dtype, torch.float32))
         for chunk, part, out in chunks(hidden_state, gradient, result):
@@ -137,11 +139,29 @@ class StridedConv(torch.autograd.Function):
                     channels,
                     [False, True, False],
                 )[1][:, 0]
-            side_by_side = channels_last(by_copy.transpose(3, 4).flatten(2, 3))
+            side_by_side = [
+                channels_last(some.transpose(3, 4).flatten(2, 3)) for some in by_copy.split(together, dim=4)
+            ]
             for (frequency, rows), (time, columns) in itertools.product(*(PHASES[stride] for stride in ctx.stride)):
-                kernel = kernels[:, :, rows][..., columns].permute(0, 2, 3, 1).flatten(2).unsqueeze(1)
-                padding = len(rows) // 2, copies * (len(columns) // 2)
-                phase = F.conv2d(side_by_side, kernel, None, (1, copies), padding, groups=channels)
+                kernel = kernels[:, :, rows][..., columns].permute(0, 2, 3, 1)
+                padding = len(rows) // 2, together * (len(columns) // 2)
+                phase = functools.reduce(
+                    torch.add,
+                    (
+                        torch.convolution(
+                            outputs,
+                            weights.flatten(2).unsqueeze(1),
+                            None,
+                            (1, together),
+                            padding,
+                            (1, 1),
+                            False,
+                            (0, 0),
+                            channels,
+                        )
+                        for outputs, weights in zip(side_by_side, kernel.split(together, dim=3), strict=True)
+                    ),
+                )
                 place = out[:, :, frequency :: ctx.stride[0], time :: ctx.stride[1]]
                 height, width = place.shape[2:]
                 place.copy_(phase[:, :, frequency : frequency + height, time : time + width])

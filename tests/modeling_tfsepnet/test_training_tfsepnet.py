@@ -79,6 +79,32 @@ def test_autocast(monkeypatch):
     }
 
 
+def test_autocast_around_the_backward_pass():
+    """The precision of the backward pass is that of the forward pass, and autocast leaves float64 as it is."""
+    model = make_model(base_channels=12, num_mel_bins=96, dropout=0.0)
+    log_mel = torch.randn(5, 1, 96, 40)
+    expected = all_gradients(model, log_mel)
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", enabled=False):
+            logits = model(log_mel).logits
+        F.cross_entropy(logits, torch.arange(5) % model.num_labels).backward()
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight.grad, expected[name]), name
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.double()(log_mel.double()).logits.dtype == torch.float64
+
+
+@pytest.mark.slow
+def test_compiled_for_any_size():
+    layer = modeling_tfsepnet.TFSepNetConv2d(6, 24, 3, stride=2, padding=1, groups=6, bias=False).train()
+    compiled = torch.compile(layer, dynamic=True)
+    for shape in ((4, 6, 9, 11), (2, 6, 12, 14)):
+        hidden_state = torch.randn(shape, requires_grad=True)
+        outputs = [run(hidden_state) for run in (compiled, layer)]
+        (found, expected) = (torch.autograd.grad(output.square().sum(), hidden_state) for output in outputs)
+        torch.testing.assert_close(found, expected)
+
+
 def relative_errors(operation, reference, hidden_state, *weights) -> list[float]:
     """Compare the gradients of an operation on a rounded input with those of a reference in double precision."""
     hidden_state = hidden_state.requires_grad_(True)

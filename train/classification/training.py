@@ -261,6 +261,7 @@ def run_training(
         "split": "test",
         "synthetic": is_synthetic(scenes["test"]),
         "selection": selection,
+        "precision": trainer.precision,
         "training_clips": len(train),
         "metrics": metrics,
         "unseen_devices": unseen,

@@ -47,8 +47,8 @@ class ResumableTrainer(Trainer):
             self.callback_handler.callbacks.insert(0, MetricLines(not self.args.disable_tqdm, not quiet))
         cores = torch.get_num_threads()
         threads = f" with {cores} thread{'s' * (cores > 1)}" if self.args.device.type == "cpu" else ""
-        precision = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[self.accelerator.mixed_precision]
-        logger.info("Training on %s%s in %s.", self.args.device.type, threads, precision)
+        self.precision = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[self.accelerator.mixed_precision]
+        logger.info("Training on %s%s in %s.", self.args.device.type, threads, self.precision)
         self.model_accepts_loss_kwargs = False
         self._micro_step = (-1, 0)
 
@@ -161,13 +161,13 @@ class ResumableTrainer(Trainer):
         """Save the model and then its results; all processes must call this.
 
         Args:
-            results (`dict`): The content of `results.json` except the provenance.
+            results (`dict`): The content of `results.json` except the precision and the provenance.
 
         Returns:
-            `dict`: The results with their provenance.
+            `dict`: The results with the precision of the training, of its last part if it was resumed, and provenance.
         """
         self.save_model()
-        results = {**results, "provenance": provenance()}
+        results = {**results, "precision": self.precision, "provenance": provenance()}
         if self.args.should_save:
             write_json(Path(self.args.output_dir) / RESULTS_FILE, results)
         self.accelerator.wait_for_everyone()

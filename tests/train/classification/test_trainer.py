@@ -123,8 +123,9 @@ def test_precision_of_one_run_is_not_that_of_another(tmp_path, monkeypatch):
     for name, args in arguments.items():  # which are all known before the first run, as those of a student
         trainer = DistillationTrainer(make_model(), args, make_extractor(), dataset)
         trainer.train()
-        trainer.save_model()
+        results = trainer.finish({})
         assert trainer.accelerator.mixed_precision == name
+        assert results["precision"] == {"no": "float32", "bf16": "bfloat16"}[name]
         model = type(trainer.model).from_pretrained(tmp_path / name)
         log_mel = torch.randn(3, 1, model.config.num_mel_bins, 64)
         with torch.no_grad():
