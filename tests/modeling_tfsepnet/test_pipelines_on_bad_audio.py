@@ -2,6 +2,7 @@
 
 import http.server
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -266,15 +267,17 @@ report(results)
 @pytest.mark.parametrize("name", ["a.wav", "a.flac"])
 def test_memory_does_not_grow_with_the_length(folder, tmp_path, name):
     """Two hours; read at once, they would need several gigabytes."""
+    if not Path("/proc/self/status").is_file():
+        pytest.skip("the peak memory of a process, without that of its parent, is known on Linux only")
     block = np.random.default_rng(0).normal(scale=0.1, size=(600_000, 2)).astype(np.float32)
     with soundfile.SoundFile(tmp_path / name, "w", 48_000, 2) as file:
         for _ in range(2 * 3600 * 48_000 // len(block)):
             file.write(block)
     code = f"""
-import resource
+import re
 from transformers import pipeline
 classifier = pipeline("audio-classification", model={str(folder)!r}, trust_remote_code=True)
 classifier({str(tmp_path / name)!r})
-report(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+report(int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) / 1024)
 """
     assert run_in_clean_process(code, tmp_path) < 1000  # MB
