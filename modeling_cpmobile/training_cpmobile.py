@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_weight
 
 
 # For each stride, the phases along one axis of the input of a convolution with three weights, by their first position,
@@ -45,19 +46,7 @@ class StridedConv(torch.autograd.Function):
         """Return the gradients of the input and the kernels."""
         hidden_state, weight = ctx.saved_tensors
         channels = len(weight)
-        _, weight_gradient, _ = torch.ops.aten.convolution_backward(
-            gradient,
-            hidden_state,
-            weight,
-            None,
-            ctx.stride,
-            [1, 1],
-            [1, 1],
-            False,
-            [0, 0],
-            channels,
-            [False, True, False],
-        )
+        weight_gradient = conv2d_weight(hidden_state, weight.shape, gradient, ctx.stride, 1, 1, channels)
         result = torch.empty_like(hidden_state, memory_format=torch.channels_last)
         for (frequency, rows), (time, columns) in itertools.product(*(PHASES[stride] for stride in ctx.stride)):
             kernel = weight[:, :, rows][..., columns]

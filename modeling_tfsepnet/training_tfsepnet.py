@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_weight
 
 from .inference_tfsepnet import channels_last
 
@@ -126,42 +127,30 @@ class StridedConv(torch.autograd.Function):
         for chunk, part, out in chunks(hidden_state, gradient, result):
             by_copy = part.permute(0, 2, 3, 1).unflatten(3, (channels, copies))
             for copy in range(copies):
-                weight_gradient[:, copy] += torch.ops.aten.convolution_backward(
-                    channels_last(by_copy[..., copy]),
-                    chunk,
-                    weight[copy::copies],
-                    None,
-                    ctx.stride,
-                    [1, 1],
-                    [1, 1],
-                    False,
-                    [0, 0],
-                    channels,
-                    [False, True, False],
-                )[1][:, 0]
+                weight_gradient[:, copy] += conv2d_weight(
+                    chunk, (channels, 1, 3, 3), channels_last(by_copy[..., copy]), ctx.stride, 1, 1, channels
+                )[:, 0]
             side_by_side = [
                 channels_last(some.transpose(3, 4).flatten(2, 3)) for some in by_copy.split(together, dim=4)
             ]
             for (frequency, rows), (time, columns) in itertools.product(*(PHASES[stride] for stride in ctx.stride)):
                 kernel = kernels[:, :, rows][..., columns].permute(0, 2, 3, 1)
                 padding = len(rows) // 2, together * (len(columns) // 2)
-                phase = functools.reduce(
-                    torch.add,
-                    (
-                        torch.convolution(
-                            outputs,
-                            weights.flatten(2).unsqueeze(1),
-                            None,
-                            (1, together),
-                            padding,
-                            (1, 1),
-                            False,
-                            (0, 0),
-                            channels,
-                        )
-                        for outputs, weights in zip(side_by_side, kernel.split(together, dim=3), strict=True)
-                    ),
-                )
+                parts = [
+                    torch.convolution(
+                        outputs,
+                        some.flatten(2).unsqueeze(1),
+                        None,
+                        (1, together),
+                        padding,
+                        (1, 1),
+                        False,
+                        (0, 0),
+                        channels,
+                    )
+                    for outputs, some in zip(side_by_side, kernel.split(together, dim=3), strict=True)
+                ]
+                phase = functools.reduce(torch.add, parts)
                 place = out[:, :, frequency :: ctx.stride[0], time :: ctx.stride[1]]
                 height, width = place.shape[2:]
                 place.copy_(phase[:, :, frequency : frequency + height, time : time + width])
