@@ -227,7 +227,7 @@ def encode(encoder: Encoder, normalize: nn.Module, windows: Tensor, every_stage:
     states = [state[:, encoder.positions]] if every_stage else []
     for stage in encoder.stages:
         rows = (F.max_pool2d(state, 2) if stage.pooled else state).permute(0, 2, 3, 1)
-        del state  # what is in use stays below the size from which the allocator returns freed memory to the system
+        del state  # so that its memory is used again while it is in the cache
         for block in stage.blocks:
             rows = block(rows)
         state = normalize(channels_last(rows))
